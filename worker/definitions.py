@@ -1,0 +1,348 @@
+"""The definitions file, `aggregations.toml`: reading it, and one clear sentence for every mistake in it.
+
+The worker, the CDK app and the `aggregator` command all read the file through here. README.md, "The definitions file",
+explains every key to users.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from worker.aggregations import (
+    MAX_PARTITION_KEY_BYTES,
+    MAX_SORT_KEY_BYTES,
+    Aggregation,
+    Definitions,
+    GroupKey,
+    KeyType,
+    Measure,
+    RemovePolicy,
+    Source,
+)
+from worker.attribute_paths import AttributePath, parse_path
+from worker.stream import table_and_label
+from worker.truncation import Truncation, Unit
+from worker.where import Where
+
+BUNDLED_FILE = Path(__file__).with_name("aggregations.toml")
+
+_AGGREGATION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}")
+_MAX_KEY_NAME_BYTES = 255
+_MAX_FACTORS = 8
+_ASTERISK_OUTSIDE_QUOTES = re.compile(r'\*(?=(?:[^"]*"[^"]*")*[^"]*$)')
+_VIEW_TYPE = "NEW_AND_OLD_IMAGES"
+
+
+class DefinitionError(ValueError):
+    """A mistake in the definitions file; the message names the aggregation and the key."""
+
+
+def load_definitions(path: Path = BUNDLED_FILE) -> Definitions:
+    """Reads a definitions file.
+
+    Raises:
+        DefinitionError: it cannot be read, is not TOML, or holds a mistake.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DefinitionError(f"the definitions file {path} cannot be read: {error}") from error
+    try:
+        return parse_definitions(text)
+    except DefinitionError as error:
+        raise DefinitionError(f"{path.name}: {error}") from error
+
+
+def parse_definitions(text: str) -> Definitions:
+    """Reads definitions from TOML text; see `load_definitions`."""
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise DefinitionError(f"not valid TOML: {error}") from error
+    top = _Entry(document, "the file")
+    source = _source(_Entry(top.take("source", dict, "a table, [source],"), "source"))
+    tables = top.take("aggregations", list, "an array of tables, [[aggregations]]")
+    top.done()
+    if not tables:
+        raise DefinitionError("aggregations: at least one [[aggregations]] is needed")
+    aggregations = tuple(_aggregation(raw, index, source) for index, raw in enumerate(tables, start=1))
+    _check_together(aggregations)
+    return Definitions(source, aggregations)
+
+
+class _Entry:
+    """One TOML table being read: takes known keys out of it, and names what is missing, mistyped or unknown."""
+
+    def __init__(self, raw: object, where: str) -> None:
+        if not isinstance(raw, dict):
+            raise DefinitionError(f"{where}: a table with keys is needed, not {raw!r}")
+        self._left = dict(raw)
+        self._known: list[str] = []
+        self._where = where
+
+    def error(self, key: str, what: str) -> DefinitionError:
+        return DefinitionError(f"{self._where}: {key}: {what}")
+
+    def take(self, key: str, kind: type, what: str, default: Any = ...) -> Any:
+        """The value of `key`, which must be of type `kind` (`what`, in words), or `default` if it is not there."""
+        self._known.append(key)
+        value = self._left.pop(key, ...)
+        if value is ...:
+            if default is ...:
+                raise self.error(key, f"is missing; {what} is needed")
+            return default
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.error(key, f"{what} is needed, not {value!r}")
+        return value
+
+    def text(self, key: str, default: Any = ...) -> Any:
+        """The string under `key`, which must not be empty, or `default`."""
+        value = self.take(key, str, "a string", default)
+        if value == "":
+            raise self.error(key, "is empty")
+        return value
+
+    def choice(self, key: str, values: Iterable[str], default: str) -> str:
+        """The string under `key`, which must be one of `values`, or `default`."""
+        value: str = self.text(key, default)
+        if value not in values:
+            raise self.error(key, f"{value!r} is none of {', '.join(values)}")
+        return value
+
+    def entry(self, key: str) -> "_Entry":
+        """The table under `key`."""
+        return _Entry(self.take(key, dict, "a table, { name = …, from = … },"), f"{self._where}: {key}")
+
+    def has(self, key: str) -> bool:
+        """Whether `key` is there and was not taken yet."""
+        self._known.append(key)
+        return key in self._left
+
+    def done(self) -> None:
+        """Refuses keys that nobody took: a mistyped key must not be silently without effect."""
+        for key in self._left:
+            close = difflib.get_close_matches(key, self._known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(self._known))}"
+            raise self.error(key, f"unknown key; {hint}")
+
+
+def _source(entry: _Entry) -> Source:
+    stream_arn = entry.text("stream_arn", None)
+    table = entry.text("table", None)
+    if stream_arn is not None:
+        try:
+            of_stream, _ = table_and_label(stream_arn)
+        except ValueError as error:
+            raise entry.error("stream_arn", str(error)) from error
+        if table not in (None, of_stream):
+            raise entry.error("table", f"is {table!r}, but stream_arn belongs to table {of_stream!r}")
+        table = of_stream
+    if table is None:
+        raise entry.error("table", "is missing; a table name, or the stream_arn of an existing table, is needed")
+    _check_table_name(entry, table)
+    keys = [_source_key(entry, "partition_key")]
+    if (sort_key := _source_key(entry, "sort_key", None)) is not None:
+        keys.append(sort_key)
+    view_type = entry.text("stream_view_type", _VIEW_TYPE)
+    if view_type != _VIEW_TYPE:
+        raise entry.error(
+            "stream_view_type",
+            f"must be {_VIEW_TYPE}, not {view_type!r}: a change is new image minus old image",
+        )
+    entry.done()
+    return Source(table, tuple(key for key in keys if key is not None), stream_arn)
+
+
+def _source_key(entry: _Entry, key: str, default: Any = ...) -> tuple[str, KeyType] | None:
+    raw = entry.take(key, str | dict, "an attribute name, or { name = …, type = … },", default)  # type: ignore[arg-type]
+    if raw is None:
+        return None
+    if isinstance(raw, str):
+        raw = {"name": raw}
+    inner = _Entry(raw, f"source: {key}")
+    name = inner.text("name")
+    _check_key_name(inner, name)
+    kind = KeyType(inner.choice("type", list(KeyType), KeyType.STRING))
+    inner.done()
+    return name, kind
+
+
+def _aggregation(raw: object, index: int, source: Source) -> Aggregation:
+    name = raw.get("name") if isinstance(raw, dict) else None
+    entry = _Entry(raw, f"aggregation {name!r}" if isinstance(name, str) else f"aggregation {index}")
+    if not _AGGREGATION_NAME.fullmatch(entry.text("name")):
+        raise entry.error("name", "may hold only letters, digits, '_', '-' and '.', at most 128 of them")
+    table = entry.text("table")
+    _check_table_name(entry, table)
+    if table == source.table:
+        raise entry.error("table", "is the source table itself: every total would feed the stream again")
+    keys = [_group_key(entry.entry("partition_key"), MAX_PARTITION_KEY_BYTES)]
+    if entry.has("sort_key"):
+        keys.append(_group_key(entry.entry("sort_key"), MAX_SORT_KEY_BYTES))
+        if keys[0].name == keys[1].name:
+            raise entry.error("sort_key", f"has the same name as partition_key, {keys[0].name!r}")
+    measures = _measures(entry, {key.name for key in keys})
+    remove = RemovePolicy(entry.choice("remove", list(RemovePolicy), RemovePolicy.IGNORE))
+    where = _where(entry)
+    entry.done()
+    aggregation = Aggregation(str(name), table, tuple(keys), measures, remove, where)
+    return replace(aggregation, definition=describe(aggregation, source))
+
+
+def _where(entry: _Entry) -> Where | None:
+    expression = entry.text("where", None)
+    if expression is None:
+        return None
+    try:
+        return Where(expression)
+    except ValueError as error:
+        raise entry.error("where", str(error)) from error
+
+
+def _group_key(entry: _Entry, max_bytes: int) -> GroupKey:
+    name = entry.text("name")
+    _check_key_name(entry, name)
+    path = _path(entry, "from", entry.text("from"))
+    kind = KeyType(entry.choice("type", list(KeyType), KeyType.STRING))
+    prefix = entry.take("prefix", str, "a string", "")
+    truncation = _truncation(entry)
+    if kind is KeyType.NUMBER and (truncation is not None or prefix):
+        raise entry.error("type", "a number key can have neither truncate nor prefix")
+    entry.done()
+    return GroupKey(name, path, kind, truncation, prefix, max_bytes)
+
+
+def _truncation(entry: _Entry) -> Truncation | None:
+    unit = entry.text("truncate", None)
+    zone = entry.text("timezone", None)
+    if unit is None:
+        if zone is not None:
+            raise entry.error("timezone", "needs truncate beside it")
+        return None
+    if unit not in list(Unit):
+        raise entry.error("truncate", f"{unit!r} is none of {', '.join(Unit)}")
+    if zone is None:
+        return Truncation(Unit(unit))
+    try:
+        return Truncation(Unit(unit), ZoneInfo(zone))
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise entry.error("timezone", f"{zone!r} is no IANA time zone, such as Europe/Berlin or UTC") from error
+
+
+def _measures(entry: _Entry, key_names: set[str]) -> tuple[Measure, ...]:
+    sums = entry.take("sum", dict, "{ total = 'attribute' }", {})
+    measures = [Measure(name, _factors(entry, name, expression)) for name, expression in sums.items()]
+    count = entry.text("count", None)
+    if count is not None:
+        if count in sums:
+            raise entry.error("count", f"{count!r} is already the name of a sum")
+        measures.append(Measure(count, ()))
+    if not measures:
+        raise entry.error("sum", "is missing; at least one sum, or a count, is needed")
+    for measure in measures:
+        if measure.name in key_names:
+            raise entry.error(measure.name, "is the name of a key attribute of the target table")
+        if not measure.name or len(measure.name.encode()) > _MAX_KEY_NAME_BYTES:
+            raise entry.error("sum", f"{measure.name!r} cannot be an attribute's name (1 to 255 bytes)")
+    return tuple(sorted(measures, key=lambda measure: measure.name))
+
+
+def _factors(entry: _Entry, name: str, expression: object) -> tuple[AttributePath, ...]:
+    key = f"sum.{name}"
+    if not isinstance(expression, str):
+        raise entry.error(
+            key, f"an attribute path, or a product such as 'quantity * price', is needed, not {expression!r}"
+        )
+    factors = tuple(_path(entry, key, factor) for factor in _ASTERISK_OUTSIDE_QUOTES.split(expression))
+    if len(factors) > _MAX_FACTORS:
+        raise entry.error(key, f"has {len(factors)} factors; at most {_MAX_FACTORS} are allowed")
+    return factors
+
+
+def _path(entry: _Entry, key: str, text: str) -> AttributePath:
+    try:
+        return parse_path(text)
+    except ValueError as error:
+        raise entry.error(key, str(error)) from error
+
+
+def _check_table_name(entry: _Entry, table: str) -> None:
+    if not _TABLE_NAME.fullmatch(table):
+        raise entry.error("table", f"{table!r} is no DynamoDB table name (3 to 255 letters, digits, '_', '-', '.')")
+
+
+def _check_key_name(entry: _Entry, name: str) -> None:
+    if len(name.encode()) > _MAX_KEY_NAME_BYTES:
+        raise entry.error("name", "is longer than the 255 bytes that DynamoDB allows for a key attribute's name")
+
+
+def _check_together(aggregations: tuple[Aggregation, ...]) -> None:
+    """What can only be wrong between aggregations: their names, and how those that share a table fit into its rows."""
+    for first, second in combinations(aggregations, 2):
+        if first.name == second.name:
+            raise DefinitionError(f"aggregation {first.name!r}: name: is given to two aggregations")
+        if first.table != second.table:
+            continue
+        where = f"aggregation {second.name!r}"
+        if [(key.name, key.type) for key in first.keys] != [(key.name, key.type) for key in second.keys]:
+            raise DefinitionError(
+                f"{where}: partition_key: shares table {second.table!r} with {first.name!r} but has other keys"
+            )
+        names = {measure.name for measure in first.measures}
+        both = names & {measure.name for measure in second.measures}
+        if both and not _rows_apart(first, second):
+            raise DefinitionError(
+                f"{where}: sum: {', '.join(sorted(both))} is written by {first.name!r} to the same rows of table "
+                f"{second.table!r}; give it another name, or both partition keys a prefix"
+            )
+        clash = ({key.name for key in first.keys}) & {measure.name for measure in second.measures}
+        if clash:
+            raise DefinitionError(f"{where}: sum: {', '.join(sorted(clash))} is a key of table {second.table!r}")
+
+
+def _rows_apart(first: Aggregation, second: Aggregation) -> bool:
+    """Whether key prefixes keep the rows of two aggregations of one table apart, whatever their groups."""
+    return any(
+        not (one.prefix.startswith(other.prefix) or other.prefix.startswith(one.prefix))
+        for one, other in zip(first.keys, second.keys, strict=True)
+    )
+
+
+def describe(aggregation: Aggregation, source: Source) -> str:
+    """All that an aggregation's totals depend on, as canonical JSON: defaults written out, keys in one order.
+
+    Two files that mean the same give the same text; the ledger keeps it to notice a changed definition.
+    """
+    return json.dumps(
+        {
+            "source": source.table,
+            "table": aggregation.table,
+            "keys": [
+                {
+                    "name": key.name,
+                    "from": key.path.text,
+                    "type": key.type,
+                    "prefix": key.prefix,
+                    "truncate": key.truncation and key.truncation.unit,
+                    "timezone": key.truncation and key.truncation.zone and key.truncation.zone.key,
+                }
+                for key in aggregation.keys
+            ],
+            "measures": {
+                measure.name: " * ".join(path.text for path in measure.factors) or "count"
+                for measure in aggregation.measures
+            },
+            "where": aggregation.where and aggregation.where.expression,
+            "remove": aggregation.remove,
+        },
+        ensure_ascii=False,
+        sort_keys=True,
+    )

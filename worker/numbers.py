@@ -1,0 +1,85 @@
+"""Exact arithmetic on DynamoDB numbers.
+
+DynamoDB numbers have up to 38 significant digits and a magnitude between 1E-130 and 9.99…E+125 ("Data types", Amazon
+DynamoDB developer guide). They are read, summed and written here as `Decimal` without ever being rounded: what does not
+fit is an error. Python's default decimal context rounds at 28 digits, so no bare operator may touch an amount: use
+`EXACT`. Knows nothing of streams, aggregations or AWS clients.
+"""
+
+import re
+from decimal import (
+    Clamped,
+    Context,
+    Decimal,
+    DivisionByZero,
+    Inexact,
+    InvalidOperation,
+    Overflow,
+    Rounded,
+    Underflow,
+)
+
+MAX_DIGITS = 38
+MIN_EXPONENT = -130
+MAX_EXPONENT = 125
+
+# Wide enough for the exact sum or product of any two DynamoDB numbers, and of any batch of them.
+EXACT = Context(prec=600, traps=[Clamped, DivisionByZero, Inexact, InvalidOperation, Overflow, Rounded, Underflow])
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
+# A longer text is no DynamoDB number and is refused before Decimal spends time on it.
+_LONGEST_TEXT = 300
+
+
+class NumberOutOfRangeError(ValueError):
+    """A number that DynamoDB cannot hold: over 38 significant digits, or too large or small in magnitude."""
+
+
+def parse_number(text: object) -> Decimal:
+    """The value of a DynamoDB `N` attribute, exactly.
+
+    Args:
+        text: what stands behind `"N"`, e.g. `"10"`, `"-1.5"`, `"1E+3"`.
+
+    Raises:
+        ValueError: it is no finite decimal number in ASCII digits (`NaN`, `Infinity`, `1_000`, blanks, not a string).
+        NumberOutOfRangeError: it is one, but DynamoDB cannot hold it.
+    """
+    if not isinstance(text, str) or len(text) > _LONGEST_TEXT or not _NUMBER.fullmatch(text):
+        raise ValueError(f"{_shorten(text)} is not a number")
+    number = Decimal(text)
+    if not fits(number):
+        raise NumberOutOfRangeError(
+            f"{_shorten(text)} does not fit a DynamoDB number ({MAX_DIGITS} digits, 1E-130 to 9.99E+125)"
+        )
+    return number
+
+
+def fits(number: Decimal) -> bool:
+    """Whether DynamoDB can hold `number` without rounding it."""
+    if not number:
+        return True
+    if not MIN_EXPONENT <= number.adjusted() <= MAX_EXPONENT:
+        return False
+    _, digits, _ = number.as_tuple()
+    if len(digits) <= MAX_DIGITS:
+        return True
+    return len("".join(map(str, digits)).rstrip("0")) <= MAX_DIGITS
+
+
+def canonical_text(number: Decimal) -> str:
+    """One spelling for each value, in positional notation: `1.50`, `1.5` and `15E-1` all give `"1.5"`, `-0` gives `"0"`."""
+    if not number:
+        return "0"
+    return format(EXACT.normalize(number), "f")
+
+
+def amount_text(number: Decimal) -> str:
+    """The number as a DynamoDB `N` value, with insignificant zeros left out where they would break the digit limit."""
+    text = str(number)
+    return text if len(text) <= MAX_DIGITS else str(EXACT.normalize(number))
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,49 @@
+"""Dates as groups: a date or time truncated to its month, day, hour or minute."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from zoneinfo import ZoneInfo
+
+
+class Unit(StrEnum):
+    """What a date is truncated to, and how the group is then written."""
+
+    MONTH = "month"  # 2024-07
+    DAY = "day"  # 2024-07-15
+    HOUR = "hour"  # 2024-07-15T09
+    MINUTE = "minute"  # 2024-07-15T09:30
+
+
+_LENGTH = {Unit.MONTH: 7, Unit.DAY: 10, Unit.HOUR: 13, Unit.MINUTE: 16}
+_DATE_ONLY = 10  # characters of 2024-07-15
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """Cuts an ISO 8601 date or time down to `unit`.
+
+    Without a zone the calendar date and wall-clock time count as written, whatever offset stands behind them. With one,
+    a time with an offset is first converted to the zone; a time without an offset is taken as that zone's already.
+    """
+
+    unit: Unit
+    zone: ZoneInfo | None = None
+
+    def apply(self, text: str) -> str:
+        """The group a date belongs to, e.g. `"2024-07-15T23:30:00Z"` by day in Europe/Berlin is `"2024-07-16"`.
+
+        Raises:
+            ValueError: not an ISO 8601 calendar date or time, or a date without a time of day where the unit needs one.
+        """
+        try:
+            moment = datetime.fromisoformat(text)
+            if self.zone is not None and moment.tzinfo is not None:
+                moment = moment.astimezone(self.zone)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{text[:40]!r} is not an ISO 8601 date, such as 2024-07-15 or 2024-07-15T09:30:00Z"
+            ) from error
+        if len(text) <= _DATE_ONLY and self.unit in (Unit.HOUR, Unit.MINUTE):
+            raise ValueError(f"{text!r} has no time of day to truncate to the {self.unit}")
+        return moment.isoformat()[: _LENGTH[self.unit]]
