@@ -120,12 +120,13 @@ def _number(path: AttributePath, content: object) -> Decimal:
         raise MalformedValueError(f"{path.text}: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Aggregation:
     """One definition: which records, grouped how, summed into which table.
 
-    `measures` stand in the order of their names, and so do the amounts of every contribution and receipt. `definition` is
-    all that the totals depend on as canonical text (`definitions.describe`), by which a changed definition is noticed.
+    `measures` stand in the order of their names, and so do the amounts of every contribution and receipt.
+    `definition` is all that the totals depend on, as canonical text (`definitions.describe`), by which a changed
+    definition is noticed.
     """
 
     name: str

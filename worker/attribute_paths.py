@@ -1,8 +1,8 @@
 """Paths to attributes inside DynamoDB images: `quantity`, `customer.address.country`, `lines[0].price`.
 
 A name with dots, brackets, blanks or asterisks in it is written in double quotes: `"unit.price"`. Images are in
-DynamoDB's typed JSON (`{"quantity": {"N": "10"}}`), as the stream delivers them: only what a definition asks for is ever
-looked at, so a record of 100 KB costs no more than a small one.
+DynamoDB's typed JSON (`{"quantity": {"N": "10"}}`), as the stream delivers them: only what a definition asks for is
+ever looked at, so a record of 100 KB costs no more than a small one.
 """
 
 import re
@@ -18,7 +18,10 @@ _TYPES = frozenset(("S", "N", "B", "BOOL", "NULL", "M", "L", "SS", "NS", "BS"))
 
 
 class MalformedValueError(ValueError):
-    """An image holds a value that the definition cannot use; the message names the attribute and what is wrong."""
+    """An image holds a value that the definition cannot use.
+
+    The message names the attribute and what is wrong; it never holds the value, since it goes to logs and listings.
+    """
 
 
 @dataclass(frozen=True, slots=True)

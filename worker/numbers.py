@@ -46,12 +46,10 @@ def parse_number(text: object) -> Decimal:
         NumberOutOfRangeError: it is one, but DynamoDB cannot hold it.
     """
     if not isinstance(text, str) or len(text) > _LONGEST_TEXT or not _NUMBER.fullmatch(text):
-        raise ValueError(f"{_shorten(text)} is not a number")
+        raise ValueError("not a number")
     number = Decimal(text)
     if not fits(number):
-        raise NumberOutOfRangeError(
-            f"{_shorten(text)} does not fit a DynamoDB number ({MAX_DIGITS} digits, 1E-130 to 9.99E+125)"
-        )
+        raise NumberOutOfRangeError(f"does not fit a DynamoDB number ({MAX_DIGITS} digits, 1E-130 to 9.99E+125)")
     return number
 
 
@@ -68,7 +66,7 @@ def fits(number: Decimal) -> bool:
 
 
 def canonical_text(number: Decimal) -> str:
-    """One spelling for each value, in positional notation: `1.50`, `1.5` and `15E-1` all give `"1.5"`, `-0` gives `"0"`."""
+    """One positional spelling for each value: `1.50`, `1.5` and `15E-1` all give `"1.5"`, `-0` gives `"0"`."""
     if not number:
         return "0"
     return format(EXACT.normalize(number), "f")
@@ -78,8 +76,3 @@ def amount_text(number: Decimal) -> str:
     """The number as a DynamoDB `N` value, with insignificant zeros left out where they would break the digit limit."""
     text = str(number)
     return text if len(text) <= MAX_DIGITS else str(EXACT.normalize(number))
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

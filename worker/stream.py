@@ -1,9 +1,9 @@
 """Stream records: one validated change of the source table each.
 
 Reads what Lambda delivers; `from_get_records` brings what the `GetRecords` API returns into the same shape, and dead
-letters hold records in it. Knows nothing of aggregations. What cannot be read is told apart: a malformed record is parked
-by the caller, while an event that is not from the stream at all, or from a stream without both images, is an error of
-the deployment and raises.
+letters hold records in it. Knows nothing of aggregations. What cannot be read is told apart: a malformed record is
+parked by the caller, while an event that is not from the stream at all, or from a stream without both images, is an
+error of the deployment and raises.
 """
 
 import base64
@@ -212,8 +212,8 @@ def _is_ttl_delete(identity: object) -> bool:
 def from_get_records(record: Mapping[str, Any], stream_arn: str) -> dict[str, Any]:
     """A record as the `GetRecords` API returns it, in the shape in which Lambda delivers it.
 
-    `GetRecords` has no `eventSourceARN`, returns the creation time as a `datetime`, binary values as `bytes`, and spells
-    the identity `PrincipalId` and `Type`; Lambda delivers epoch seconds, base64 text, `principalId` and `type`.
+    `GetRecords` has no `eventSourceARN`, returns the creation time as a `datetime`, binary values as `bytes`, and
+    spells the identity `PrincipalId` and `Type`; Lambda delivers epoch seconds, base64 text, `principalId` and `type`.
     """
     change = dict(record["dynamodb"])
     created: Any = change.get("ApproximateCreationDateTime")

@@ -41,9 +41,7 @@ class Truncation:
             if self.zone is not None and moment.tzinfo is not None:
                 moment = moment.astimezone(self.zone)
         except (ValueError, OverflowError) as error:
-            raise ValueError(
-                f"{text[:40]!r} is not an ISO 8601 date, such as 2024-07-15 or 2024-07-15T09:30:00Z"
-            ) from error
+            raise ValueError("not an ISO 8601 date, such as 2024-07-15 or 2024-07-15T09:30:00Z") from error
         if len(text) <= _DATE_ONLY and self.unit in (Unit.HOUR, Unit.MINUTE):
-            raise ValueError(f"{text!r} has no time of day to truncate to the {self.unit}")
+            raise ValueError(f"a date without a time of day cannot be truncated to the {self.unit}")
         return moment.isoformat()[: _LENGTH[self.unit]]

@@ -47,7 +47,9 @@ class Where:
             ArithmeticError,
             RecursionError,
         ) as error:
-            raise MalformedValueError(f"where: {self.expression!r} cannot be evaluated: {error}") from error
+            raise MalformedValueError(
+                f"where: {self.expression!r} cannot be evaluated on the image ({type(error).__name__})"
+            ) from error
         return not (result is None or result is False or result == "" or result in ([], {}))
 
 

@@ -1,0 +1,81 @@
+"""Refuses to work with an aggregation whose definition has changed since its totals were begun.
+
+Changing how an existing aggregation groups or sums would make later corrections hit rows that the first contribution
+never touched. So the ledger keeps each aggregation's definition and its fingerprint, written by the first worker that
+uses it, beside the receipts; a worker whose definition differs stops before it writes anything.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from worker.aggregations import Aggregation
+from worker.ledger import AGGREGATE_KEY, DEFINITION_PAGE, PAGE_KEY
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+
+class DefinitionChangedError(Exception):
+    """An aggregation's definition differs from the one its totals were made with."""
+
+
+def fingerprint(aggregation: Aggregation) -> str:
+    """SHA-256 of all that the aggregation's totals depend on, in hexadecimal."""
+    return hashlib.sha256(aggregation.definition.encode()).hexdigest()
+
+
+def check_definitions(client: "DynamoDBClient", ledger_table: str, aggregations: Iterable[Aggregation]) -> None:
+    """Compares each aggregation with what the ledger holds, and records those that are new to it.
+
+    Costs one read an aggregation when a worker starts, and one write for an aggregation in its life.
+
+    Raises:
+        DefinitionChangedError: one of them has changed; the message says what, and what to do.
+        ClientError: the ledger cannot be read or written.
+    """
+    for aggregation in aggregations:
+        key = {AGGREGATE_KEY: {"S": aggregation.name}, PAGE_KEY: {"S": DEFINITION_PAGE}}
+        found: dict[str, Any] | None = client.get_item(TableName=ledger_table, Key=key, ConsistentRead=True).get("Item")
+        if found is None:
+            found = _record(client, ledger_table, aggregation)
+        if found.get("fingerprint", {}).get("S") != fingerprint(aggregation):
+            was = found.get("definition", {}).get("S", "{}")
+            raise DefinitionChangedError(
+                f"aggregation {aggregation.name!r} has changed since its totals were begun "
+                f"({_differences(was, aggregation.definition)}): restore the definition, or give the aggregation "
+                "a new name and backfill it"
+            )
+
+
+def _record(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregation) -> dict[str, Any]:
+    """Writes the definition unless another worker was quicker; returns the one that stands in the ledger."""
+    item = {
+        AGGREGATE_KEY: {"S": aggregation.name},
+        PAGE_KEY: {"S": DEFINITION_PAGE},
+        "fingerprint": {"S": fingerprint(aggregation)},
+        "definition": {"S": aggregation.definition},
+    }
+    try:
+        client.put_item(
+            TableName=ledger_table,
+            Item=item,
+            ConditionExpression=f"attribute_not_exists({AGGREGATE_KEY})",
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+        )
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") != "ConditionalCheckFailedException":
+            raise
+        response: dict[str, Any] = {**error.response}
+        return response.get("Item", {})
+    return item
+
+
+def _differences(was: str, now: str) -> str:
+    """The keys that differ, by name: `where`, `measures`, ..."""
+    old, new = json.loads(was), json.loads(now)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return "; ".join(f"{key} was {json.dumps(old.get(key))}, is {json.dumps(new.get(key))}" for key in keys)

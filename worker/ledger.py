@@ -1,0 +1,312 @@
+"""The ledger: receipts, receipt pages, and the transactions that post them together with the totals.
+
+Pure functions; `commit` runs what they plan. The rule that makes every total exact stands here:
+
+    One transaction sets a record's receipts on its receipt page **under the condition that none of them is there**, and
+    adds the contributions to the aggregate. Either both happen or neither.
+
+A receipt page is `(aggregate, page)`. `aggregate` names aggregation and group, `page` the record's creation second and
+the stream: nothing but the record decides where its receipt is, so a retry, a batch cut differently, a bisected half,
+an invocation thought dead and a replay weeks later all meet the same condition on the same item.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import lru_cache
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from worker.aggregations import Aggregation, Contribution, Group, GroupKey
+from worker.numbers import EXACT, amount_text, fits
+from worker.stream import StreamRecord
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
+
+AGGREGATE_KEY = "aggregate"
+PAGE_KEY = "page"
+EXPIRES_AT = "expires_at"
+DEFINITION_PAGE = "definition"
+
+# "Service, account, and table quotas", Amazon DynamoDB developer guide: 100 actions a transaction; an expression has at
+# most 4 KB and 300 operators, which a condition over 120 receipts keeps below (3.6 KB, 239 operators).
+MAX_ACTIONS = 100
+MAX_RECEIPTS_PER_ACTION = 120
+
+# A longer group is named by its digest: with its name and escapes it could exceed DynamoDB's 2,048 bytes for a key.
+_LONGEST_PLAIN_GROUP = 1024
+_SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """One row of a target table; aggregations that share the table can share it. Compared by identity."""
+
+    table: str
+    keys: tuple[GroupKey, ...]
+    group: Group
+
+    def key(self) -> dict[str, Any]:
+        """The row's key in DynamoDB's typed JSON."""
+        return {key.name: {key.type.value: text} for key, text in zip(self.keys, self.group, strict=True)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Aggregate:
+    """The totals of one aggregation in one row, and their name in the ledger. Compared by identity."""
+
+    aggregation: Aggregation
+    row: Row
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Posting:
+    """One receipt to be written: what one record contributes to one aggregate. Compared by identity.
+
+    Attributes:
+        record: the record's index in its batch.
+        created_at: the second of the stream that the record belongs to, in epoch seconds.
+        receipt: the receipt's attribute name on its page.
+    """
+
+    record: int
+    created_at: int
+    aggregate: Aggregate
+    page: str
+    receipt: str
+    amounts: tuple[Decimal, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageChange:
+    """The receipts that one transaction adds to one page: at least one, at most `MAX_RECEIPTS_PER_ACTION`."""
+
+    postings: tuple[Posting, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowChange:
+    """What one transaction does to one row: the pages that get receipts, and one ADD of all they contribute."""
+
+    pages: tuple[PageChange, ...]
+
+    @property
+    def row(self) -> Row:
+        """The row that all these pages' contributions go to."""
+        return self.pages[0].postings[0].aggregate.row
+
+    @property
+    def postings(self) -> list[Posting]:
+        """The postings of all pages."""
+        return [posting for page in self.pages for posting in page.postings]
+
+    def totals(self) -> dict[str, Decimal]:
+        """The sum of the contributions, by measure name."""
+        sums: dict[str, Decimal] = {}
+        add = EXACT.add
+        for page in self.pages:
+            measures = page.postings[0].aggregate.aggregation.measures
+            for position, measure in enumerate(measures):
+                total = sums.get(measure.name, _ZERO)
+                for posting in page.postings:
+                    total = add(total, posting.amounts[position])
+                sums[measure.name] = total
+        return sums
+
+
+_ZERO = Decimal(0)
+
+Transaction = tuple[RowChange, ...]
+"""The rows that one `TransactWriteItems` changes, each at most once."""
+
+
+def aggregate_name(aggregation: str, group: Group) -> str:
+    """The ledger's partition key for a group: two different groups never share one.
+
+    The group stands as JSON, in which no character can be mistaken for a separator; an aggregation's name has no `#`.
+    A long group is named by its SHA-256, which cannot be mistaken for JSON since that begins with a bracket.
+    """
+    text = json.dumps(group, ensure_ascii=False, separators=(",", ":"))
+    if len(text) > _LONGEST_PLAIN_GROUP or len(text.encode()) > _LONGEST_PLAIN_GROUP:
+        text = "sha256-" + hashlib.sha256(text.encode()).hexdigest()
+    return f"{aggregation}#{text}"
+
+
+@lru_cache(maxsize=4096)
+def page_name(created_at: int, stream_label: str) -> str:
+    """The ledger's sort key: the record's second, which sorts as text, and the stream that counts its sequence."""
+    return f"{datetime.fromtimestamp(created_at, UTC):%Y-%m-%dT%H:%M:%SZ}|{stream_label}"
+
+
+def receipt_name(record: StreamRecord) -> str:
+    """The attribute that proves a record's contribution to be in.
+
+    Sequence numbers are unique within a shard only, and a page can hold records of several; the first eight hexadecimal
+    digits of the eventID's digest tell them apart. Neither changes when a record is delivered again.
+    """
+    digest = hashlib.blake2s(record.event_id.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return f"{record.sequence_number}.{digest}"
+
+
+def postings(batch: Iterable[tuple[int, StreamRecord, Sequence[Contribution]]]) -> list[Posting]:
+    """The receipts to be written for a batch: record's index, record, and what it contributes."""
+    rows: dict[tuple[str, Group], Row] = {}
+    aggregates: dict[tuple[Aggregation, Group], Aggregate] = {}
+    found = []
+    for index, record, contributions in batch:
+        if not contributions:
+            continue
+        page = page_name(record.created_at, record.stream_label)
+        receipt = receipt_name(record)
+        for contribution in contributions:
+            aggregation, group = contribution.aggregation, contribution.group
+            aggregate = aggregates.get((aggregation, group))
+            if aggregate is None:
+                row = rows.setdefault((aggregation.table, group), Row(aggregation.table, aggregation.keys, group))
+                aggregate = Aggregate(aggregation, row, aggregate_name(aggregation.name, group))
+                aggregates[aggregation, group] = aggregate
+            found.append(Posting(index, record.created_at, aggregate, page, receipt, contribution.amounts))
+    return found
+
+
+def plan(batch: Iterable[Posting]) -> tuple[list[Transaction], list[Posting]]:
+    """Packs postings into transactions.
+
+    Returns:
+        The transactions, and the postings that another one of this batch already makes: the same record twice.
+    """
+    pages_by_row: dict[Row, dict[tuple[Aggregate, str], dict[str, Posting]]] = {}
+    repeated = []
+    for posting in batch:
+        pages = pages_by_row.setdefault(posting.aggregate.row, {})
+        page = pages.setdefault((posting.aggregate, posting.page), {})
+        if page.setdefault(posting.receipt, posting) is not posting:
+            repeated.append(posting)
+    changes_by_row = [row_changes([tuple(page.values()) for page in pages.values()]) for pages in pages_by_row.values()]
+    # The first change of every row, then the second of those that have one: a row's changes cannot run side by side.
+    rounds = zip_longest(*changes_by_row)
+    return pack(change for round_ in rounds for change in round_ if change is not None), repeated
+
+
+def row_changes(pages: Sequence[tuple[Posting, ...]]) -> list[RowChange]:
+    """Cuts what a row gets into changes that each fit into one transaction."""
+    changes = []
+    size = MAX_RECEIPTS_PER_ACTION
+    pieces = [[PageChange(page[at : at + size]) for at in range(0, len(page), size)] for page in pages]
+    for round_ in zip_longest(*pieces):
+        layer = [piece for piece in round_ if piece is not None]
+        for at in range(0, len(layer), MAX_ACTIONS - 1):
+            changes.extend(_representable(RowChange(tuple(layer[at : at + MAX_ACTIONS - 1]))))
+    return changes
+
+
+def _representable(change: RowChange) -> list[RowChange]:
+    """The change itself or, where its sums do not fit a DynamoDB number, one change for each of its postings."""
+    if all(map(fits, change.totals().values())):
+        return [change]
+    return [RowChange((PageChange((posting,)),)) for posting in change.postings]
+
+
+def pack(changes: Iterable[RowChange]) -> list[Transaction]:
+    """Puts changes together, in order, up to `MAX_ACTIONS` and each row once a transaction.
+
+    The request stays far below DynamoDB's 4 MB: 100 actions of 120 receipts and 6 KB of keys are under 2 MB.
+    """
+    transactions: list[Transaction] = []
+    current: list[RowChange] = []
+    rows: set[Row] = set()
+    actions = 0
+    for change in changes:
+        size = len(change.pages) + 1
+        if current and (actions + size > MAX_ACTIONS or change.row in rows):
+            transactions.append(tuple(current))
+            current, rows, actions = [], set(), 0
+        current.append(change)
+        rows.add(change.row)
+        actions += size
+    if current:
+        transactions.append(tuple(current))
+    return transactions
+
+
+def transact_items(
+    transaction: Transaction, ledger_table: str, retention_days: int
+) -> "list[TransactWriteItemTypeDef]":
+    """The actions of a transaction: for each row its pages, then its ADD. Cancellation reasons come in this order."""
+    items: list[TransactWriteItemTypeDef] = []
+    for change in transaction:
+        items.extend(_post_receipts(page, ledger_table, retention_days) for page in change.pages)
+        items.append(_add_totals(change))
+    return items
+
+
+def _post_receipts(page: PageChange, ledger_table: str, retention_days: int) -> "TransactWriteItemTypeDef":
+    first = page.postings[0]
+    names: dict[str, str] = {}
+    values: dict[str, Any] = {
+        ":expires_at": {"N": str(expires_at(first.created_at, retention_days))},
+    }
+    for number, posting in enumerate(page.postings):
+        names[f"#{number}"] = posting.receipt
+        values[f":{number}"] = receipt_value(posting.amounts)
+    return {
+        "Update": {
+            "TableName": ledger_table,
+            "Key": {AGGREGATE_KEY: {"S": first.aggregate.name}, PAGE_KEY: {"S": first.page}},
+            "UpdateExpression": _set_expression(len(page.postings)),
+            "ConditionExpression": _condition_expression(len(page.postings)),
+            "ExpressionAttributeNames": names,
+            "ExpressionAttributeValues": values,
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+    }
+
+
+def _add_totals(change: RowChange) -> "TransactWriteItemTypeDef":
+    row = change.row
+    names: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for number, (name, total) in enumerate(change.totals().items()):
+        names[f"#{number}"] = name
+        values[f":{number}"] = {"N": amount_text(total)}
+    return {
+        "Update": {
+            "TableName": row.table,
+            "Key": row.key(),
+            "UpdateExpression": "ADD " + ", ".join(f"#{number} :{number}" for number in range(len(names))),
+            "ExpressionAttributeNames": names,
+            "ExpressionAttributeValues": values,
+        }
+    }
+
+
+@lru_cache(maxsize=MAX_RECEIPTS_PER_ACTION)
+def _set_expression(receipts: int) -> str:
+    return f"SET {', '.join(f'#{number} = :{number}' for number in range(receipts))}, {EXPIRES_AT} = :expires_at"
+
+
+@lru_cache(maxsize=MAX_RECEIPTS_PER_ACTION)
+def _condition_expression(receipts: int) -> str:
+    return " AND ".join(f"attribute_not_exists(#{number})" for number in range(receipts))
+
+
+def expires_at(created_at: int, retention_days: int) -> int:
+    """When a page's receipts may go, in epoch seconds: nothing can bring their records back any more."""
+    return created_at + retention_days * _SECONDS_PER_DAY
+
+
+def receipt_value(amounts: Sequence[Decimal]) -> dict[str, Any]:
+    """A receipt's content: the contribution; with several measures a list, in the order of the measures' names."""
+    texts = [{"N": amount_text(amount)} for amount in amounts]
+    return texts[0] if len(texts) == 1 else {"L": texts}
+
+
+def read_receipt(value: Mapping[str, Any]) -> tuple[Decimal, ...]:
+    """The contribution that a receipt holds, in the order of the measures' names: the inverse of `receipt_value`."""
+    entries = value.get("L", [value])
+    return tuple(Decimal(entry["N"]) for entry in entries)

@@ -1,0 +1,52 @@
+"""What operators see: structured logs and CloudWatch metrics, both through Powertools.
+
+The one list of metric names: the CDK app's alarms and dashboard read it from here. Logs never hold item contents.
+"""
+
+import os
+from enum import StrEnum
+
+from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools.metrics import MetricUnit
+
+NAMESPACE = "DynamoDBAggregationWorker"
+SERVICE = "aggregation-worker"
+
+
+class Metric(StrEnum):
+    """Every metric of the worker. Each received record is counted in exactly one of Applied to Retried."""
+
+    RECORDS_RECEIVED = "RecordsReceived"
+    RECORDS_APPLIED = "RecordsApplied"  # at least one contribution was added now
+    RECORDS_DUPLICATE = "RecordsDuplicate"  # every contribution was in the ledger already
+    RECORDS_NOT_COUNTED = "RecordsNotCounted"  # contributes nothing to any aggregation
+    RECORDS_PARKED = "RecordsParked"  # refused, and now in the dead-letter queue
+    RECORDS_RETRIED = "RecordsRetried"  # reported as batch item failures: will come again
+    TRANSACTIONS_COMMITTED = "TransactionsCommitted"
+    TRANSACTION_CONFLICTS = "TransactionConflicts"
+    APPLY_LAG = "ApplyLag"  # milliseconds from the creation of a batch's oldest applied record to its commit
+
+
+UNITS = dict.fromkeys(Metric, MetricUnit.Count) | {Metric.APPLY_LAG: MetricUnit.Milliseconds}
+
+
+def new_logger() -> Logger:
+    """A JSON logger; `POWERTOOLS_SERVICE_NAME` and `POWERTOOLS_LOG_LEVEL` override its service and level."""
+    return Logger(service=_service())
+
+
+def new_metrics() -> Metrics:
+    """Metrics in the embedded metric format, written to the log; their one dimension is `service`."""
+    return Metrics(namespace=NAMESPACE, service=_service())
+
+
+def _service() -> str:
+    """Tells the stacks of one account apart."""
+    return os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE
+
+
+def emit(metrics: Metrics, values: dict[Metric, float]) -> None:
+    """Writes one log line with all values of an invocation."""
+    for metric, value in values.items():
+        metrics.add_metric(name=metric.value, unit=UNITS[metric], value=value)
+    metrics.flush_metrics()
