@@ -63,14 +63,14 @@ def _record(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregatio
         client.put_item(
             TableName=ledger_table,
             Item=item,
-            ConditionExpression=f"attribute_not_exists({AGGREGATE_KEY})",
+            ConditionExpression="attribute_not_exists(fingerprint)",
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
         )
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") != "ConditionalCheckFailedException":
             raise
-        response: dict[str, Any] = {**error.response}
-        return response.get("Item", {})
+        standing: dict[str, Any] = error.response["Item"]  # type: ignore[typeddict-item]  # asked for with ALL_OLD
+        return standing
     return item
 
 
