@@ -98,7 +98,14 @@ class FailedBatch:
     size: int
 
 
-DeadLetter = ParkedRecord | RecordReference | FailedBatchReference | FailedBatch
+@dataclass(frozen=True, slots=True)
+class NotificationTest:
+    """What S3 sends to the queue once, when the bucket's notification is set up; it holds nothing, so delete it."""
+
+    bucket: str
+
+
+DeadLetter = ParkedRecord | RecordReference | FailedBatchReference | FailedBatch | NotificationTest
 
 
 def message_body(parked: ParkedRecord, parked_at: datetime, content: ObjectReference | None = None) -> str:
@@ -127,6 +134,8 @@ def read_dead_letter(body: str) -> DeadLetter:
         return _parked(document)
     if "DDBStreamBatchInfo" in document:
         return read_failed_batch(body)
+    if document.get("Event") == "s3:TestEvent":
+        return NotificationTest(str(document.get("Bucket")))
     if isinstance(document.get("Records"), list):
         return _notification(document["Records"])
     raise UnreadableDeadLetterError("neither a parked record nor a notice of a failed batch")

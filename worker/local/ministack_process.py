@@ -1,0 +1,43 @@
+"""Runs ministack in this process until standard input ends, then removes its state directory and exits.
+
+Started by `ministack` as a script of its own. The pipe behind standard input closes when the starting process ends, in
+whatever way, so no server is ever left behind; that holds on every platform, unlike a parent-death signal.
+"""
+
+import os
+import runpy
+import shutil
+import signal
+import sys
+import threading
+
+_GRACE_SECONDS = 3.0
+
+
+def _exit_when_input_ends(state_directory: str) -> None:
+    sys.stdin.buffer.read()
+    killer = threading.Timer(_GRACE_SECONDS, _exit_now, [state_directory])
+    killer.daemon = True
+    killer.start()
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _exit_now(state_directory: str) -> None:
+    shutil.rmtree(state_directory, ignore_errors=True)
+    os._exit(1)
+
+
+def main() -> None:
+    """Serves with the environment's settings; the only argument is the state directory."""
+    state_directory = sys.argv.pop(1)
+    # Until the server is up and handles the signal itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    threading.Thread(target=_exit_when_input_ends, args=[state_directory], daemon=True).start()
+    try:
+        runpy.run_module("ministack", run_name="__main__")
+    finally:
+        shutil.rmtree(state_directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
