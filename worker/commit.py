@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from worker.ledger import Posting, Row, Transaction, transact_items
+from worker.ledger import Posting, Row, Transaction, expiry, transact_items
 from worker.settlement import Pause, settle
 
 if TYPE_CHECKING:
@@ -116,11 +116,13 @@ class Committer:
                 commit, the next delivery of the batch finds in the ledger.
         """
         outcome = Outcome()
+        # One for the whole call: a request sent again with its token must be the same request.
+        expires_at = expiry(self.now(), self.retention_days)
         waiting = deque(_Attempt(transaction) for transaction in transactions)
         in_flight: dict[Future[None], _Attempt] = {}
         while waiting or in_flight:
             if deadline.sending_time() > 0:
-                self._send_what_is_ready(waiting, in_flight)
+                self._send_what_is_ready(waiting, in_flight, expires_at)
             elif not in_flight:
                 break
             for attempt, error in self._answers(waiting, in_flight, deadline):
@@ -131,7 +133,9 @@ class Committer:
             outcome.unsettled.extend(attempt.postings())
         return outcome
 
-    def _send_what_is_ready(self, waiting: deque[_Attempt], in_flight: dict[Future[None], _Attempt]) -> None:
+    def _send_what_is_ready(
+        self, waiting: deque[_Attempt], in_flight: dict[Future[None], _Attempt], expires_at: int
+    ) -> None:
         """Fills the free places with attempts whose pause is over, never two that change the same row."""
         busy = {row for attempt in in_flight.values() for row in attempt.rows()}
         now = self.clock()
@@ -141,13 +145,13 @@ class Committer:
             attempt = waiting.popleft()
             rows = attempt.rows()
             if attempt.not_before <= now and busy.isdisjoint(rows):
-                in_flight[self.executor.submit(self._send, attempt)] = attempt
+                in_flight[self.executor.submit(self._send, attempt, expires_at)] = attempt
             else:
                 waiting.append(attempt)
             busy |= rows  # one that waits keeps its rows from those behind it, so that none is overtaken for ever
 
-    def _send(self, attempt: _Attempt) -> None:
-        items = transact_items(attempt.transaction, self.ledger_table, self.retention_days)
+    def _send(self, attempt: _Attempt, expires_at: int) -> None:
+        items = transact_items(attempt.transaction, self.ledger_table, expires_at)
         self.client.transact_write_items(TransactItems=items, ClientRequestToken=attempt.token)
 
     def _answers(

@@ -234,22 +234,20 @@ def pack(changes: Iterable[RowChange]) -> list[Transaction]:
     return transactions
 
 
-def transact_items(
-    transaction: Transaction, ledger_table: str, retention_days: int
-) -> "list[TransactWriteItemTypeDef]":
+def transact_items(transaction: Transaction, ledger_table: str, expires_at: int) -> "list[TransactWriteItemTypeDef]":
     """The actions of a transaction: for each row its pages, then its ADD. Cancellation reasons come in this order."""
     items: list[TransactWriteItemTypeDef] = []
     for change in transaction:
-        items.extend(_post_receipts(page, ledger_table, retention_days) for page in change.pages)
+        items.extend(_post_receipts(page, ledger_table, expires_at) for page in change.pages)
         items.append(_add_totals(change))
     return items
 
 
-def _post_receipts(page: PageChange, ledger_table: str, retention_days: int) -> "TransactWriteItemTypeDef":
+def _post_receipts(page: PageChange, ledger_table: str, expires_at: int) -> "TransactWriteItemTypeDef":
     first = page.postings[0]
     names: dict[str, str] = {}
     values: dict[str, Any] = {
-        ":expires_at": {"N": str(expires_at(first.created_at, retention_days))},
+        ":expires_at": {"N": str(expires_at)},
     }
     for number, posting in enumerate(page.postings):
         names[f"#{number}"] = posting.receipt
@@ -295,9 +293,13 @@ def _condition_expression(receipts: int) -> str:
     return " AND ".join(f"attribute_not_exists(#{number})" for number in range(receipts))
 
 
-def expires_at(created_at: int, retention_days: int) -> int:
-    """When a page's receipts may go, in epoch seconds: nothing can bring their records back any more."""
-    return created_at + retention_days * _SECONDS_PER_DAY
+def expiry(written_at: float, retention_days: int) -> int:
+    """When a page may go, in epoch seconds: nothing can bring its records back any more.
+
+    Counted from the writing of its last receipt, never from the record's creation: a record that is replayed late, or
+    whose clock was wrong, gets a receipt that lasts as long as any other.
+    """
+    return int(written_at) + retention_days * _SECONDS_PER_DAY
 
 
 def receipt_value(amounts: Sequence[Decimal]) -> dict[str, Any]:

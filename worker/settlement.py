@@ -55,7 +55,13 @@ _THROTTLED = frozenset(
 )
 _REFUSED = frozenset(("ValidationError", "ItemCollectionSizeLimitExceeded"))
 _KNOWN = _THROTTLED | _REFUSED | {"None", _RECEIPT_EXISTS, _CONFLICT}
-_WRONG_SCHEMA = "does not match the schema"
+# What DynamoDB, and its local version, say of a key that the table's schema does not have.
+_WRONG_SCHEMA = (
+    "does not match the schema",
+    "Type mismatch for key",
+    "number of conditions on the keys is invalid",
+    "required keys was not given a value",
+)
 
 # Error codes of whole requests that another attempt can cure.
 _TRANSIENT = frozenset(
@@ -173,7 +179,7 @@ def _message(reason: Mapping[str, Any]) -> str:
 
 def _raise_if_wrong_schema(message: str) -> None:
     """A key schema that differs from the definitions refuses every record alike: that is no record's fault."""
-    if _WRONG_SCHEMA in message:
+    if any(text in message for text in _WRONG_SCHEMA):
         raise CommitError(f"a target or the ledger table has another key than the definitions say: {message}")
 
 

@@ -16,6 +16,7 @@ from worker.local.mapping_settings import MappingSettings
 # Largest payload of a synchronous invocation ("Lambda quotas").
 MAX_PAYLOAD_BYTES = 6 * 1024 * 1024
 _ENVELOPE_BYTES = len('{"Records":[]}')
+_COMMA_BYTES = 1
 
 
 def lane_of(record: Mapping[str, Any], lanes: int) -> int:
@@ -60,10 +61,10 @@ class Lane:
 
     def _next_batch_count(self) -> int:
         """How many waiting records fit into one batch: at least one, if there is any."""
-        payload_bytes = _ENVELOPE_BYTES
+        payload_bytes = _ENVELOPE_BYTES - _COMMA_BYTES
         count = 0
         for record in islice(self._waiting, self._settings.batch_size):
-            payload_bytes += record.size_bytes + 1  # the comma
+            payload_bytes += record.size_bytes + _COMMA_BYTES
             if count and payload_bytes > self._max_payload_bytes:
                 break
             count += 1

@@ -141,7 +141,6 @@ class StreamShards:
                 for shard in listed.values()
                 if "EndingSequenceNumber" in shard.get("SequenceNumberRange", {})
             }
-        self._finished &= listed.keys()
         for shard_id, shard in listed.items():
             parent = shard.get("ParentShardId")
             parent_is_done = parent not in listed or parent in self._finished

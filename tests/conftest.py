@@ -1,0 +1,32 @@
+"""Fixtures for every layer of tests."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.dynamodb_local import DynamoDBLocal, DynamoDBLocalUnavailableError, running_dynamodb_local
+
+
+@pytest.fixture(scope="session")
+def dynamodb_local() -> Iterator[DynamoDBLocal]:
+    """DynamoDB Local, one server per test session (with pytest-xdist, per worker process).
+
+    All tests of the session share its tables: give them names of their own. Without Java or npm the test is
+    skipped, unless REQUIRE_DYNAMODB_LOCAL=1: then it fails.
+    """
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(running_dynamodb_local())
+        except DynamoDBLocalUnavailableError as unavailable:
+            if os.environ.get("REQUIRE_DYNAMODB_LOCAL") == "1":
+                pytest.fail(f"{unavailable} (REQUIRE_DYNAMODB_LOCAL=1 forbids to skip)", pytrace=False)
+            pytest.skip(str(unavailable))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def dynamodb_endpoint(dynamodb_local: DynamoDBLocal) -> str:
+    """The URL of DynamoDB Local, as AWS_ENDPOINT_URL_DYNAMODB takes it."""
+    return dynamodb_local.endpoint

@@ -1,0 +1,190 @@
+"""The worker against real tables: what the integration tests deliver to, and how they ask whether totals are exact."""
+
+import itertools
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from worker import deployment
+from worker.aggregations import Definitions, Group
+from worker.batch import BatchResult, process
+from worker.commit import MAX_IN_FLIGHT, Committer, Deadline
+from worker.dead_letters import DeadLetterQueue, ParkedRecord
+from worker.definitions import parse_definitions
+from worker.ledger import AGGREGATE_KEY, EXPIRES_AT, PAGE_KEY, aggregate_name, read_receipt
+from worker.local.pipeline import create_table
+from worker.numbers import EXACT
+from worker.operations.recompute import scan, stored_totals
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+STREAM_ARN = "arn:aws:dynamodb:us-east-1:123456789012:table/Order_by_item/stream/2024-07-01T00:00:00.000"
+REFERENCE = """
+[source]
+table = "Order_by_item"
+partition_key = "orderid"
+sort_key = "order_date"
+
+[[aggregations]]
+name = "item_count_by_date"
+table = "TARGET"
+partition_key = { name = "item_number", from = "item_number" }
+sort_key = { name = "order_date", from = "order_date", truncate = "day" }
+sum = { quantity = "quantity" }
+"""
+
+
+@dataclass(slots=True)
+class ParkedInMemory(DeadLetterQueue):
+    """A dead-letter queue that only remembers; the real one has tests of its own."""
+
+    parked: list[ParkedRecord] = field(default_factory=list)
+
+    def park(self, parked: Sequence[ParkedRecord], in_time: Callable[[], bool] = lambda: True) -> dict[int, str]:
+        """Takes everything."""
+        self.parked.extend(parked)
+        return {}
+
+
+class ClientWith:
+    """A DynamoDB client whose `transact_write_items` is another function; everything else is the real client's."""
+
+    def __init__(self, client: "DynamoDBClient", transact_write_items: Callable[..., Any]) -> None:
+        self._client = client
+        self.transact_write_items = transact_write_items
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+@dataclass(slots=True)
+class World:
+    """Tables of one test, and the worker over them."""
+
+    client: "DynamoDBClient"
+    definitions: Definitions
+    ledger_table: str
+    executor: ThreadPoolExecutor
+    dead_letters: ParkedInMemory
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(100_000_000_000_000_000_001))
+
+    def committer(self, client: Any = None) -> Committer:
+        """What a worker of its own commits with."""
+        return Committer(client or self.client, self.ledger_table, deployment.LEDGER_RETENTION_DAYS, self.executor)
+
+    def deliver(
+        self, records: Sequence[Any], *, client: Any = None, seconds: float = 60, stop_sending: float = 1
+    ) -> BatchResult:
+        """One invocation with these records."""
+        end = time.monotonic() + seconds
+        deadline = Deadline(lambda: end - time.monotonic(), stop_sending=stop_sending, stop_waiting=0.1)
+        return process(records, self.definitions, self.committer(client), self.dead_letters, deadline)
+
+    def totals(self) -> dict[tuple[str, Group], tuple[Decimal, ...]]:
+        """Every total, by aggregation name and group."""
+        return {
+            (aggregation.name, group): amounts
+            for aggregation in self.definitions.aggregations
+            for group, amounts in stored_totals(self.client, aggregation).items()
+        }
+
+    def quantity(self, item: str, day: str = "2024-07-15") -> int:
+        """The reference aggregation's total for an item and day."""
+        return int(self.totals().get(("item_count_by_date", (item, day)), (Decimal(0),))[0])
+
+    def receipts(self) -> dict[str, list[tuple[Decimal, ...]]]:
+        """Every receipt's contribution, by the ledger's name of its aggregate."""
+        found: dict[str, list[tuple[Decimal, ...]]] = {}
+        for page in scan(self.client, self.ledger_table):
+            receipts = [
+                read_receipt(value)
+                for name, value in page.items()
+                if name not in (AGGREGATE_KEY, PAGE_KEY, EXPIRES_AT, "fingerprint", "definition")
+            ]
+            found.setdefault(page[AGGREGATE_KEY]["S"], []).extend(receipts)
+        return found
+
+    def assert_totals_are_the_sum_of_receipts(self) -> None:
+        """Every total equals the sum of its receipts, and every receipt belongs to a total."""
+        totals = {aggregate_name(name, group): amounts for (name, group), amounts in self.totals().items()}
+        sums = {
+            name: tuple(reduce(EXACT.add, column) for column in zip(*receipts, strict=True))
+            for name, receipts in self.receipts().items()
+        }
+        assert sums == totals
+
+    def record(
+        self,
+        item: str | None = None,
+        quantity: int | str = 1,
+        *,
+        old: tuple[str, int | str] | None = None,
+        created_at: int = 1_789_651_658,
+        attributes: Mapping[str, Any] | None = None,
+        removed: bool = False,
+    ) -> dict[str, Any]:
+        """A change of an order of its own: INSERT, MODIFY if it has an old image, REMOVE if `removed`."""
+        number = next(self.numbers)
+        keys = {"orderid": {"S": str(number)}, "order_date": {"S": "2024-07-15"}}
+
+        def image(item: str, quantity: int | str) -> dict[str, Any]:
+            return {**keys, "item_number": {"S": item}, "quantity": {"N": str(quantity)}, **(attributes or {})}
+
+        change: dict[str, Any] = {
+            "Keys": keys,
+            "SequenceNumber": str(number),
+            "ApproximateCreationDateTime": created_at,
+            "StreamViewType": "NEW_AND_OLD_IMAGES",
+        }
+        if item is not None:
+            change["NewImage"] = image(item, quantity)
+        if old is not None:
+            change["OldImage"] = image(*old)
+        return {
+            "eventID": uuid.uuid4().hex,
+            "eventName": "REMOVE" if removed else "MODIFY" if old else "INSERT",
+            "eventSource": "aws:dynamodb",
+            "eventVersion": "1.1",
+            "awsRegion": "us-east-1",
+            "eventSourceARN": STREAM_ARN,
+            "dynamodb": change,
+        }
+
+
+@contextmanager
+def a_world(client: "DynamoDBClient", definitions: str = REFERENCE) -> Iterator[World]:
+    """Creates the tables of a definitions text (in which TARGET stands for a name) and removes them at the end."""
+    suffix = uuid.uuid4().hex[:12]
+    parsed = parse_definitions(definitions.replace("TARGET", f"target-{suffix}"))
+    tables = {**deployment.target_tables(parsed), f"ledger-{suffix}": deployment.LEDGER}
+    for name, table in tables.items():
+        create_table(client, name, table)
+    dead_letters = ParkedInMemory("", "", _no_client, _no_client)
+    with ThreadPoolExecutor(MAX_IN_FLIGHT) as executor:
+        yield World(client, parsed, f"ledger-{suffix}", executor, dead_letters)
+    for name in tables:
+        client.delete_table(TableName=name)
+
+
+def _no_client() -> Any:
+    raise AssertionError("nothing is sent to the real queue")
+
+
+def side_by_side(*calls: Callable[[], Any]) -> list[Any]:
+    """Runs calls in threads that begin at the same moment; returns what they return."""
+    barrier = threading.Barrier(len(calls))
+
+    def at_once(call: Callable[[], Any]) -> Any:
+        barrier.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as executor:
+        return list(executor.map(at_once, calls))
