@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from worker.attribute_paths import AttributePath, Image, MalformedValueError
-from worker.numbers import EXACT, canonical_text, fits, parse_number
+from worker.numbers import EXACT, canonical_text, fits, parse_number, product
 from worker.stream import EventName, StreamRecord, StreamViewTypeError
 from worker.truncation import Truncation
 from worker.where import Where
@@ -69,6 +69,8 @@ class GroupKey:
         try:
             text = self.prefix + (self.truncation.apply(content) if self.truncation else content)
             size = len(text.encode())
+        except UnicodeEncodeError as error:  # its own message would show a part of the value
+            raise MalformedValueError(f"{self.path.text}: not a Unicode text") from error
         except ValueError as error:
             raise MalformedValueError(f"{self.path.text}: {error}") from error
         if not content:
@@ -93,7 +95,7 @@ class Measure:
         Raises:
             MalformedValueError: a factor is no number, or the product does not fit a DynamoDB number.
         """
-        product: Decimal | None = None
+        numbers = []
         for path in self.factors:
             found = path.find(image)
             if found is None:
@@ -101,13 +103,15 @@ class Measure:
             kind, content = found
             if kind != "N":
                 raise MalformedValueError(f"{path.text}: summed over a value of type {kind} where N belongs")
-            number = _number(path, content)
-            product = number if product is None else EXACT.multiply(product, number)
-        if product is None:
+            numbers.append(_number(path, content))
+        if len(numbers) == 1:
+            return numbers[0]
+        if not numbers:
             return _ONE
-        if len(self.factors) > 1 and not fits(product):
+        amount = product(numbers)
+        if not fits(amount):
             raise MalformedValueError(f"{self.name}: the product does not fit a DynamoDB number (38 digits)")
-        return product
+        return amount
 
 
 _ONE = Decimal(1)

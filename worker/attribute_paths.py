@@ -13,7 +13,9 @@ from typing import Any
 Image = Mapping[str, Any]
 """An item in DynamoDB's typed JSON: attribute name to `{type: value}`."""
 
-_STEP = re.compile(r'\s*(?:"((?:[^"\\]|\\.)+)"|([^\s."\[\]*]+))((?:\[\d+\])*)\s*')
+_STEP = re.compile(r'\s*(?:"((?:[^"\\]|\\.)+)"|([^\s."\[\]*]+))((?:\[[0-9]{1,9}\])*)\s*')
+_BARE_NAME = re.compile(r'[^\s."\[\]*]+')
+_ABSENT = object()
 _TYPES = frozenset(("S", "N", "B", "BOOL", "NULL", "M", "L", "SS", "NS", "BS"))
 
 
@@ -26,7 +28,10 @@ class MalformedValueError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class AttributePath:
-    """Where in an image a value stands: attribute names (`str`) and list indexes (`int`), outermost first."""
+    """Where in an image a value stands: attribute names (`str`) and list indexes (`int`), outermost first.
+
+    `text` is one spelling for each path, however the definition spells it.
+    """
 
     text: str
     steps: tuple[str | int, ...]
@@ -37,21 +42,21 @@ class AttributePath:
         Raises:
             MalformedValueError: the path leads through a scalar, or the attribute is not in DynamoDB's typed JSON.
         """
-        value: Any = image.get(self.steps[0])  # type: ignore[arg-type]  # the first step is always a name
+        value: Any = image.get(self.steps[0], _ABSENT)  # type: ignore[arg-type]  # the first step is always a name
         for step in self.steps[1:]:
-            if value is None:
+            if value is _ABSENT:
                 return None
             kind, content = self._typed(value)
             if kind == "NULL":
                 return None
             if isinstance(step, str) and kind == "M" and isinstance(content, Mapping):
-                value = content.get(step)
+                value = content.get(step, _ABSENT)
             elif isinstance(step, int) and kind == "L" and isinstance(content, list):
-                value = content[step] if step < len(content) else None
+                value = content[step] if step < len(content) else _ABSENT
             else:
                 wanted = "map" if isinstance(step, str) else "list"
                 raise MalformedValueError(f"{self.text}: the path leads into a value of type {kind}, not a {wanted}")
-        if value is None:
+        if value is _ABSENT:
             return None
         kind, content = self._typed(value)
         return None if kind == "NULL" else (kind, content)
@@ -78,10 +83,22 @@ def parse_path(text: str) -> AttributePath:
             raise ValueError(f"{text!r} is not an attribute path (stopped at {text[position:]!r})")
         quoted, bare, indexes = match.groups()
         steps.append(re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else bare)
-        steps.extend(int(index) for index in re.findall(r"\d+", indexes))
+        steps.extend(int(index) for index in re.findall(r"[0-9]+", indexes))
         position = match.end()
         if position == len(text):
-            return AttributePath(text.strip(), tuple(steps))
+            return AttributePath(_spelling(steps), tuple(steps))
         if text[position] != ".":
             raise ValueError(f"{text!r} is not an attribute path (stopped at {text[position:]!r})")
         position += 1
+
+
+def _spelling(steps: list[str | int]) -> str:
+    """The path as `parse_path` reads it, with quotes only where a name needs them."""
+    text = ""
+    for step in steps:
+        if isinstance(step, int):
+            text += f"[{step}]"
+            continue
+        quoted = step if _BARE_NAME.fullmatch(step) else '"' + re.sub(r'(["\\])', r"\\\1", step) + '"'
+        text += f".{quoted}" if text else quoted
+    return text

@@ -120,35 +120,43 @@ class Committer:
         expires_at = expiry(self.now(), self.retention_days)
         waiting = deque(_Attempt(transaction) for transaction in transactions)
         in_flight: dict[Future[None], _Attempt] = {}
-        while waiting or in_flight:
-            if deadline.sending_time() > 0:
-                self._send_what_is_ready(waiting, in_flight, expires_at)
-            elif not in_flight:
-                break
-            for attempt, error in self._answers(waiting, in_flight, deadline):
-                self._settle(attempt, error, waiting, outcome)
-            if in_flight and deadline.waiting_time() <= 0:
-                break
+        try:
+            while waiting or in_flight:
+                if deadline.sending_time() > 0:
+                    self._send_what_is_ready(waiting, in_flight, expires_at, deadline)
+                elif not in_flight:
+                    break
+                for attempt, error in self._answers(waiting, in_flight, deadline):
+                    self._settle(attempt, error, waiting, outcome)
+                if in_flight and deadline.waiting_time() <= 0:
+                    break
+        finally:
+            for future in in_flight:  # none that still waits for a thread may start when the invocation is over
+                future.cancel()
         for attempt in (*waiting, *in_flight.values()):
             outcome.unsettled.extend(attempt.postings())
         return outcome
 
     def _send_what_is_ready(
-        self, waiting: deque[_Attempt], in_flight: dict[Future[None], _Attempt], expires_at: int
+        self,
+        waiting: deque[_Attempt],
+        in_flight: dict[Future[None], _Attempt],
+        expires_at: int,
+        deadline: Deadline,
     ) -> None:
         """Fills the free places with attempts whose pause is over, never two that change the same row."""
         busy = {row for attempt in in_flight.values() for row in attempt.rows()}
         now = self.clock()
-        for _ in range(len(waiting)):
-            if len(in_flight) >= self.max_in_flight:
-                return
+        kept: list[_Attempt] = []
+        while waiting and len(in_flight) < self.max_in_flight and deadline.sending_time() > 0:
             attempt = waiting.popleft()
             rows = attempt.rows()
             if attempt.not_before <= now and busy.isdisjoint(rows):
                 in_flight[self.executor.submit(self._send, attempt, expires_at)] = attempt
             else:
-                waiting.append(attempt)
+                kept.append(attempt)
             busy |= rows  # one that waits keeps its rows from those behind it, so that none is overtaken for ever
+        waiting.extendleft(reversed(kept))
 
     def _send(self, attempt: _Attempt, expires_at: int) -> None:
         items = transact_items(attempt.transaction, self.ledger_table, expires_at)
@@ -158,14 +166,14 @@ class Committer:
         self, waiting: deque[_Attempt], in_flight: dict[Future[None], _Attempt], deadline: Deadline
     ) -> list[tuple[_Attempt, BaseException | None]]:
         """Waits for the next answer, the end of the next pause or the end of time; returns the answers there are."""
-        next_pause_ends = min((attempt.not_before for attempt in waiting), default=None)
-        pause = None if next_pause_ends is None else max(0.0, next_pause_ends - self.clock())
+        now = self.clock()
+        pause = min((attempt.not_before - now for attempt in waiting if attempt.not_before > now), default=None)
         if not in_flight:
             self.sleep(max(0.0, min(pause or 0.0, deadline.sending_time())))
             return []
         left = max(0.0, deadline.waiting_time())
         full = len(in_flight) >= self.max_in_flight
-        timeout = left if pause is None or pause == 0 or full else min(pause, left)
+        timeout = left if pause is None or full else min(pause, left)
         done, _ = wait(in_flight, timeout=timeout, return_when=FIRST_COMPLETED)
         return [(in_flight.pop(future), future.exception()) for future in done]
 

@@ -143,9 +143,9 @@ def read_dead_letter(body: str) -> DeadLetter:
 
 def _parked(document: Mapping[str, Any]) -> ParkedRecord | RecordReference:
     reasons = document.get("reasons")
-    if not isinstance(reasons, list):
+    if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
         raise UnreadableDeadLetterError("a parked record without reasons")
-    texts = tuple(map(str, reasons))
+    texts = tuple(reasons)
     if "record" in document:
         return ParkedRecord(document["record"], texts)
     content = document.get("recordObject")
@@ -159,8 +159,9 @@ def _notification(records: Sequence[Any]) -> FailedBatchReference:
     try:
         (record,) = records
         s3 = record["s3"]
-        key = urllib.parse.unquote_plus(s3["object"]["key"])
-        return FailedBatchReference(ObjectReference(s3["bucket"]["name"], key, s3["object"].get("versionId")))
+        key = urllib.parse.unquote_plus(_text(s3["object"], "key"))
+        version = _text(s3["object"], "versionId") if "versionId" in s3["object"] else None
+        return FailedBatchReference(ObjectReference(_text(s3["bucket"], "name"), key, version))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UnreadableDeadLetterError("not a notification of one S3 object") from error
 
@@ -186,17 +187,24 @@ def read_failed_batch(text: str) -> FailedBatch:
     try:
         return FailedBatch(
             records,
-            str(context.get("condition", "unknown")) if isinstance(context, dict) else "unknown",
-            str(info["streamArn"]),
-            str(info["shardId"]),
-            str(int(info["startSequenceNumber"])),
-            str(int(info["endSequenceNumber"])),
+            _text(context, "condition") if isinstance(context, dict) and "condition" in context else "unknown",
+            _text(info, "streamArn"),
+            _text(info, "shardId"),
+            str(int(_text(info, "startSequenceNumber"))),
+            str(int(_text(info, "endSequenceNumber"))),
             int(info.get("batchSize", len(records or ()))),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnreadableDeadLetterError(
             f"the on-failure document's DDBStreamBatchInfo is damaged: {error!r}"
         ) from error
+
+
+def _text(entries: Mapping[str, Any], name: str) -> str:
+    text = entries[name]
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is not a text")
+    return text
 
 
 def _json_object(text: object, what: str) -> dict[str, Any]:
@@ -245,7 +253,7 @@ class DeadLetterQueue:
                 continue
             try:
                 bodies.append((index, self._body(record)))
-            except (BotoCoreError, ClientError, ValueError) as error:
+            except (BotoCoreError, ClientError, ValueError, RecursionError) as error:
                 failed[index] = f"the record could not be stored in bucket {self.bucket}: {error}"
         for batch in _batches(bodies):
             failed |= self._send(batch) if in_time() else dict.fromkeys((index for index, _ in batch), _NO_TIME)

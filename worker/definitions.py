@@ -65,7 +65,7 @@ def parse_definitions(text: str) -> Definitions:
     """Reads definitions from TOML text; see `load_definitions`."""
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a plain ValueError for an integer of over 4,300 digits
         raise DefinitionError(f"not valid TOML: {error}") from error
     top = _Entry(document, "the file")
     source = _source(_Entry(top.take("source", dict, "a table, [source],"), "source"))
@@ -83,7 +83,7 @@ class _Entry:
 
     def __init__(self, raw: object, where: str) -> None:
         if not isinstance(raw, dict):
-            raise DefinitionError(f"{where}: a table with keys is needed, not {raw!r}")
+            raise DefinitionError(f"{where}: a table with keys is needed, not {_shown(raw)}")
         self._left = dict(raw)
         self._known: list[str] = []
         self._where = where
@@ -91,16 +91,21 @@ class _Entry:
     def error(self, key: str, what: str) -> DefinitionError:
         return DefinitionError(f"{self._where}: {key}: {what}")
 
+    def missing(self, key: str, what: str) -> DefinitionError:
+        close = difflib.get_close_matches(key, self._left, n=1)
+        found = f", but there is {close[0]!r}" if close else ""
+        return self.error(key, f"is missing{found}; {what} is needed")
+
     def take(self, key: str, kind: type, what: str, default: Any = ...) -> Any:
         """The value of `key`, which must be of type `kind` (`what`, in words), or `default` if it is not there."""
         self._known.append(key)
         value = self._left.pop(key, ...)
         if value is ...:
             if default is ...:
-                raise self.error(key, f"is missing; {what} is needed")
+                raise self.missing(key, what)
             return default
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise self.error(key, f"{what} is needed, not {value!r}")
+            raise self.error(key, f"{what} is needed, not {_shown(value)}")
         return value
 
     def text(self, key: str, default: Any = ...) -> Any:
@@ -130,8 +135,16 @@ class _Entry:
         """Refuses keys that nobody took: a mistyped key must not be silently without effect."""
         for key in self._left:
             close = difflib.get_close_matches(key, self._known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(self._known))}"
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(set(self._known)))}"
             raise self.error(key, f"unknown key; {hint}")
+
+
+def _shown(value: object) -> str:
+    """A value in TOML's words: texts as they stand, of others only what they are, however large or deep."""
+    if isinstance(value, str):
+        return repr(value)
+    words = {bool: "a boolean", int: "an integer", float: "a float", list: "an array", dict: "a table"}
+    return words.get(type(value), "a date or time")
 
 
 def _source(entry: _Entry) -> Source:
@@ -146,11 +159,12 @@ def _source(entry: _Entry) -> Source:
             raise entry.error("table", f"is {table!r}, but stream_arn belongs to table {of_stream!r}")
         table = of_stream
     if table is None:
-        raise entry.error("table", "is missing; a table name, or the stream_arn of an existing table, is needed")
+        raise entry.missing("table", "a table name, or the stream_arn of an existing table,")
     _check_table_name(entry, table)
     keys = [_source_key(entry, "partition_key")]
-    if (sort_key := _source_key(entry, "sort_key", None)) is not None:
-        keys.append(sort_key)
+    if entry.has("sort_key"):
+        keys.append(_source_key(entry, "sort_key"))
+        _check_two_keys(entry, *(name for name, _ in keys))
     view_type = entry.text("stream_view_type", _VIEW_TYPE)
     if view_type != _VIEW_TYPE:
         raise entry.error(
@@ -158,13 +172,11 @@ def _source(entry: _Entry) -> Source:
             f"must be {_VIEW_TYPE}, not {view_type!r}: a change is new image minus old image",
         )
     entry.done()
-    return Source(table, tuple(key for key in keys if key is not None), stream_arn)
+    return Source(table, tuple(keys), stream_arn)
 
 
-def _source_key(entry: _Entry, key: str, default: Any = ...) -> tuple[str, KeyType] | None:
-    raw = entry.take(key, str | dict, "an attribute name, or { name = …, type = … },", default)  # type: ignore[arg-type]
-    if raw is None:
-        return None
+def _source_key(entry: _Entry, key: str) -> tuple[str, KeyType]:
+    raw = entry.take(key, str | dict, "an attribute name, or { name = …, type = … },")  # type: ignore[arg-type]
     if isinstance(raw, str):
         raw = {"name": raw}
     inner = _Entry(raw, f"source: {key}")
@@ -187,8 +199,7 @@ def _aggregation(raw: object, index: int, source: Source) -> Aggregation:
     keys = [_group_key(entry.entry("partition_key"), MAX_PARTITION_KEY_BYTES)]
     if entry.has("sort_key"):
         keys.append(_group_key(entry.entry("sort_key"), MAX_SORT_KEY_BYTES))
-        if keys[0].name == keys[1].name:
-            raise entry.error("sort_key", f"has the same name as partition_key, {keys[0].name!r}")
+        _check_two_keys(entry, *(key.name for key in keys))
     measures = _measures(entry, {key.name for key in keys})
     remove = RemovePolicy(entry.choice("remove", list(RemovePolicy), RemovePolicy.IGNORE))
     where = _where(entry)
@@ -214,6 +225,8 @@ def _group_key(entry: _Entry, max_bytes: int) -> GroupKey:
     kind = KeyType(entry.choice("type", list(KeyType), KeyType.STRING))
     prefix = entry.take("prefix", str, "a string", "")
     truncation = _truncation(entry)
+    if len(prefix.encode()) >= max_bytes:
+        raise entry.error("prefix", f"leaves nothing of the {max_bytes} bytes that DynamoDB allows for this key")
     if kind is KeyType.NUMBER and (truncation is not None or prefix):
         raise entry.error("type", "a number key can have neither truncate nor prefix")
     entry.done()
@@ -246,7 +259,7 @@ def _measures(entry: _Entry, key_names: set[str]) -> tuple[Measure, ...]:
             raise entry.error("count", f"{count!r} is already the name of a sum")
         measures.append(Measure(count, ()))
     if not measures:
-        raise entry.error("sum", "is missing; at least one sum, or a count, is needed")
+        raise entry.missing("sum", "at least one sum, or a count,")
     for measure in measures:
         if measure.name in key_names:
             raise entry.error(measure.name, "is the name of a key attribute of the target table")
@@ -259,7 +272,7 @@ def _factors(entry: _Entry, name: str, expression: object) -> tuple[AttributePat
     key = f"sum.{name}"
     if not isinstance(expression, str):
         raise entry.error(
-            key, f"an attribute path, or a product such as 'quantity * price', is needed, not {expression!r}"
+            key, f"an attribute path, or a product such as 'quantity * price', is needed, not {_shown(expression)}"
         )
     factors = tuple(_path(entry, key, factor) for factor in _ASTERISK_OUTSIDE_QUOTES.split(expression))
     if len(factors) > _MAX_FACTORS:
@@ -284,6 +297,11 @@ def _check_key_name(entry: _Entry, name: str) -> None:
         raise entry.error("name", "is longer than the 255 bytes that DynamoDB allows for a key attribute's name")
 
 
+def _check_two_keys(entry: _Entry, partition_key: str, sort_key: str) -> None:
+    if partition_key == sort_key:
+        raise entry.error("sort_key", f"has the same name as partition_key, {partition_key!r}")
+
+
 def _check_together(aggregations: tuple[Aggregation, ...]) -> None:
     """What can only be wrong between aggregations: their names, and how those that share a table fit into its rows."""
     for first, second in combinations(aggregations, 2):
@@ -303,9 +321,6 @@ def _check_together(aggregations: tuple[Aggregation, ...]) -> None:
                 f"{where}: sum: {', '.join(sorted(both))} is written by {first.name!r} to the same rows of table "
                 f"{second.table!r}; give it another name, or both partition keys a prefix"
             )
-        clash = ({key.name for key in first.keys}) & {measure.name for measure in second.measures}
-        if clash:
-            raise DefinitionError(f"{where}: sum: {', '.join(sorted(clash))} is a key of table {second.table!r}")
 
 
 def _rows_apart(first: Aggregation, second: Aggregation) -> bool:
@@ -336,9 +351,9 @@ def describe(aggregation: Aggregation, source: Source) -> str:
                 }
                 for key in aggregation.keys
             ],
+            # The factors of a sum, in one order; a count has none.
             "measures": {
-                measure.name: " * ".join(path.text for path in measure.factors) or "count"
-                for measure in aggregation.measures
+                measure.name: sorted(path.text for path in measure.factors) for measure in aggregation.measures
             },
             "where": aggregation.where and aggregation.where.expression,
             "remove": aggregation.remove,

@@ -7,6 +7,7 @@ fit is an error. Python's default decimal context rounds at 28 digits, so no bar
 """
 
 import re
+from collections.abc import Iterable
 from decimal import (
     Clamped,
     Context,
@@ -18,17 +19,19 @@ from decimal import (
     Rounded,
     Underflow,
 )
+from functools import reduce
 
 MAX_DIGITS = 38
 MIN_EXPONENT = -130
 MAX_EXPONENT = 125
 
-# Wide enough for the exact sum or product of any two DynamoDB numbers, and of any batch of them.
+# Wide enough for the exact sum of any batch of DynamoDB numbers, and for the product of eight of them.
 EXACT = Context(prec=600, traps=[Clamped, DivisionByZero, Inexact, InvalidOperation, Overflow, Rounded, Underflow])
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 # A longer text is no DynamoDB number and is refused before Decimal spends time on it.
 _LONGEST_TEXT = 300
+_ZERO = Decimal(0)
 
 
 class NumberOutOfRangeError(ValueError):
@@ -36,7 +39,7 @@ class NumberOutOfRangeError(ValueError):
 
 
 def parse_number(text: object) -> Decimal:
-    """The value of a DynamoDB `N` attribute, exactly.
+    """The value of a DynamoDB `N` attribute, exactly, with at most 38 digits behind it.
 
     Args:
         text: what stands behind `"N"`, e.g. `"10"`, `"-1.5"`, `"1E+3"`.
@@ -50,7 +53,9 @@ def parse_number(text: object) -> Decimal:
     number = Decimal(text)
     if not fits(number):
         raise NumberOutOfRangeError(f"does not fit a DynamoDB number ({MAX_DIGITS} digits, 1E-130 to 9.99E+125)")
-    return number
+    if not number:
+        return _ZERO  # whatever its exponent: 0E-9999 would drag every sum down to its own
+    return number if len(text) <= MAX_DIGITS else EXACT.normalize(number)
 
 
 def fits(number: Decimal) -> bool:
@@ -65,6 +70,12 @@ def fits(number: Decimal) -> bool:
     return len("".join(map(str, digits)).rstrip("0")) <= MAX_DIGITS
 
 
+def product(factors: Iterable[Decimal]) -> Decimal:
+    """The exact product of numbers that each fit; it need not fit itself."""
+    result = reduce(EXACT.multiply, factors)
+    return result or _ZERO
+
+
 def canonical_text(number: Decimal) -> str:
     """One positional spelling for each value: `1.50`, `1.5` and `15E-1` all give `"1.5"`, `-0` gives `"0"`."""
     if not number:
@@ -74,5 +85,7 @@ def canonical_text(number: Decimal) -> str:
 
 def amount_text(number: Decimal) -> str:
     """The number as a DynamoDB `N` value, with insignificant zeros left out where they would break the digit limit."""
+    if not number:
+        return "0"
     text = str(number)
     return text if len(text) <= MAX_DIGITS else str(EXACT.normalize(number))

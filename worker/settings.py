@@ -41,7 +41,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     if missing:
         raise SettingsError(f"missing environment variables: {', '.join(missing)}")
     text = environment["LEDGER_RETENTION_DAYS"]
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 3650):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= 3650):
         raise SettingsError(f"LEDGER_RETENTION_DAYS must be a whole number of days from 1 to 3650, not {text!r}")
     return Settings(
         Path(environment.get("AGGREGATIONS_FILE") or BUNDLED_FILE),

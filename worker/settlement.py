@@ -152,7 +152,9 @@ def _settle_row(
         else:
             pages.append(page.postings)
     pages = [page for page in pages if page]
-    if codes[-1] in _REFUSED:
+    # The row was refused with what is now dropped added in: without it, it may well be accepted.
+    dropped = sum(map(len, pages)) < len(change.postings)
+    if codes[-1] in _REFUSED and not dropped:
         by_aggregate = _by_aggregate(pages)
         if len(by_aggregate) > 1:  # find out whose measure it is
             settlement.repost.extend(((single,), Pause.NONE) for pages in by_aggregate for single in row_changes(pages))

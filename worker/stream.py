@@ -18,7 +18,7 @@ from typing import Any
 from worker.attribute_paths import Image
 
 EVENT_SOURCE = "aws:dynamodb"
-_STREAM_ARN = re.compile(r"arn:[^:]+:dynamodb:[^:]*:[^:]*:table/([^/]+)/stream/(.+)")
+_STREAM_ARN = re.compile(r"arn:[^:]+:dynamodb:[^:]*:[^:]*:table/([^/]+)/stream/([!-~]{1,255})")
 _SEQUENCE_NUMBER = re.compile(r"\d{1,64}", re.ASCII)
 _TTL_PRINCIPAL = "dynamodb.amazonaws.com"
 # 9999-12-31T23:59:59Z: what a page can be named after.
@@ -90,8 +90,9 @@ def records_of(event: Any) -> list[Any]:
         if isinstance(raw, Mapping):
             source = raw.get("eventSource", raw.get("EventSource", EVENT_SOURCE))
             if source != EVENT_SOURCE:
+                name = repr(source[:40]) if isinstance(source, str) else "something without a name"
                 raise UnexpectedEventError(
-                    f"the event comes from {source!r}, not {EVENT_SOURCE!r}: check the event source mapping"
+                    f"the event comes from {name}, not {EVENT_SOURCE!r}: check the event source mapping"
                 )
     return records
 
@@ -156,9 +157,11 @@ _EVENT_NAMES = {str(name): name for name in EventName}
 
 
 def _event_name(name: object) -> EventName:
-    event_name = _EVENT_NAMES.get(name) if isinstance(name, str) else None
+    if not isinstance(name, str):
+        raise MalformedRecordError("the record has no eventName")
+    event_name = _EVENT_NAMES.get(name)
     if event_name is None:
-        raise MalformedRecordError(f"unknown eventName {str(name)[:40]!r}")
+        raise MalformedRecordError(f"unknown eventName {name[:40]!r}")
     return event_name
 
 

@@ -1,5 +1,6 @@
 """Dates as groups: a date or time truncated to its month, day, hour or minute."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +17,10 @@ class Unit(StrEnum):
 
 
 _LENGTH = {Unit.MONTH: 7, Unit.DAY: 10, Unit.HOUR: 13, Unit.MINUTE: 16}
-_DATE_ONLY = 10  # characters of 2024-07-15
+# What of ISO 8601 counts: a calendar date, and behind T or a blank the time. `fromisoformat` also reads week dates and
+# any separator at all.
+_CALENDAR_DATE = re.compile(r"(?:\d{4}-\d\d-\d\d|\d{8})([Tt ].+)?", re.ASCII)
+_NO_DATE = "not an ISO 8601 date, such as 2024-07-15 or 2024-07-15T09:30:00Z"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +40,15 @@ class Truncation:
         Raises:
             ValueError: not an ISO 8601 calendar date or time, or a date without a time of day where the unit needs one.
         """
+        parts = _CALENDAR_DATE.fullmatch(text)
+        if parts is None:
+            raise ValueError(_NO_DATE)
         try:
             moment = datetime.fromisoformat(text)
             if self.zone is not None and moment.tzinfo is not None:
                 moment = moment.astimezone(self.zone)
         except (ValueError, OverflowError) as error:
-            raise ValueError("not an ISO 8601 date, such as 2024-07-15 or 2024-07-15T09:30:00Z") from error
-        if len(text) <= _DATE_ONLY and self.unit in (Unit.HOUR, Unit.MINUTE):
+            raise ValueError(_NO_DATE) from error
+        if parts[1] is None and self.unit in (Unit.HOUR, Unit.MINUTE):
             raise ValueError(f"a date without a time of day cannot be truncated to the {self.unit}")
         return moment.isoformat()[: _LENGTH[self.unit]]

@@ -1,14 +1,49 @@
 """The `where` of an aggregation: a JMESPath expression that decides whether an image counts."""
 
+import json
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Context, Decimal, localcontext
 from typing import Any
 
 import jmespath
 import jmespath.exceptions
+from jmespath.functions import REVERSE_TYPES_MAP, TYPES_MAP, Functions, signature
+from jmespath.visitor import Options
 
 from worker.attribute_paths import Image, MalformedValueError
-from worker.numbers import parse_number
+from worker.numbers import EXACT, canonical_text, parse_number
+
+# JMESPath knows the types of its functions' arguments by Python's names for them; a Decimal is a number too.
+TYPES_MAP["Decimal"] = "number"
+REVERSE_TYPES_MAP["number"] = tuple({*REVERSE_TYPES_MAP["number"], "Decimal"})
+
+
+class _Functions(Functions):
+    """JMESPath's functions for exact numbers: its own would round them, or not take them for numbers."""
+
+    @signature({"types": []})
+    def _func_to_number(self, value: Any) -> int | Decimal | None:
+        if isinstance(value, str):
+            try:
+                return _number(value)
+            except ValueError:
+                return None
+        return value if isinstance(value, int | Decimal) and not isinstance(value, bool) else None
+
+    @signature({"types": []})
+    def _func_to_string(self, value: Any) -> str:
+        if isinstance(value, Decimal):
+            return canonical_text(value)
+        return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=float)
+
+    @signature({"types": []})
+    def _func_type(self, value: Any) -> str:
+        return TYPES_MAP[type(value).__name__]
+
+
+_OPTIONS = Options(custom_functions=_Functions())
+# Sums inside an expression are exact, too; an average is rounded, but only after as many digits.
+_WIDE = Context(prec=EXACT.prec)
 
 
 class Where:
@@ -23,14 +58,15 @@ class Where:
         """Compiles `expression`.
 
         Raises:
-            ValueError: it is not JMESPath; the message shows where.
+            ValueError: it is not JMESPath, or calls a function that JMESPath does not have or with too few or too many
+                arguments; the message shows where.
         """
         self.expression = expression
         try:
             self._compiled = jmespath.compile(expression)
-        except jmespath.exceptions.JMESPathError as error:
+            _check(self._compiled.parsed)
+        except (jmespath.exceptions.JMESPathError, ValueError, RecursionError) as error:
             raise ValueError(f"{expression!r} is not a JMESPath expression: {error}") from error
-        _make_literals_exact(self._compiled.parsed)
 
     def __call__(self, image: Image) -> bool:
         """Whether an image counts.
@@ -39,9 +75,12 @@ class Where:
             MalformedValueError: the expression cannot be evaluated on the image's values.
         """
         try:
-            result = self._compiled.search({name: _plain(value) for name, value in image.items()})
+            plain = {name: _plain(value) for name, value in image.items()}
+            with localcontext(_WIDE):
+                result = self._compiled.search(plain, _OPTIONS)
         except (
             jmespath.exceptions.JMESPathError,
+            AttributeError,
             TypeError,
             ValueError,
             ArithmeticError,
@@ -53,18 +92,32 @@ class Where:
         return not (result is None or result is False or result == "" or result in ([], {}))
 
 
-def _make_literals_exact(node: Any) -> None:
-    """JMESPath reads `0.1` as a float; the definition means the number as written."""
+def _check(node: Any) -> None:
+    """Makes literals exact, and refuses calls that could only fail later, on every image.
+
+    JMESPath reads `0.1` as a float; the definition means the number as written.
+    """
     if node["type"] == "literal":
         node["value"] = _exact_literal(node["value"])
+    if node["type"] == "function_expression":
+        _check_call(node["value"], len(node["children"]))
     for child in node["children"]:
         if isinstance(child, dict):
-            _make_literals_exact(child)
+            _check(child)
+
+
+def _check_call(function: str, arguments: int) -> None:
+    if function not in _Functions.FUNCTION_TABLE:
+        raise ValueError(f"there is no function {function}()")
+    parameters = _Functions.FUNCTION_TABLE[function]["signature"]
+    more_allowed = parameters[-1].get("variadic", False)
+    if arguments < len(parameters) or (arguments > len(parameters) and not more_allowed):
+        raise ValueError(f"{function}() takes {len(parameters)} arguments, not {arguments}")
 
 
 def _exact_literal(value: Any) -> Any:
     if isinstance(value, float):
-        return Decimal(repr(value))
+        return parse_number(repr(value))
     if isinstance(value, list):
         return [_exact_literal(inner) for inner in value]
     if isinstance(value, dict):

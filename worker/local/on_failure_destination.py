@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from worker.dead_letters import ON_FAILURE_PREFIX
 from worker.local.delivery import DiscardCondition, DiscardedBatch
 from worker.local.local_function import event_text
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
-
-KEY_PREFIX = "aws/lambda/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ class OnFailureDestination:
 
 def object_key(mapping_uuid: str, shard_id: str, moment: datetime) -> str:
     """The key of a new document: `aws/lambda/<mapping>/<shard>/YYYY/MM/DD/YYYY-MM-DDTHH.MM.SS-<random UUID>`."""
-    return f"{KEY_PREFIX}{mapping_uuid}/{shard_id}/{moment:%Y/%m/%d/%Y-%m-%dT%H.%M.%S}-{uuid.uuid4()}"
+    return f"{ON_FAILURE_PREFIX}{mapping_uuid}/{shard_id}/{moment:%Y/%m/%d/%Y-%m-%dT%H.%M.%S}-{uuid.uuid4()}"
 
 
 def _seconds_text(epoch_seconds: float) -> str:

@@ -74,6 +74,7 @@ def running_pipeline(  # noqa: PLR0913 - keyword arguments, each with a default
     on_batch: Callable[[Invocation], None] | None = None,
     on_discarded: Callable[[DiscardedBatch, str | None], None] | None = None,
     environment: Mapping[str, str] | None = None,
+    port: int | None = None,
 ) -> Iterator[Pipeline]:
     """Starts everything, and stops it at the end; nothing is left behind.
 
@@ -86,13 +87,14 @@ def running_pipeline(  # noqa: PLR0913 - keyword arguments, each with a default
         settings: the mapping's settings, made from the definitions.
         on_batch, on_discarded: see `EventSourceMapping`.
         environment: more environment variables for the function.
+        port: of ministack, on the loopback address; a free one if not given.
 
     Raises:
         DefinitionError: the definitions file holds a mistake.
         MinistackError: ministack is not installed or did not start.
     """
     definitions = load_definitions(definitions_file)
-    with running_ministack() as server:
+    with running_ministack(port=port) as server:
         dynamodb, sqs, s3 = server.client("dynamodb"), server.client("sqs"), server.client("s3")
         stream_arn = _create_tables(dynamodb, definitions)
         queue_url = _create_dead_letters(sqs, s3)

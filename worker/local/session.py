@@ -13,7 +13,7 @@ from worker.local.pipeline import Pipeline, running_pipeline
 from worker.verification import put_item_command, query_command
 
 
-def run_local(definitions_file: Path, *, verbose: bool, stop: threading.Event | None = None) -> int:
+def run_local(definitions_file: Path, *, port: int | None, verbose: bool, stop: threading.Event | None = None) -> int:
     """Runs the pipeline until `stop` is set, or Ctrl-C; prints the endpoint, commands to try, and a line per batch."""
     console = Console(highlight=False, soft_wrap=True)
     stop = stop or threading.Event()
@@ -32,6 +32,7 @@ def run_local(definitions_file: Path, *, verbose: bool, stop: threading.Event | 
             on_batch=on_batch,
             on_discarded=on_discarded,
             environment={} if verbose else QUIET_FUNCTION,
+            port=port,
         ) as pipeline,
     ):
         _print_introduction(console, pipeline)

@@ -5,8 +5,10 @@ only by those who use it.
 """
 
 import argparse
+import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from worker.definitions import BUNDLED_FILE, DefinitionError
@@ -39,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     local.add_argument(
         "--definitions", type=Path, default=BUNDLED_FILE, metavar="FILE", help="definitions file (default: bundled)"
     )
+    local.add_argument("--port", type=_port, help="port of the endpoint on 127.0.0.1 (default: a free one)")
     local.add_argument("--verbose", action="store_true", help="show the function's log and metrics too")
     local.set_defaults(run=_local)
     return parser
@@ -56,23 +59,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 65_535):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 1 to 65535")
+    return int(text)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     _require_local_extra()
     from worker.local.demo import run_demo
 
-    return run_demo(verbose=arguments.verbose)
+    with _ministack_errors():
+        return run_demo(verbose=arguments.verbose)
 
 
 def _local(arguments: argparse.Namespace) -> int:
     _require_local_extra()
     from worker.local.session import run_local
 
-    return run_local(arguments.definitions, verbose=arguments.verbose)
+    with _ministack_errors():
+        return run_local(arguments.definitions, port=arguments.port, verbose=arguments.verbose)
+
+
+@contextmanager
+def _ministack_errors() -> Iterator[None]:
+    from worker.local.ministack import MinistackError
+
+    try:
+        yield
+    except MinistackError as error:
+        raise CommandError(str(error)) from error
 
 
 def _require_local_extra() -> None:
-    import importlib.util
-
     missing = [name for name in ("ministack", "rich") if importlib.util.find_spec(name) is None]
     if missing:
         raise CommandError(

@@ -1,0 +1,261 @@
+"""How a batch is retried, split and given up."""
+
+import pytest
+
+from tests.stream_fakes import CREATED_AT, polled_record, polled_records
+from worker.local.delivery import (
+    Batch,
+    BatchFailedError,
+    DiscardCondition,
+    DiscardedBatch,
+    Invocation,
+    PolledRecord,
+    deliver,
+    records_done,
+)
+from worker.local.mapping_settings import MappingSettings
+
+
+class Function:
+    """A function that fails for some records, and what it was called with; time stands still except in pauses."""
+
+    def __init__(self, failing: set[int], *, raises: bool = False) -> None:
+        self.failing = failing
+        self.raises = raises
+        self.calls: list[str] = []
+        self.attempts: list[int] = []
+        self.pauses: list[float] = []
+        self.time = CREATED_AT + 1.0
+
+    def invoke(self, records: Batch, attempt: int) -> Invocation:
+        self.calls.append(text_of(records))
+        self.attempts.append(attempt)
+        failed = [str(record.sequence_number) for record in records if record.sequence_number in self.failing]
+        if self.raises and failed:
+            return Invocation(records, attempt, "request", 1.0, None, 0, error="boom", function_error=True)
+        response = {"batchItemFailures": [{"itemIdentifier": number} for number in failed]}
+        return Invocation(records, attempt, "request", 1.0, response, records_done(response, records))
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.time += seconds
+
+    def deliver(self, batch: tuple[PolledRecord, ...], settings: MappingSettings) -> list[DiscardedBatch]:
+        return list(deliver(batch, settings, self.invoke, now=lambda: self.time, pause=self.pause))
+
+
+def text_of(records: Batch) -> str:
+    return "".join(str(record.sequence_number) for record in records)
+
+
+# Observed on AWS with four records of which the second always fails.
+@pytest.mark.parametrize(
+    ("raises", "bisect", "retries", "invocations", "discarded"),
+    [
+        pytest.param(False, False, 1, "1234 234 234", "234", id="partial failures, no bisect"),
+        pytest.param(False, True, 1, "1234 234 2 2 34", "2", id="partial failures and bisect"),
+        pytest.param(True, False, 2, "1234 1234 1234", "1234", id="exception"),
+        pytest.param(True, True, 1, "1234 12 1 2 2 34", "2", id="exception and bisect"),
+    ],
+)
+def test_second_of_four_records_always_fails__invocations_and_discards_are_those_observed_on_aws(
+    raises: bool, bisect: bool, retries: int, invocations: str, discarded: str
+) -> None:
+    function = Function({2}, raises=raises)
+    settings = MappingSettings(bisect_batch_on_function_error=bisect, maximum_retry_attempts=retries)
+
+    given_up = function.deliver(polled_records(1, 2, 3, 4), settings)
+
+    assert function.calls == invocations.split()
+    assert [text_of(batch.records) for batch in given_up] == [discarded]
+    assert given_up[0].condition is DiscardCondition.RETRY_ATTEMPTS_EXHAUSTED
+
+
+def test_everything_succeeds__one_invocation_and_nothing_discarded() -> None:
+    function = Function(set())
+
+    discarded = function.deliver(polled_records(1, 2, 3), MappingSettings())
+
+    assert (function.calls, discarded) == (["123"], [])
+
+
+def test_odd_batch_bisected__first_half_is_the_smaller_one() -> None:
+    function = Function({1}, raises=True)
+
+    function.deliver(
+        polled_records(1, 2, 3), MappingSettings(bisect_batch_on_function_error=True, maximum_retry_attempts=0)
+    )
+
+    assert function.calls == ["123", "1", "23"]
+
+
+def test_no_retries_allowed__splitting_still_isolates_the_failing_record() -> None:
+    function = Function({3}, raises=True)
+
+    discarded = function.deliver(
+        polled_records(1, 2, 3, 4), MappingSettings(bisect_batch_on_function_error=True, maximum_retry_attempts=0)
+    )
+
+    assert function.calls == ["1234", "12", "34", "3", "4"]
+    assert [text_of(batch.records) for batch in discarded] == ["3"]
+
+
+def test_progress_at_every_checkpoint__retry_quota_begins_anew() -> None:
+    function = Function({2, 3, 4})
+    healed_at = {3: 2, 5: 3, 7: 4}
+
+    def invoke(records: Batch, attempt: int) -> Invocation:
+        function.failing.discard(healed_at.get(len(function.calls) + 1, 0))
+        return function.invoke(records, attempt)
+
+    discarded = list(
+        deliver(
+            polled_records(1, 2, 3, 4),
+            MappingSettings(maximum_retry_attempts=1),
+            invoke,
+            now=lambda: function.time,
+            pause=function.pause,
+        )
+    )
+
+    assert discarded == []
+    assert function.calls == ["1234", "234", "234", "34", "34", "4", "4"]
+
+
+def test_unlimited_retries__batch_is_sent_until_it_succeeds() -> None:
+    function = Function({1}, raises=True)
+
+    def pause(seconds: float) -> None:
+        function.pause(seconds)
+        if len(function.calls) == 50:
+            function.failing.clear()
+
+    discarded = list(
+        deliver(polled_records(1), MappingSettings(), function.invoke, now=lambda: function.time, pause=pause)
+    )
+
+    assert discarded == []
+    assert len(function.calls) == 51
+
+
+def test_retries__attempts_are_counted_and_the_pause_doubles_up_to_a_limit() -> None:
+    function = Function({1}, raises=True)
+
+    discarded = function.deliver(polled_records(1), MappingSettings(maximum_retry_attempts=8, retry_pause_seconds=0.5))
+
+    assert function.attempts == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert function.pauses == [0.5, 1, 2, 4, 8, 16, 32, 32]
+    assert discarded[0].invoke_count == 9
+
+
+def test_splits__need_no_pause() -> None:
+    function = Function({1}, raises=True)
+
+    function.deliver(
+        polled_records(1, 2), MappingSettings(bisect_batch_on_function_error=True, maximum_retry_attempts=0)
+    )
+
+    assert function.pauses == []
+
+
+def test_records_older_than_the_maximum_age__discarded_without_an_invocation_and_the_rest_delivered() -> None:
+    function = Function(set())
+    batch = (polled_record(1, created_at=function.time - 61), polled_record(2, created_at=function.time - 60))
+
+    discarded = function.deliver(batch, MappingSettings(maximum_record_age_seconds=60))
+
+    assert function.calls == ["2"]
+    assert [(text_of(one.records), one.condition, one.invoke_count) for one in discarded] == [
+        ("1", DiscardCondition.RECORD_AGE_EXCEEDED, 0)
+    ]
+    assert discarded[0].last_invocation is None
+
+
+def test_record_ages_while_it_is_retried__discarded_as_too_old() -> None:
+    function = Function({1}, raises=True)
+
+    discarded = function.deliver(
+        polled_records(1), MappingSettings(maximum_record_age_seconds=60, retry_pause_seconds=15)
+    )
+
+    assert function.calls == ["1", "1", "1"]
+    assert discarded[0].condition is DiscardCondition.RECORD_AGE_EXCEEDED
+    assert discarded[0].invoke_count == 3
+    assert discarded[0].last_invocation is not None
+
+
+def test_first_record_ages_out_between_retries__attempts_of_the_others_go_on_counting() -> None:
+    function = Function({2}, raises=True)
+    batch = (polled_record(1, created_at=function.time - 55), polled_record(2))
+
+    discarded = function.deliver(
+        batch, MappingSettings(maximum_record_age_seconds=60, maximum_retry_attempts=2, retry_pause_seconds=10)
+    )
+
+    assert function.calls == ["12", "2", "2"]
+    assert function.attempts == [1, 2, 3]
+    assert [text_of(one.records) for one in discarded] == ["1", "2"]
+
+
+def test_no_maximum_age__records_still_leave_with_the_streams_24_hours() -> None:
+    function = Function(set())
+    day = 24 * 60 * 60
+
+    discarded = function.deliver(
+        (polled_record(1, created_at=function.time - day - 1), polled_record(2, created_at=function.time - day + 1)),
+        MappingSettings(),
+    )
+
+    assert function.calls == ["2"]
+    assert text_of(discarded[0].records) == "1"
+
+
+def test_pause_raises__delivery_ends_without_a_discard() -> None:
+    function = Function({1}, raises=True)
+
+    def closed(seconds: float) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        list(deliver(polled_records(1), MappingSettings(), function.invoke, now=lambda: function.time, pause=closed))
+
+    assert function.calls == ["1"]
+
+
+def failures(*identifiers: object) -> dict[str, object]:
+    return {"batchItemFailures": [{"itemIdentifier": identifier} for identifier in identifiers]}
+
+
+@pytest.mark.parametrize("response", [None, {}, {"batchItemFailures": []}, {"batchItemFailures": None}, {"other": 1}])
+def test_response_without_failures__all_records_are_done(response: object) -> None:
+    assert records_done(response, polled_records(1, 2)) == 2
+
+
+def test_several_failures_reported__lowest_sequence_number_is_the_checkpoint() -> None:
+    # As text "9" would be the highest, and as many zeros in front as the stream writes change nothing.
+    batch = polled_records(8, 9, 10, 11)
+
+    assert records_done(failures("11", "000000000000000000009", "10"), batch) == 1
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        (failures(""), "empty or null"),
+        (failures(None), "empty or null"),
+        (failures("1", ""), "empty or null"),
+        (failures(1), "empty or null"),
+        (failures("3"), "itemIdentifier 3 is not in the batch"),
+        (failures("1", "3"), "itemIdentifier 3 is not in the batch"),
+        (failures("event-1"), "'event-1' is not a sequence number"),
+        (failures("²"), "is not a sequence number"),
+        ({"batchItemFailures": [{"itemidentifier": "1"}]}, "has no itemIdentifier"),
+        ({"batchItemFailures": ["1"]}, "has no itemIdentifier"),
+        ({"batchItemFailures": {"itemIdentifier": "1"}}, "is not a list"),
+        ("done", "is not a JSON object: 'done'"),
+        (["x" * 100], "..."),
+    ],
+)
+def test_response_that_names_no_record_of_the_batch__whole_batch_failed(response: object, reason: str) -> None:
+    with pytest.raises(BatchFailedError, match=reason.replace(".", r"\.")):
+        records_done(response, polled_records(1, 2))
