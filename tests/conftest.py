@@ -5,8 +5,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import settings
 
 from tests.dynamodb_local import DynamoDBLocal, DynamoDBLocalUnavailableError, running_dynamodb_local
+
+# A failing example prints how to reproduce it; a noisy machine's pauses are no failures.
+settings.register_profile("project", print_blob=True, deadline=None)
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")

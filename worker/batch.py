@@ -11,7 +11,7 @@ from typing import Any
 from worker.aggregations import Definitions, contributions
 from worker.commit import Committer, Deadline, Outcome
 from worker.dead_letters import DeadLetterQueue, ParkedRecord
-from worker.ledger import plan, postings
+from worker.ledger import Aggregate, Posting, plan, postings
 from worker.stream import MalformedRecordError, read_record
 
 
@@ -87,7 +87,7 @@ def process(
 
     transactions, repeated = plan(postings(readable))
     commit = committer.commit(transactions, deadline)
-    commit.duplicates.extend(repeated)
+    _settle_repeated(repeated, commit)
     for posting, reason in commit.refused:
         refusals.add(posting.record, f"{posting.aggregate.aggregation.name}: {reason}")
 
@@ -103,6 +103,25 @@ def process(
     return BatchResult(
         tuple(outcomes), {index: tuple(reasons) for index, reasons in refusals.by_record.items()}, commit
     )
+
+
+def _settle_repeated(repeated: Sequence[Posting], commit: Outcome) -> None:
+    """A record that stands in a batch twice is posted once; the other time it is only as done as the one posted."""
+    unsettled = {_place(posting) for posting in commit.unsettled}
+    refused = {_place(posting): reason for posting, reason in commit.refused}
+    for posting in repeated:
+        place = _place(posting)
+        if place in unsettled:
+            commit.unsettled.append(posting)
+        elif place in refused:
+            commit.refused.append((posting, refused[place]))
+        else:
+            commit.duplicates.append(posting)
+
+
+def _place(posting: Posting) -> tuple[Aggregate, str, str]:
+    """Where in the ledger a posting's receipt belongs."""
+    return posting.aggregate, posting.page, posting.receipt
 
 
 def _park(

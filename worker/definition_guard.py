@@ -7,6 +7,7 @@ uses it, beside the receipts; a worker whose definition differs stops before it 
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from worker.ledger import AGGREGATE_KEY, DEFINITION_PAGE, PAGE_KEY
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+RECORDED_AT = "recorded_at"
 
 
 class DefinitionChangedError(Exception):
@@ -58,6 +60,8 @@ def _record(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregatio
         PAGE_KEY: {"S": DEFINITION_PAGE},
         "fingerprint": {"S": fingerprint(aggregation)},
         "definition": {"S": aggregation.definition},
+        # By which an operator can tell whether receipts can have expired already.
+        RECORDED_AT: {"N": str(int(time.time()))},
     }
     try:
         client.put_item(

@@ -6,6 +6,7 @@ between the two. Plain values and pure functions; the function itself never impo
 
 import json
 from dataclasses import dataclass
+from enum import StrEnum
 
 from worker.aggregations import Definitions, KeyType, RemovePolicy
 from worker.ledger import AGGREGATE_KEY, EXPIRES_AT, PAGE_KEY
@@ -46,6 +47,21 @@ DEAD_LETTER_OBJECT_DAYS = 30
 LEDGER_RETENTION_DAYS = 60
 
 STREAM_VIEW_TYPE = "NEW_AND_OLD_IMAGES"
+
+# --- The stack ----------------------------------------------------------------------------------------------------
+STACK_NAME = "DynamoDBAggregationWorker"
+
+
+class Output(StrEnum):
+    """The stack's outputs that the `aggregator` command reads, so that nobody copies ARNs by hand."""
+
+    SOURCE_TABLE = "SourceTableName"
+    LEDGER_TABLE = "LedgerTableName"
+    LEDGER_RETENTION_DAYS = "LedgerRetentionDays"
+    DEAD_LETTER_QUEUE_URL = "DeadLetterQueueUrl"
+    DEAD_LETTER_BUCKET = "DeadLetterBucketName"
+    FUNCTION_NAME = "FunctionName"
+    EVENT_SOURCE_MAPPING = "EventSourceMappingUuid"
 
 
 class DeploymentError(ValueError):

@@ -34,6 +34,9 @@ STOP_SENDING = CONNECT_TIMEOUT + READ_TIMEOUT + 1.0
 STOP_WAITING = 1.0
 _STOP_SENDING_PART = 1 / 4
 _STOP_WAITING_PART = 1 / 8
+# Key of an event by which a replay asks what became of each record; Lambda's own events do not have it.
+REPORT_OUTCOMES = "reportOutcomes"
+
 # Milliseconds assumed where no context tells, as in a call by hand.
 _DEFAULT_REMAINING = 60_000
 
@@ -56,7 +59,7 @@ class Worker:
     dead_letters: DeadLetterQueue
 
 
-def lambda_handler(event: Any, context: Any) -> dict[str, list[dict[str, str]]]:
+def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     """Counts one batch of stream records.
 
     Args:
@@ -64,7 +67,8 @@ def lambda_handler(event: Any, context: Any) -> dict[str, list[dict[str, str]]]:
         context: Lambda's context; only the remaining time and the request id are used.
 
     Returns:
-        `batchItemFailures`: the sequence number of every record that must be delivered again.
+        `batchItemFailures`: the sequence number of every record that must be delivered again. A replay asks for
+        `outcomes` too (`REPORT_OUTCOMES`): one `RecordOutcome` a record, in their order.
 
     Raises:
         SettingsError, DefinitionError, DefinitionChangedError, UnexpectedEventError, StreamViewTypeError, CommitError,
@@ -80,7 +84,7 @@ def lambda_handler(event: Any, context: Any) -> dict[str, list[dict[str, str]]]:
         result = process(records, worker.definitions, worker.committer, worker.dead_letters, deadline)
         counts = _counts(result)
         _log(result, records)
-        return {"batchItemFailures": _failures(result, records)}
+        return _answer(event, result, records)
     except Exception:
         logger.exception("the batch failed as a whole and will be delivered again")
         raise
@@ -168,6 +172,13 @@ def _log(result: BatchResult, records: list[Any]) -> None:
         transactions=result.commit.transactions,
         conflicts=result.commit.conflicts,
     )
+
+
+def _answer(event: dict[str, Any], result: BatchResult, records: list[Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = {"batchItemFailures": _failures(result, records)}
+    if event.get(REPORT_OUTCOMES) is True:
+        answer["outcomes"] = [outcome.value for outcome in result.outcomes]
+    return answer
 
 
 def _failures(result: BatchResult, records: list[Any]) -> list[dict[str, str]]:

@@ -5,7 +5,6 @@ that lives as long as the pipeline. The handler is the deployed one, `worker.han
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from worker.local.event_source_mapping import EventSourceMapping
 from worker.local.local_function import Handler
 from worker.local.mapping_settings import MappingSettings
 from worker.local.ministack import Ministack, running_ministack
+from worker.operations.environment import environment_of
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -66,7 +66,7 @@ def mapping_settings(definitions: Definitions) -> MappingSettings:
 
 
 @contextmanager
-def running_pipeline(  # noqa: PLR0913 - keyword arguments, each with a default
+def running_pipeline(
     definitions_file: Path,
     *,
     handler: Handler | None = None,
@@ -134,21 +134,6 @@ def deployed_handler() -> Handler:
         return lambda_handler(event, context)
 
     return handle
-
-
-@contextmanager
-def environment_of(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables and restores what was there."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _create_tables(dynamodb: "DynamoDBClient", definitions: Definitions) -> str:

@@ -7,15 +7,16 @@ only by those who use it.
 import argparse
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import BotoCoreError, ClientError
 
 from worker.definitions import BUNDLED_FILE, DefinitionError
-
-
-class CommandError(Exception):
-    """What ends a command with exit status 2 and one line for the user."""
+from worker.operations import resources
+from worker.operations.errors import CommandError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,6 +25,31 @@ def build_parser() -> argparse.ArgumentParser:
         prog="aggregator", description="Exact running totals from a DynamoDB stream: try, operate, repair."
     )
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_local, _add_dead_letters, _add_replay, _add_explain, _add_verify, _add_status):
+        add(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 2 for an error the user can act on, 130 after Ctrl-C."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except (CommandError, DefinitionError) as error:
+        sys.stderr.write(f"aggregator: {error}\n")
+        return 2
+    except (BotoCoreError, ClientError) as error:
+        sys.stderr.write(f"aggregator: {resources.explain_aws_error(error)}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse names it only so
+
+
+def _add_demo(commands: "_Commands") -> None:
     demo = commands.add_parser(
         "demo",
         help="watch orders become exact totals on this machine",
@@ -32,6 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--verbose", action="store_true", help="show the function's log and metrics too")
     demo.set_defaults(run=_demo)
+
+
+def _add_local(commands: "_Commands") -> None:
     local = commands.add_parser(
         "local",
         help="keep the whole pipeline running on this machine",
@@ -44,19 +73,87 @@ def build_parser() -> argparse.ArgumentParser:
     local.add_argument("--port", type=_port, help="port of the endpoint on 127.0.0.1 (default: a free one)")
     local.add_argument("--verbose", action="store_true", help="show the function's log and metrics too")
     local.set_defaults(run=_local)
-    return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 2 for an error the user can act on, 130 after Ctrl-C."""
-    parsed = build_parser().parse_args(arguments)
-    try:
-        return int(parsed.run(parsed))
-    except (CommandError, DefinitionError) as error:
-        sys.stderr.write(f"aggregator: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
+def _add_dead_letters(commands: "_Commands") -> None:
+    letters = commands.add_parser(
+        "dead-letters",
+        help="list what waits in the dead-letter queue, and why",
+        description="Lists every dead letter: kind, reason, sequence numbers, item keys, age, and how long its records "
+        "can still be replayed safely. Takes nothing out of the queue.",
+    )
+    letters.add_argument("--show-images", action="store_true", help="print the records too, with the items' contents")
+    resources.add_options(letters)
+    letters.set_defaults(run=_dead_letters)
+
+
+def _add_replay(commands: "_Commands") -> None:
+    replay = commands.add_parser(
+        "replay",
+        help="send dead letters through the worker again",
+        description="Sends the records of every dead letter that is there now through the deployed function, and "
+        "deletes a letter when all of its records are done. Safe to interrupt, to repeat, and to run twice at once. "
+        "Exit status 0 only if nothing was left.",
+    )
+    replay.add_argument("--dry-run", action="store_true", help="only say what would be replayed")
+    replay.add_argument("--in-process", action="store_true", help="run the worker here, with your own credentials")
+    replay.add_argument("--reason", metavar="TEXT", help="only letters with this text in a reason")
+    replay.add_argument(
+        "--sequence-number",
+        type=_positive(int),
+        action="append",
+        default=[],
+        metavar="N",
+        help="only letters that hold this record; can be repeated",
+    )
+    replay.add_argument("--limit", type=_positive(int), metavar="N", help="at most so many letters")
+    replay.add_argument("--rate", type=_positive(float), metavar="N", help="at most so many records a second")
+    replay.add_argument(
+        "--visibility-timeout",
+        type=_positive(int),
+        default=120,
+        metavar="SECONDS",
+        help="how soon letters reappear if this command is killed (default: 120)",
+    )
+    resources.add_options(replay)
+    replay.set_defaults(run=_replay)
+
+
+def _add_explain(commands: "_Commands") -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="show which records made a total",
+        description="Prints the receipts of one row in order, their sum, and the stored total beside it.",
+    )
+    explain.add_argument("table", metavar="TABLE", help="the target table")
+    explain.add_argument("keys", metavar="KEY", nargs="+", help="the row's partition key, and its sort key if any")
+    resources.add_options(explain)
+    explain.set_defaults(run=_explain)
+
+
+def _add_verify(commands: "_Commands") -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="put a canary order through and wait for its total",
+        description="Puts an order with keys of its own into the source table, waits for its totals, tells how long "
+        "that took, and removes all of it. Exit status 0 only if every total came.",
+    )
+    verify.add_argument(
+        "--timeout", type=_positive(float), default=60.0, metavar="SECONDS", help="how long to wait (default: 60)"
+    )
+    resources.add_options(verify)
+    verify.set_defaults(run=_verify)
+
+
+def _add_status(commands: "_Commands") -> None:
+    status = commands.add_parser(
+        "status",
+        help="is it current, does it lose anything, what waits",
+        description="One screen: mapping, iterator age, dead letters, the last hour's records, alarms. Exit status 0 "
+        "only if there is nothing to look at.",
+    )
+    resources.add_options(status)
+    status.set_defaults(run=_status)
 
 
 def _port(text: str) -> int:
@@ -65,20 +162,72 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = kind(0)
+        if not 0 < number < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+        return number
+
+    return parse
+
+
+def _demo(options: argparse.Namespace) -> int:
     _require_local_extra()
     from worker.local.demo import run_demo
 
     with _ministack_errors():
-        return run_demo(verbose=arguments.verbose)
+        return run_demo(verbose=options.verbose)
 
 
-def _local(arguments: argparse.Namespace) -> int:
+def _local(options: argparse.Namespace) -> int:
     _require_local_extra()
     from worker.local.session import run_local
 
     with _ministack_errors():
-        return run_local(arguments.definitions, port=arguments.port, verbose=arguments.verbose)
+        return run_local(options.definitions, port=options.port, verbose=options.verbose)
+
+
+def _dead_letters(options: argparse.Namespace) -> int:
+    from worker.operations.list_letters import list_dead_letters
+
+    return list_dead_letters(resources.Resources.of(options), as_json=options.json, show_images=options.show_images)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from worker.operations.replay import Selection
+    from worker.operations.replay_letters import replay_dead_letters
+
+    return replay_dead_letters(
+        resources.Resources.of(options),
+        Selection(options.reason, frozenset(options.sequence_number), options.limit),
+        dry_run=options.dry_run,
+        run_here=options.in_process,
+        rate=options.rate,
+        visibility_timeout=options.visibility_timeout,
+        as_json=options.json,
+    )
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from worker.operations.explain import explain
+
+    return explain(resources.Resources.of(options), options.table, options.keys, as_json=options.json)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from worker.operations.verify import verify
+
+    return verify(resources.Resources.of(options), options.timeout, as_json=options.json)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from worker.operations.status import status
+
+    return status(resources.Resources.of(options), as_json=options.json)
 
 
 @contextmanager
@@ -92,9 +241,7 @@ def _ministack_errors() -> Iterator[None]:
 
 
 def _require_local_extra() -> None:
-    missing = [name for name in ("ministack", "rich") if importlib.util.find_spec(name) is None]
-    if missing:
+    if importlib.util.find_spec("ministack") is None:
         raise CommandError(
-            f"{' and '.join(missing)} not installed: run pip install 'dynamodb-aggregation-worker[local]', "
-            "or uv sync in a clone"
+            "ministack is not installed: run pip install 'dynamodb-aggregation-worker[local]', or uv sync in a clone"
         )

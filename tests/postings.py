@@ -1,0 +1,35 @@
+"""Postings and transactions as the worker makes them of stream records."""
+
+from typing import Any
+
+from tests.definition_texts import definitions
+from tests.records import validated
+from worker import ledger
+from worker.aggregations import Definitions, contributions
+from worker.ledger import Posting, Transaction
+
+REFERENCE = definitions()
+
+
+def postings(*raws: Any, defined: Definitions = REFERENCE) -> list[Posting]:
+    """The postings of a batch of raw records, none of which is refused."""
+    batch = []
+    for index, raw in enumerate(raws):
+        record = validated(raw)
+        changes, refusals = contributions(defined.aggregations, record)
+        assert refusals == []
+        batch.append((index, record, changes))
+    return ledger.postings(batch)
+
+
+def transactions(*raws: Any, defined: Definitions = REFERENCE) -> list[Transaction]:
+    """The transactions of a batch without repeated records."""
+    planned, repeated = ledger.plan(postings(*raws, defined=defined))
+    assert repeated == []
+    return planned
+
+
+def transaction(*raws: Any, defined: Definitions = REFERENCE) -> Transaction:
+    """The one transaction of a small batch."""
+    (planned,) = transactions(*raws, defined=defined)
+    return planned

@@ -1,0 +1,324 @@
+"""A batch from beginning to end: what becomes of each record, once and only once."""
+
+from collections import Counter
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.dead_letter_fakes import ParkingPlace
+from tests.definition_texts import aggregation_text, definitions
+from tests.faulty_dynamodb import Clock, FaultyDynamoDB, ImmediateExecutor, cancelled, client_error
+from tests.json_values import JSON
+from tests.postings import REFERENCE
+from tests.records import DAY, STREAM_ARN, changed, insert, modify, order, remove, stream_record
+from worker.aggregations import Definitions
+from worker.batch import BatchResult, RecordOutcome, process
+from worker.commit import Committer, Deadline
+from worker.dead_letters import ParkedRecord, read_dead_letter
+from worker.settlement import CommitError
+from worker.stream import StreamViewTypeError, UnexpectedEventError
+
+APPLIED, DUPLICATE, NOT_COUNTED, PARKED, RETRIED = RecordOutcome
+TARGET = "item_count_by_date"
+
+
+class Worker:
+    """The worker over fakes."""
+
+    def __init__(self, defined: Definitions = REFERENCE) -> None:
+        self.definitions = defined
+        self.client = FaultyDynamoDB(defined)
+        self.place = ParkingPlace()
+        self.clock = Clock()
+
+    def deliver(self, *raws: Any, seconds: float = 60.0) -> BatchResult:
+        client: Any = self.client
+        committer = Committer(
+            client, "ledger", 60, ImmediateExecutor(), clock=self.clock, sleep=self.clock.sleep, now=self.clock
+        )
+        end = self.clock.time + seconds
+        deadline = Deadline(lambda: end - self.clock.time, stop_sending=5.0, stop_waiting=1.0)
+        return process(list(raws), self.definitions, committer, self.place.queue(), deadline)
+
+    def quantity(self, item: str = "item123") -> Decimal:
+        return self.client.total(TARGET, "quantity", item, DAY)
+
+    def parked(self) -> list[Any]:
+        return [read_dead_letter(body) for body in self.place.sqs.taken]
+
+
+BAD = changed(insert(), "dynamodb.NewImage", {**order(), "quantity": {"S": "ten"}})
+UNREADABLE = changed(insert(), "dynamodb.Keys")
+
+
+# --- Outcomes -------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_record__has_its_outcome() -> None:
+    worker = Worker()
+    known = insert(order(quantity=1))
+    worker.deliver(known)
+
+    result = worker.deliver(
+        insert(order(quantity=10)),
+        known,
+        remove(),
+        modify(order(), order(note={"S": "gift"})),
+        insert(order() | {"quantity": {"NULL": True}}),
+        BAD,
+        UNREADABLE,
+    )
+
+    assert result.outcomes == (APPLIED, DUPLICATE, NOT_COUNTED, NOT_COUNTED, NOT_COUNTED, PARKED, PARKED)
+    assert worker.quantity() == 11
+    assert [letter.record for letter in worker.parked()] == [BAD, UNREADABLE]
+
+
+def test_empty_batch__does_nothing() -> None:
+    worker = Worker()
+
+    result = worker.deliver()
+
+    assert (result.outcomes, result.reasons) == ((), {})
+    assert worker.client.requests == []
+    assert worker.place.clients_made == []
+
+
+def test_indexes__are_those_with_the_outcome() -> None:
+    result = Worker().deliver(remove(), insert(), remove())
+
+    assert result.indexes(NOT_COUNTED) == [0, 2]
+    assert result.indexes(APPLIED) == [1]
+    assert result.indexes(PARKED) == []
+
+
+def test_same_record_twice_in_a_batch__counts_once() -> None:
+    worker = Worker()
+    raw = insert()
+
+    result = worker.deliver(raw, raw)
+
+    assert result.outcomes == (APPLIED, DUPLICATE)
+    assert worker.quantity() == 10
+
+
+def test_record_that_moves__is_applied_if_one_of_its_contributions_is_new() -> None:
+    worker = Worker()
+    raw = modify(order(item="item123"), order(item="item312"))
+    worker.deliver(raw)
+    page = next(page for page in worker.client.tables["ledger"].items.values() if "item312" in page["aggregate"]["S"])
+    for name in [name for name in page if name not in ("aggregate", "page", "expires_at")]:
+        del page[name]
+
+    result = worker.deliver(raw)
+
+    assert result.outcomes == (APPLIED,)
+    assert worker.quantity("item123") == -10
+    assert worker.quantity("item312") == 20
+
+
+# --- Refusals -------------------------------------------------------------------------------------------------------
+
+BOTH = definitions(aggregation_text(), aggregation_text(name="revenue", table="revenue", sum='{ revenue = "price" }'))
+FREE = {"S": "free"}
+
+
+def test_record_refused_by_one_of_two_aggregations__is_parked_after_the_other_has_it() -> None:
+    worker = Worker(BOTH)
+    raw = insert(order(price=FREE))
+
+    result = worker.deliver(raw)
+
+    assert result.outcomes == (PARKED,)
+    assert worker.quantity() == 10
+    assert worker.parked() == [ParkedRecord(raw, ("revenue: price: summed over a value of type S where N belongs",))]
+    assert result.reasons == {0: ("revenue: price: summed over a value of type S where N belongs",)}
+
+
+def test_parked_record_replayed__adds_only_what_is_missing() -> None:
+    worker = Worker(BOTH)
+    raw = insert(order(price=FREE))
+    worker.deliver(raw)
+
+    result = worker.deliver(raw)
+
+    assert result.outcomes == (PARKED,)
+    assert worker.quantity() == 10
+
+
+def test_record_refused_by_both_aggregations__is_parked_once_with_both_reasons() -> None:
+    worker = Worker(BOTH)
+
+    worker.deliver(insert(order(quantity="x", price=FREE)))
+
+    (letter,) = worker.parked()
+    assert letter.reasons == (
+        "item_count_by_date: quantity: not a number",
+        "revenue: price: summed over a value of type S where N belongs",
+    )
+
+
+def test_record_that_dynamodb_refuses__is_parked_with_the_aggregation_and_the_reason() -> None:
+    worker = Worker()
+    worker.deliver(insert())
+    (row,) = worker.client.tables[TARGET].items.values()
+    row["quantity"] = {"S": "many"}
+    raws = [insert(), insert(), insert(order(item="item312"))]
+
+    result = worker.deliver(*raws)
+
+    assert result.outcomes == (PARKED, PARKED, APPLIED)
+    reason = "item_count_by_date: An operand in the update expression has an incorrect data type"
+    assert worker.parked() == [ParkedRecord(raw, (reason,)) for raw in raws[:2]]
+
+
+def test_move_refused_in_both_groups_for_one_reason__names_it_once() -> None:
+    worker = Worker()
+    worker.deliver(insert(), insert(order(item="item312")))
+    for row in worker.client.tables[TARGET].items.values():
+        row["quantity"] = {"S": "many"}
+
+    result = worker.deliver(modify(order(), order(item="item312")))
+
+    assert result.outcomes == (PARKED,)
+    assert len(result.reasons[0]) == 1
+
+
+def test_move_refused_in_one_group__is_parked_after_the_other_has_it() -> None:
+    worker = Worker()
+    worker.deliver(insert())
+    (row,) = worker.client.tables[TARGET].items.values()
+    row["quantity"] = {"S": "many"}
+
+    result = worker.deliver(modify(order(), order(item="item312")))
+
+    assert result.outcomes == (PARKED,)
+    assert worker.quantity("item312") == 10
+
+
+def test_refused_record_that_comes_again_anyway__is_parked_then_and_not_now() -> None:
+    worker = Worker(BOTH)
+
+    result = worker.deliver(insert(order(price=FREE)), seconds=5.0)
+
+    assert result.outcomes == (RETRIED,)
+    assert worker.place.sqs.requests == []
+    assert 0 in result.reasons
+
+
+def test_queue_that_takes_nothing__lets_the_record_come_again_and_says_why() -> None:
+    worker = Worker()
+    worker.place.sqs.faults.append(client_error("AccessDenied"))
+
+    result = worker.deliver(insert(), BAD, insert())
+
+    assert result.outcomes == (APPLIED, RETRIED, APPLIED)
+    assert any("the dead-letter queue could not be written" in reason for reason in result.reasons[1])
+
+
+def test_queue_that_refuses_some__lets_only_those_come_again() -> None:
+    worker = Worker()
+    worker.place.sqs.faults.append((1,))
+
+    result = worker.deliver(BAD, insert(), UNREADABLE)
+
+    assert result.outcomes == (PARKED, APPLIED, RETRIED)
+
+
+# --- Time -----------------------------------------------------------------------------------------------------------
+
+
+def test_time_that_is_up__lets_every_counting_record_come_again() -> None:
+    worker = Worker()
+
+    result = worker.deliver(insert(), remove(), BAD, seconds=5.0)
+
+    assert result.outcomes == (RETRIED, NOT_COUNTED, RETRIED)
+    assert "no time was left to park it" in result.reasons[2]
+    assert worker.place.clients_made == []
+
+
+def test_time_that_runs_out_while_committing__parks_nothing_more() -> None:
+    worker = Worker()
+    worker.client.before.extend([client_error("ThrottlingException")] * 1_000)
+
+    result = worker.deliver(insert(), BAD, seconds=10.0)
+
+    assert result.outcomes == (RETRIED, RETRIED)
+    assert worker.place.sqs.requests == []
+
+
+def test_record_of_which_one_contribution_is_unsettled__comes_again() -> None:
+    worker = Worker(BOTH)
+    reasons = [{"Code": "None"}] * 3 + [{"Code": "ThrottlingError"}]
+    worker.client.before.append(cancelled(reasons))
+    worker.client.before.append(None)
+    worker.client.before.extend([cancelled(["None", "ThrottlingError"])] * 100)
+
+    result = worker.deliver(insert(order(price={"N": "5"})), seconds=10.0)
+
+    assert result.outcomes == (RETRIED,)
+    assert worker.quantity() == 10
+
+
+# --- What raises ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "error"),
+    [
+        (stream_record("MODIFY", new=order()), StreamViewTypeError),
+        (insert(stream_arn=STREAM_ARN.replace("Order_by_item", "Customers")), UnexpectedEventError),
+    ],
+)
+def test_record_that_shows_a_wrong_deployment__raises_before_anything_is_written(
+    raw: dict[str, Any], error: type[Exception]
+) -> None:
+    worker = Worker()
+
+    with pytest.raises(error):
+        worker.deliver(insert(), BAD, raw)
+
+    assert worker.client.requests == []
+    assert worker.place.clients_made == []
+
+
+def test_error_that_refuses_everything__raises_and_parks_nothing() -> None:
+    worker = Worker()
+    worker.client.before.append(client_error("AccessDeniedException"))
+
+    with pytest.raises(CommitError):
+        worker.deliver(insert(), BAD)
+
+    assert worker.place.clients_made == []
+
+
+# --- Anything at all ------------------------------------------------------------------------------------------------
+
+TYPED = st.dictionaries(st.sampled_from(["S", "N", "NULL", "M", "L", "BOOL", "SS"]), JSON | st.text(), max_size=2)
+IMAGES = st.dictionaries(st.sampled_from(["item_number", "order_date", "quantity", "status"]), TYPED | JSON) | JSON
+EVENTFUL = definitions(aggregation_text("remove = 'retract'\nwhere = \"status != 'open'\""))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["INSERT", "MODIFY", "REMOVE"]), IMAGES, IMAGES, JSON), max_size=5))
+def test_any_images__are_settled_in_one_way_or_show_a_wrong_view_type(
+    batch: list[tuple[str, Any, Any, Any]],
+) -> None:
+    worker = Worker(EVENTFUL)
+    raws = []
+    for name, old, new, identity in batch:
+        raw = stream_record(name, old={}, new={})
+        raw["dynamodb"] |= {"OldImage": old, "NewImage": new}
+        raws.append({**raw, "userIdentity": identity})
+
+    try:
+        result = worker.deliver(*raws)
+    except StreamViewTypeError:
+        return
+
+    assert len(result.outcomes) == len(raws)
+    assert RETRIED not in result.outcomes
+    assert Counter(result.outcomes)[PARKED] == len(worker.place.sqs.taken)

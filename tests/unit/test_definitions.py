@@ -1,0 +1,630 @@
+"""The definitions file: what it says, one clear sentence for every mistake, and the canonical description."""
+
+import json
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.definition_texts import ITEM_NUMBER, ORDER_DATE, SOURCE, aggregation, aggregation_text, definitions
+from tests.records import STREAM_ARN
+from worker.aggregations import KeyType, RemovePolicy
+from worker.definitions import BUNDLED_FILE, DefinitionError, load_definitions, parse_definitions
+from worker.truncation import Truncation, Unit
+
+NAMED = "aggregation 'item_count_by_date': "
+
+
+def mistake(text: str) -> str:
+    """The sentence with which a file is refused."""
+    with pytest.raises(DefinitionError) as refused:
+        parse_definitions(text)
+    return str(refused.value)
+
+
+# --- What a file says -----------------------------------------------------------------------------------------------
+
+
+def test_bundled_file__is_the_reference_scenario() -> None:
+    bundled = load_definitions()
+
+    (item_count,) = bundled.aggregations
+    assert bundled.source.table == "Order_by_item"
+    assert bundled.source.keys == (("orderid", KeyType.STRING), ("order_date", KeyType.STRING))
+    assert bundled.source.stream_arn is None
+    assert (item_count.name, item_count.table) == ("item_count_by_date", "item_count_by_date")
+    assert [(key.name, key.path.text, key.type) for key in item_count.keys] == [
+        ("item_number", "item_number", KeyType.STRING),
+        ("order_date", "order_date", KeyType.STRING),
+    ]
+    assert [key.truncation for key in item_count.keys] == [None, Truncation(Unit.DAY)]
+    assert [(measure.name, [path.text for path in measure.factors]) for measure in item_count.measures] == [
+        ("quantity", ["quantity"])
+    ]
+    assert (item_count.remove, item_count.where) == (RemovePolicy.IGNORE, None)
+
+
+def test_every_key__is_read() -> None:
+    full = aggregation(
+        aggregation_text(
+            'count = "orders"\nremove = "retract_unless_expired"\nwhere = "status == \'paid\'"',
+            name="daily.Revenue-2",
+            partition_key='{ name = "pk", from = "shop.id", type = "N" }',
+            sort_key='{ name = "sk", from = "at", truncate = "hour", timezone = "Europe/Berlin", prefix = "h#" }',
+            sum="""{ revenue = "quantity * lines[0].price", "unit.tax" = '"unit.tax"' }""",
+        )
+    )
+
+    partition_key, sort_key = full.keys
+    assert full.name == "daily.Revenue-2"
+    assert (partition_key.name, partition_key.path.steps) == ("pk", ("shop", "id"))
+    assert (partition_key.type, partition_key.max_bytes) == (KeyType.NUMBER, 2048)
+    assert (sort_key.prefix, sort_key.max_bytes) == ("h#", 1024)
+    assert sort_key.truncation == Truncation(Unit.HOUR, ZoneInfo("Europe/Berlin"))
+    assert [(measure.name, [path.steps for path in measure.factors]) for measure in full.measures] == [
+        ("orders", []),
+        ("revenue", [("quantity",), ("lines", 0, "price")]),
+        ("unit.tax", [("unit.tax",)]),
+    ]
+    assert full.remove is RemovePolicy.RETRACT_UNLESS_EXPIRED
+    assert full.where is not None
+    assert full.where.expression == "status == 'paid'"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f'[source]\nstream_arn = "{STREAM_ARN}"\npartition_key = "orderid"\n',
+        f'[source]\nstream_arn = "{STREAM_ARN}"\ntable = "Order_by_item"\npartition_key = "orderid"\n',
+    ],
+)
+def test_existing_source__is_known_by_the_arn_of_its_stream(source: str) -> None:
+    found = definitions(source=source).source
+
+    assert (found.table, found.stream_arn) == ("Order_by_item", STREAM_ARN)
+    assert found.keys == (("orderid", KeyType.STRING),)
+
+
+def test_source_keys__can_be_numbers() -> None:
+    source = SOURCE.replace('"orderid"', '{ name = "orderid", type = "N" }')
+
+    assert definitions(source=source).source.keys[0] == ("orderid", KeyType.NUMBER)
+
+
+def test_stream_view_type__can_be_written_out() -> None:
+    assert definitions(source=SOURCE + 'stream_view_type = "NEW_AND_OLD_IMAGES"\n').source.table == "Order_by_item"
+
+
+@pytest.mark.parametrize("expression", ["a*b", " a  *  b ", '"a"*"b"'])
+def test_product__may_be_spelled_in_several_ways(expression: str) -> None:
+    (measure,) = aggregation(aggregation_text(sum=f"{{ revenue = '{expression}' }}")).measures
+
+    assert [path.steps for path in measure.factors] == [("a",), ("b",)]
+
+
+def test_asterisk_in_a_quoted_name__is_no_product() -> None:
+    (measure,) = aggregation(aggregation_text(sum="""{ revenue = '"a*b" * c' }""")).measures
+
+    assert [path.steps for path in measure.factors] == [("a*b",), ("c",)]
+
+
+def test_eight_factors__are_allowed() -> None:
+    factors = " * ".join("abcdefgh")
+
+    (measure,) = aggregation(aggregation_text(sum=f'{{ product = "{factors}" }}')).measures
+
+    assert len(measure.factors) == 8
+
+
+# --- Mistakes in the file as a whole --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "the file: source: is missing; a table, [source], is needed"),
+        (aggregation_text(), "the file: source: is missing; a table, [source], is needed"),
+        ("source = 5", "the file: source: a table, [source], is needed, not an integer"),
+        ("[[source]]", "the file: source: a table, [source], is needed, not an array"),
+        ("[sources]", "the file: source: is missing, but there is 'sources'; a table, [source], is needed"),
+        (SOURCE, "the file: aggregations: is missing; an array of tables, [[aggregations]] is needed"),
+        (
+            SOURCE + "[[aggregation]]",
+            "the file: aggregations: is missing, but there is 'aggregation'; an array of tables",
+        ),
+        (SOURCE + "[aggregations]", "the file: aggregations: an array of tables, [[aggregations]] is needed, not a ta"),
+        ("aggregations = []" + SOURCE, "aggregations: at least one [[aggregations]] is needed"),
+        ("aggregations = [5]" + SOURCE, "aggregation 1: a table with keys is needed, not an integer"),
+        ('title = "totals"' + SOURCE + aggregation_text(), "the file: title: unknown key; known are aggregations, so"),
+        ("not toml", "not valid TOML: "),
+        (SOURCE + SOURCE, "not valid TOML: "),
+        ('[source]\ntable = "a"\ntable = "b"', "not valid TOML: "),
+        ("\ufeff" + SOURCE, "not valid TOML: "),
+        ("[source]\ntable = 'a\x00b'", "not valid TOML: "),
+        ("a = " + "9" * 5_000, "not valid TOML: "),
+        ("a = " + "[" * 50_000, "not valid TOML: "),
+        ("aggregations" + ".a" * 5_000 + " = 1" + SOURCE, "the file: aggregations: an array of tables"),
+        ("source = 0x" + "f" * 5_000, "the file: source: a table, [source], is needed, not an integer"),
+    ],
+)
+def test_mistake_in_the_file__is_told_in_one_sentence(text: str, sentence: str) -> None:
+    message = mistake(text)
+
+    assert message.startswith(sentence)
+    assert len(message) < 300
+
+
+def test_file_that_is_not_there__is_named(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError, match=r"the definitions file .*absent\.toml cannot be read"):
+        load_definitions(tmp_path / "absent.toml")
+
+
+def test_folder_in_place_of_the_file__is_named(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError, match="cannot be read"):
+        load_definitions(tmp_path)
+
+
+def test_file_that_is_not_utf_8__is_named(tmp_path: Path) -> None:
+    file = tmp_path / "latin.toml"
+    file.write_bytes('[source]\ntable = "Aufträge"'.encode("latin-1"))
+
+    with pytest.raises(DefinitionError, match=r"latin\.toml cannot be read: .*utf-8"):
+        load_definitions(file)
+
+
+def test_mistake_in_a_file__names_the_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "totals.toml"
+    file.write_text(SOURCE + aggregation_text("nonsense = 1"))
+
+    with pytest.raises(DefinitionError, match=r"^totals\.toml: aggregation 'item_count_by_date': nonsense: unknown"):
+        load_definitions(file)
+
+
+# --- Mistakes in [source] -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (
+            ['partition_key = "a"'],
+            "source: table: is missing; a table name, or the stream_arn of an existing table, is",
+        ),
+        (['tabel = "abc"', 'partition_key = "a"'], "source: table: is missing, but there is 'tabel'; a table name"),
+        (['table = "abc"'], "source: partition_key: is missing; an attribute name, or { name"),
+        (['table = ""', 'partition_key = "a"'], "source: table: is empty"),
+        (["table = 5", 'partition_key = "a"'], "source: table: a string is needed, not an integer"),
+        (["table = true", 'partition_key = "a"'], "source: table: a string is needed, not a boolean"),
+        (["table = 1.5", 'partition_key = "a"'], "source: table: a string is needed, not a float"),
+        (["table = 2024-07-15", 'partition_key = "a"'], "source: table: a string is needed, not a date"),
+        (['table = "ab"', 'partition_key = "a"'], "source: table: 'ab' is no DynamoDB table name"),
+        (['table = "a b c"', 'partition_key = "a"'], "source: table: 'a b c' is no DynamoDB table name"),
+        (['table = "arn:aws:dynamodb"', 'partition_key = "a"'], "source: table: 'arn:aws:dynamodb' is no DynamoDB"),
+        (['table = "abc"', "partition_key = 5"], "source: partition_key: an attribute name, or { name"),
+        (['table = "abc"', "partition_key = true"], "source: partition_key: an attribute name, or { name"),
+        (['table = "abc"', 'partition_key = ""'], "source: partition_key: name: is empty"),
+        (['table = "abc"', "partition_key = {}"], "source: partition_key: name: is missing; a string is needed"),
+        (
+            ['table = "abc"', 'partition_key = { nme = "a" }'],
+            "source: partition_key: name: is missing, but there is 'nme'; a string is needed",
+        ),
+        (
+            ['table = "abc"', 'partition_key = { name = "a", type = "B" }'],
+            "source: partition_key: type: 'B' is none of S, N",
+        ),
+        (
+            ['table = "abc"', 'partition_key = { name = "a", from = "b" }'],
+            "source: partition_key: from: unknown key; known are name, type",
+        ),
+        (['table = "abc"', f'partition_key = "{"k" * 256}"'], "source: partition_key: name: is longer than the 255"),
+        (['table = "abc"', 'partition_key = "a"', "sort_key = 5"], "source: sort_key: an attribute name, or { name"),
+        (['table = "abc"', 'partition_key = "a"', 'sort_key = "a"'], "source: sort_key: has the same name as partiti"),
+        (
+            ['table = "abc"', 'partition_key = "a"', 'sortkey = "b"'],
+            "source: sortkey: unknown key; did you mean 'sort_key'?",
+        ),
+        (
+            ['table = "abc"', 'partition_key = "a"', 'stream_view_type = "NEW_IMAGE"'],
+            "source: stream_view_type: must be NEW_AND_OLD_IMAGES, not 'NEW_IMAGE'",
+        ),
+        (
+            ['table = "abc"', 'partition_key = "a"', 'stream_view_type = "new_and_old_images"'],
+            "source: stream_view_type: must be NEW_AND_OLD_IMAGES",
+        ),
+        (['stream_arn = ""', 'partition_key = "a"'], "source: stream_arn: is empty"),
+        (["stream_arn = 5", 'partition_key = "a"'], "source: stream_arn: a string is needed, not an integer"),
+        (
+            ['stream_arn = "arn:aws:dynamodb:us-east-1:123456789012:table/abc"', 'partition_key = "a"'],
+            "source: stream_arn: 'arn:aws:dynamodb:us-east-1:123456789012:table/abc' is not the ARN of a DynamoDB stre",
+        ),
+        (
+            [f'stream_arn = "{STREAM_ARN}"', 'table = "Order-by-item"', 'partition_key = "a"'],
+            "source: table: is 'Order-by-item', but stream_arn belongs to table 'Order_by_item'",
+        ),
+    ],
+)
+def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -> None:
+    assert mistake("\n".join(["[source]", *lines, aggregation_text()])).startswith(sentence)
+
+
+# --- Mistakes in one aggregation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        # Its name, before which it is known by its place.
+        ("[[aggregations]]\n", "aggregation 1: name: is missing; a string is needed"),
+        ('[[aggregations]]\nnmae = "a"', "aggregation 1: name: is missing, but there is 'nmae'; a string is needed"),
+        ("[[aggregations]]\nname = 5", "aggregation 1: name: a string is needed, not an integer"),
+        ("[[aggregations]]\nname = true", "aggregation 1: name: a string is needed, not a boolean"),
+        (aggregation_text() + "[[aggregations]]\n", "aggregation 2: name: is missing"),
+        ('[[aggregations]]\nname = ""', "aggregation '': name: is empty"),
+        *(
+            (aggregation_text(name=name), f"aggregation {name!r}: name: may hold only letters")
+            for name in ("a#b", "a b", "a/b", "ü", "n" * 129)
+        ),
+        # The target table.
+        ('[[aggregations]]\nname = "a"', "aggregation 'a': table: is missing; a string is needed"),
+        (aggregation_text(table=""), NAMED + "table: is empty"),
+        (aggregation_text(table="a!"), NAMED + "table: 'a!' is no DynamoDB table name"),
+        (aggregation_text(table="t" * 256), NAMED + "table: 'ttt"),
+        (aggregation_text(table="Order_by_item"), NAMED + "table: is the source table itself"),
+        # Its keys.
+        ('[[aggregations]]\nname = "a"\ntable = "abc"', "aggregation 'a': partition_key: is missing; a table, { name"),
+        (aggregation_text(partition_key='"item_number"'), NAMED + "partition_key: a table, { name = …, from = … }, is"),
+        (
+            aggregation_text(partition_key="true"),
+            NAMED + "partition_key: a table, { name = …, from = … }, is needed, n",
+        ),
+        (aggregation_text(partition_key="{}"), NAMED + "partition_key: name: is missing; a string is needed"),
+        (aggregation_text(partition_key='{ name = "a" }'), NAMED + "partition_key: from: is missing; a string is nee"),
+        (
+            aggregation_text(partition_key='{ name = "a", form = "b" }'),
+            NAMED + "partition_key: from: is missing, but there is 'form'; a string is needed",
+        ),
+        (aggregation_text(partition_key='{ name = "", from = "b" }'), NAMED + "partition_key: name: is empty"),
+        (aggregation_text(partition_key='{ name = "a", from = "" }'), NAMED + "partition_key: from: is empty"),
+        (aggregation_text(partition_key='{ name = "a", from = 5 }'), NAMED + "partition_key: from: a string is neede"),
+        (
+            aggregation_text(partition_key='{ name = "a", from = "b..c" }'),
+            NAMED + "partition_key: from: 'b..c' is not an attribute path",
+        ),
+        (
+            aggregation_text(partition_key='{ name = "a", from = "b[٣]" }'),
+            NAMED + "partition_key: from: 'b[٣]' is not an attribute path",
+        ),
+        (
+            aggregation_text(partition_key=f'{{ name = "{"k" * 256}", from = "b" }}'),
+            NAMED + "partition_key: name: is longer than the 255 bytes",
+        ),
+        (
+            aggregation_text(partition_key=f'{{ name = "{"ü" * 128}", from = "b" }}'),
+            NAMED + "partition_key: name: is longer than the 255 bytes",
+        ),
+        (
+            aggregation_text(partition_key='{ name = "a", from = "b", type = "B" }'),
+            NAMED + "partition_key: type: 'B' is none of S, N",
+        ),
+        (
+            aggregation_text(partition_key='{ name = "a", from = "b", type = "N", truncate = "day" }'),
+            NAMED + "partition_key: type: a number key can have neither truncate nor prefix",
+        ),
+        (
+            aggregation_text(partition_key='{ name = "a", from = "b", type = "N", prefix = "p" }'),
+            NAMED + "partition_key: type: a number key can have neither truncate nor prefix",
+        ),
+        (
+            aggregation_text(partition_key='{ name = "a", from = "b", prefix = 5 }'),
+            NAMED + "partition_key: prefix: a string is needed, not an integer",
+        ),
+        (
+            aggregation_text(partition_key=f'{{ name = "a", from = "b", prefix = "{"p" * 2048}" }}'),
+            NAMED + "partition_key: prefix: leaves nothing of the 2048 bytes",
+        ),
+        (
+            aggregation_text(partition_key='{ name = "a", from = "b", truncat = "day" }'),
+            NAMED + "partition_key: truncat: unknown key; did you mean 'truncate'?",
+        ),
+        (aggregation_text(sort_key='"order_date"'), NAMED + "sort_key: a table, { name = …, from = … }, is needed"),
+        (aggregation_text(sort_key='{ name = "a" }'), NAMED + "sort_key: from: is missing"),
+        (aggregation_text(sort_key=ITEM_NUMBER), NAMED + "sort_key: has the same name as partition_key, 'item_number'"),
+        (
+            aggregation_text(sort_key='{ name = "a", from = "b", truncate = "week" }'),
+            NAMED + "sort_key: truncate: 'week' is none of month, day, hour, minute",
+        ),
+        (
+            aggregation_text(sort_key='{ name = "a", from = "b", truncate = "" }'),
+            NAMED + "sort_key: truncate: is empty",
+        ),
+        (
+            aggregation_text(sort_key='{ name = "a", from = "b", truncate = true }'),
+            NAMED + "sort_key: truncate: a string is needed, not a boolean",
+        ),
+        (
+            aggregation_text(sort_key='{ name = "a", from = "b", timezone = "UTC" }'),
+            NAMED + "sort_key: timezone: needs truncate beside it",
+        ),
+        *(
+            (
+                aggregation_text(
+                    sort_key=f'{{ name = "a", from = "b", truncate = "day", timezone = {json.dumps(zone)} }}'
+                ),
+                NAMED + f"sort_key: timezone: {zone!r} is no IANA time zone",
+            )
+            for zone in ("Berlin", "CEST+2", "../../etc/passwd", "/etc/localtime", "Europe", "zone.tab", "ü", "\0", " ")
+        ),
+        # What it sums.
+        (aggregation_text(sum=None), NAMED + "sum: is missing; at least one sum, or a count, is needed"),
+        (
+            aggregation_text('sums = { quantity = "quantity" }', sum=None),
+            NAMED + "sum: is missing, but there is 'sums'; at least one sum, or a count, is needed",
+        ),
+        (aggregation_text(sum="{}"), NAMED + "sum: is missing; at least one sum, or a count, is needed"),
+        (aggregation_text(sum='"quantity"'), NAMED + "sum: { total = 'attribute' } is needed, not 'quantity'"),
+        (aggregation_text(sum='["quantity"]'), NAMED + "sum: { total = 'attribute' } is needed, not an array"),
+        (aggregation_text(sum="{ quantity = 5 }"), NAMED + "sum.quantity: an attribute path, or a product such as"),
+        (aggregation_text(sum="{ quantity = true }"), NAMED + "sum.quantity: an attribute path, or a product such as"),
+        (aggregation_text(sum='{ quantity = "" }'), NAMED + "sum.quantity: '' is not an attribute path"),
+        (aggregation_text(sum='{ quantity = "a * " }'), NAMED + "sum.quantity: ' ' is not an attribute path"),
+        (aggregation_text(sum='{ quantity = "a + b" }'), NAMED + "sum.quantity: 'a + b' is not an attribute path"),
+        (aggregation_text(sum='{ quantity = "a b" }'), NAMED + "sum.quantity: 'a b' is not an attribute path"),
+        (
+            aggregation_text(sum=f'{{ quantity = "{"a*" * 8}a" }}'),
+            NAMED + "sum.quantity: has 9 factors; at most 8 are allowed",
+        ),
+        (aggregation_text(sum='{ "" = "quantity" }'), NAMED + "sum: '' cannot be an attribute's name"),
+        (aggregation_text(sum=f'{{ {"m" * 256} = "quantity" }}'), NAMED + "sum: 'mmm"),
+        (aggregation_text(sum='{ item_number = "quantity" }'), NAMED + "item_number: is the name of a key attribute"),
+        (aggregation_text(sum='{ order_date = "quantity" }'), NAMED + "order_date: is the name of a key attribute"),
+        (aggregation_text('count = "item_number"'), NAMED + "item_number: is the name of a key attribute"),
+        (aggregation_text('count = "quantity"'), NAMED + "count: 'quantity' is already the name of a sum"),
+        (aggregation_text('count = ""'), NAMED + "count: is empty"),
+        (aggregation_text("count = true"), NAMED + "count: a string is needed, not a boolean"),
+        (aggregation_text("count = 1"), NAMED + "count: a string is needed, not an integer"),
+        # Which records count.
+        (aggregation_text('remove = "delete"'), NAMED + "remove: 'delete' is none of ignore, retract, retract_unless_"),
+        (aggregation_text("remove = false"), NAMED + "remove: a string is needed, not a boolean"),
+        (aggregation_text('where = ""'), NAMED + "where: is empty"),
+        (aggregation_text("where = true"), NAMED + "where: a string is needed, not a boolean"),
+        (aggregation_text("where = \"status = 'paid'\""), NAMED + "where: \"status = 'paid'\" is not a JMESPath expre"),
+        (aggregation_text('where = "nonsense(status)"'), NAMED + "where: 'nonsense(status)' is not a JMESPath expres"),
+        (aggregation_text('where = "length(a, b)"'), NAMED + "where: 'length(a, b)' is not a JMESPath expression: le"),
+        (aggregation_text("where = '" + "(" * 5_000 + "'"), NAMED + "where: '((("),
+        # Keys that are none.
+        (aggregation_text('wehre = "a"'), NAMED + "wehre: unknown key; did you mean 'where'?"),
+        (aggregation_text('counts = "a"'), NAMED + "counts: unknown key; did you mean 'count'?"),
+        (
+            aggregation_text("xyz = 1"),
+            NAMED + "xyz: unknown key; known are count, name, partition_key, remove, sort_ke",
+        ),
+    ],
+)
+def test_mistake_in_an_aggregation__names_it_and_the_key(text: str, sentence: str) -> None:
+    assert mistake(SOURCE + text).startswith(sentence)
+
+
+# --- Mistakes between aggregations ----------------------------------------------------------------------------------
+
+OTHER = "aggregation 'other': "
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        (aggregation_text(table="another"), NAMED + "name: is given to two aggregations"),
+        (
+            aggregation_text(name="other", sort_key=None),
+            OTHER + "partition_key: shares table 'item_count_by_date' with 'item_count_by_date' but has other keys",
+        ),
+        (
+            aggregation_text(name="other", partition_key='{ name = "pk", from = "item_number" }'),
+            OTHER + "partition_key: shares table",
+        ),
+        (
+            aggregation_text(name="other", partition_key='{ name = "item_number", from = "shop", type = "N" }'),
+            OTHER + "partition_key: shares table",
+        ),
+        (aggregation_text(name="other"), OTHER + "sum: quantity is written by 'item_count_by_date' to the same rows"),
+        (
+            aggregation_text('count = "quantity"', name="other", sum=None),
+            OTHER + "sum: quantity is written by 'item_count_by_date' to the same rows",
+        ),
+        (
+            aggregation_text(name="other", partition_key='{ name = "item_number", from = "shop", prefix = "shop#" }'),
+            OTHER + "sum: quantity is written by 'item_count_by_date' to the same rows",
+        ),
+    ],
+)
+def test_aggregations_that_do_not_fit_together__are_named(second: str, sentence: str) -> None:
+    assert mistake(SOURCE + aggregation_text() + second).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("first_prefix", "second_prefix", "apart"),
+    [("item#", "shop#", True), ("a", "b", True), ("item#", "item#2#", False), ("", "shop#", False), ("a", "a", False)],
+)
+@pytest.mark.parametrize("key", ["partition_key", "sort_key"])
+def test_same_measure_in_one_table__needs_prefixes_that_keep_the_rows_apart(
+    key: str, first_prefix: str, second_prefix: str, apart: bool
+) -> None:
+    keys = [f'{{ name = "k", from = "k", prefix = "{prefix}" }}' for prefix in (first_prefix, second_prefix)]
+    first, second = (
+        aggregation_text(name=name, partition_key=text)
+        if key == "partition_key"
+        else aggregation_text(name=name, sort_key=text)
+        for name, text in zip(("first", "second"), keys, strict=True)
+    )
+
+    if apart:
+        assert len(definitions(first, second).aggregations) == 2
+    else:
+        assert "give it another name, or both partition keys a prefix" in mistake(SOURCE + first + second)
+
+
+def test_different_measures__may_share_a_table_and_its_rows() -> None:
+    second = aggregation_text('count = "orders"', name="order_count", sum=None)
+
+    assert len(definitions(aggregation_text(), second).aggregations) == 2
+
+
+# --- The canonical description --------------------------------------------------------------------------------------
+
+PLAIN = aggregation().definition
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        'remove = "ignore"',
+        "# a comment",
+    ],
+)
+def test_defaults_written_out__mean_the_same(same: str) -> None:
+    assert aggregation(aggregation_text(same)).definition == PLAIN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        aggregation_text(partition_key='{ from = "item_number", name = "item_number" }'),
+        aggregation_text(partition_key='{ name = "item_number", from = "item_number", type = "S", prefix = "" }'),
+        aggregation_text(partition_key="""{ name = "item_number", from = ' "item_number" ' }"""),
+        aggregation_text(
+            name="item_count_by_date", sort_key='{ truncate = "day", from = "order_date", name = "order_date" }'
+        ),
+        aggregation_text(sum="{ quantity = ' quantity ' }"),
+        aggregation_text(sum="""{ "quantity" = '"quantity"' }"""),
+    ],
+)
+def test_other_spelling__means_the_same(text: str) -> None:
+    assert aggregation(text).definition == PLAIN
+
+
+def test_order_of_factors_and_measures__means_the_same() -> None:
+    first = aggregation(aggregation_text('count = "n"', sum='{ r = "a * b", s = "c" }'))
+    second = aggregation(aggregation_text('count = "n"', sum='{ s = "c", r = "b*a" }'))
+
+    assert first.definition == second.definition
+
+
+def test_existing_source_of_the_same_name__means_the_same() -> None:
+    source = f'[source]\nstream_arn = "{STREAM_ARN}"\npartition_key = "orderid"\n'
+
+    assert definitions(source=source).aggregations[0].definition == PLAIN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        aggregation_text(table="elsewhere"),
+        aggregation_text(partition_key='{ name = "item", from = "item_number" }'),
+        aggregation_text(partition_key='{ name = "item_number", from = "item" }'),
+        aggregation_text(partition_key='{ name = "item_number", from = "item_number", type = "N" }'),
+        aggregation_text(partition_key='{ name = "item_number", from = "item_number", prefix = "i#" }'),
+        aggregation_text(partition_key='{ name = "item_number", from = "item_number", truncate = "day" }'),
+        aggregation_text(partition_key="""{ name = "item_number", from = '"item_number[0]"' }"""),
+        aggregation_text(partition_key='{ name = "item_number", from = "item_number[0]" }'),
+        aggregation_text(sort_key=None),
+        aggregation_text(sort_key='{ name = "order_date", from = "order_date" }'),
+        aggregation_text(sort_key='{ name = "order_date", from = "order_date", truncate = "month" }'),
+        aggregation_text(sort_key=ORDER_DATE.replace(" }", ', timezone = "UTC" }')),
+        aggregation_text(sort_key=ORDER_DATE.replace(" }", ', timezone = "Europe/Berlin" }')),
+        aggregation_text(sum='{ quantity = "amount" }'),
+        aggregation_text(sum='{ quantity = "quantity * quantity" }'),
+        aggregation_text(sum='{ quantity = "quantity * price" }'),
+        aggregation_text(sum="""{ quantity = '"quantity * price"' }"""),
+        aggregation_text(sum='{ quantity = "count" }'),
+        aggregation_text('count = "quantity"', sum=None),
+        aggregation_text('count = "orders"'),
+        aggregation_text(sum='{ orders = "quantity" }'),
+        aggregation_text('remove = "retract"'),
+        aggregation_text('remove = "retract_unless_expired"'),
+        aggregation_text("where = \"status == 'paid'\""),
+    ],
+)
+def test_anything_that_totals_depend_on__makes_another_description(text: str) -> None:
+    assert aggregation(text).definition != PLAIN
+
+
+def test_another_source__makes_another_description() -> None:
+    assert definitions(source=SOURCE.replace("Order_by_item", "Orders")).aggregations[0].definition != PLAIN
+
+
+def test_descriptions_of_different_definitions__are_all_different() -> None:
+    variants = [
+        aggregation(aggregation_text(sum='{ n = "count" }')),
+        aggregation(aggregation_text('count = "n"', sum=None)),
+        aggregation(aggregation_text(sum='{ n = "a * b" }')),
+        aggregation(aggregation_text(sum="""{ n = '"a * b"' }""")),
+        aggregation(aggregation_text(sum="""{ n = '"a" * "b"' }""", sort_key=None)),
+    ]
+
+    assert len({variant.definition for variant in variants}) == len(variants)
+
+
+# --- Anything at all ------------------------------------------------------------------------------------------------
+
+TOML_LINES = st.sampled_from(
+    [
+        *("[source]", "[[aggregations]]", "[aggregations]", 'table = "abc"', 'name = "n"', "partition_key = 'k'", "[["),
+        *(f"partition_key = {ITEM_NUMBER}", f"sort_key = {ORDER_DATE}", 'sum = { q = "a * b" }', "sum.q = 'a'"),
+        *('where = "a"', 'count = "c"', "count = true", "source.table = 1", "x = [1, {}]", "a.b.c = nan", "= 1"),
+    ]
+)
+
+
+@given(st.text() | st.lists(TOML_LINES | st.text(max_size=5)).map("\n".join))
+def test_any_text__is_a_definition_or_a_definition_error(text: str) -> None:
+    try:
+        found = parse_definitions(text)
+    except DefinitionError:
+        return
+
+    assert found.aggregations
+
+
+VALUES = st.recursive(
+    st.text() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["day", "a * b", "S", "UTC"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["name", "from", "x"]), inner),
+    max_leaves=4,
+)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+@pytest.mark.filterwarnings("ignore:deprecated string literal syntax:PendingDeprecationWarning")
+@given(
+    st.dictionaries(
+        st.sampled_from(["name", "table", "partition_key", "sort_key", "sum", "count", "where", "remove", "other"]),
+        VALUES,
+    )
+)
+def test_any_values_in_an_aggregation__are_a_definition_or_a_definition_error(values: dict[str, object]) -> None:
+    lines = {"name": "n", "table": "abc", "partition_key": {"name": "k", "from": "k"}, "count": "c"} | values
+    text = SOURCE + "[[aggregations]]\n" + "\n".join(f"{key} = {_toml(value)}" for key, value in lines.items())
+
+    try:
+        found = parse_definitions(text)
+    except DefinitionError as error:
+        message = str(error)
+    else:
+        message = found.aggregations[0].name
+
+    assert message
+    assert "not valid TOML" not in message
+
+
+def test_bundled_file__lies_beside_the_worker() -> None:
+    assert BUNDLED_FILE.name == "aggregations.toml"
+    assert BUNDLED_FILE.parent.name == "worker"

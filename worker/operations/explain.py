@@ -1,0 +1,208 @@
+"""`aggregator explain`: which records made a total, from the ledger's receipts."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import reduce
+from typing import Any
+
+from worker.aggregations import Aggregation, Definitions, Group, KeyType
+from worker.definition_guard import RECORDED_AT
+from worker.ledger import AGGREGATE_KEY, DEFINITION_PAGE, EXPIRES_AT, PAGE_KEY, aggregate_name, read_receipt
+from worker.numbers import EXACT, canonical_text, parse_number
+from worker.operations.errors import CommandError
+from worker.operations.output import console, print_json, print_table
+from worker.operations.resources import Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One receipt of an aggregate.
+
+    Attributes:
+        second: the record's creation, as its page says.
+        stream: the stream's label.
+        amounts: the contribution, in the order of the measures' names.
+    """
+
+    second: str
+    stream: str
+    sequence_number: str
+    amounts: tuple[Decimal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """An aggregate's receipts beside its total.
+
+    Attributes:
+        total: as stored; `None` if there is no row.
+        may_have_expired: receipts older than the ledger's retention may have been deleted.
+    """
+
+    aggregation: Aggregation
+    group: Group
+    receipts: tuple[Receipt, ...]
+    total: tuple[Decimal, ...] | None
+    may_have_expired: bool
+
+    @property
+    def sum(self) -> tuple[Decimal, ...]:
+        """The sum of the receipts."""
+        zero = (Decimal(0),) * len(self.aggregation.measures)
+        amounts = [receipt.amounts for receipt in self.receipts]
+        return tuple(reduce(EXACT.add, column) for column in zip(zero, *amounts, strict=True))
+
+    @property
+    def matches(self) -> bool:
+        """Whether receipts and total are equal; no row is as good as zero."""
+        return self.sum == (self.total or (Decimal(0),) * len(self.aggregation.measures))
+
+    def verdict(self) -> str:
+        """One sentence on receipts and total."""
+        if self.matches:
+            return "The receipts add up to the stored total."
+        if self.may_have_expired:
+            return (
+                "The receipts do not add up to the stored total. The ledger forgets receipts when they are too old to "
+                "be needed, and this aggregation is older than that: the rest may well be what expired receipts "
+                "proved. Only the source can tell: reconcile."
+            )
+        return (
+            "The receipts do not add up to the stored total, and none can have expired yet: something other than the "
+            "worker has changed the total or the ledger."
+        )
+
+
+def explain(resources: Resources, table: str, keys: Sequence[str], *, as_json: bool) -> int:
+    """Prints the receipts of one row's aggregates; returns 0 if they add up, else 1."""
+    explanations = list(explanations_of(resources, table, keys, datetime.now(UTC)))
+    if as_json:
+        print_json([_as_json(explanation) for explanation in explanations])
+    else:
+        for explanation in explanations:
+            _print(explanation)
+    return 0 if all(explanation.matches or explanation.may_have_expired for explanation in explanations) else 1
+
+
+def explanations_of(resources: Resources, table: str, keys: Sequence[str], now: datetime) -> Iterator[Explanation]:
+    """An explanation for each aggregation that writes the row.
+
+    Raises:
+        CommandError: no aggregation writes the table, or the keys do not fit it.
+    """
+    for aggregation in _aggregations_of(resources.definitions, table):
+        group = _group(aggregation, keys)
+        name = aggregate_name(aggregation.name, group)
+        pages = _query(resources, name)
+        row = resources.dynamodb.get_item(
+            TableName=table,
+            Key={key.name: {key.type.value: text} for key, text in zip(aggregation.keys, group, strict=True)},
+            ConsistentRead=True,
+        ).get("Item")
+        yield Explanation(
+            aggregation,
+            group,
+            tuple(sorted(receipts_of(pages), key=lambda receipt: (receipt.second, int(receipt.sequence_number)))),
+            None if row is None else tuple(_amount(row, measure.name) for measure in aggregation.measures),
+            _may_have_expired(resources, aggregation, now),
+        )
+
+
+def receipts_of(pages: Iterable[Mapping[str, Any]]) -> Iterator[Receipt]:
+    """The receipts on ledger pages."""
+    for page in pages:
+        second, _, stream = page[PAGE_KEY]["S"].partition("|")
+        for name, value in page.items():
+            if name not in (AGGREGATE_KEY, PAGE_KEY, EXPIRES_AT):
+                yield Receipt(second, stream, name.partition(".")[0], read_receipt(value))
+
+
+def _aggregations_of(definitions: Definitions, table: str) -> list[Aggregation]:
+    found = [aggregation for aggregation in definitions.aggregations if aggregation.table == table]
+    if not found:
+        tables = sorted({aggregation.table for aggregation in definitions.aggregations})
+        raise CommandError(f"no aggregation writes table {table!r}; the definitions have {', '.join(tables)}")
+    return found
+
+
+def _group(aggregation: Aggregation, keys: Sequence[str]) -> Group:
+    if len(keys) != len(aggregation.keys):
+        names = " ".join(key.name for key in aggregation.keys)
+        raise CommandError(f"table {aggregation.table!r} needs {len(aggregation.keys)} key values: {names}")
+    group = []
+    for key, text in zip(aggregation.keys, keys, strict=True):
+        try:
+            group.append(canonical_text(parse_number(text)) if key.type is KeyType.NUMBER else text)
+        except ValueError as error:
+            raise CommandError(f"{key.name}: {text!r} is not a number") from error
+    return tuple(group)
+
+
+def _query(resources: Resources, name: str) -> Iterator[Mapping[str, Any]]:
+    paginator = resources.dynamodb.get_paginator("query")
+    for page in paginator.paginate(
+        TableName=resources.ledger_table,
+        KeyConditionExpression="#aggregate = :name",
+        ExpressionAttributeNames={"#aggregate": AGGREGATE_KEY},
+        ExpressionAttributeValues={":name": {"S": name}},
+        ConsistentRead=True,
+    ):
+        yield from page["Items"]
+
+
+def _amount(row: Mapping[str, Any], measure: str) -> Decimal:
+    return Decimal(row[measure]["N"]) if measure in row else Decimal(0)
+
+
+def _may_have_expired(resources: Resources, aggregation: Aggregation, now: datetime) -> bool:
+    """Whether the aggregation is older than the ledger's retention."""
+    item = resources.dynamodb.get_item(
+        TableName=resources.ledger_table,
+        Key={AGGREGATE_KEY: {"S": aggregation.name}, PAGE_KEY: {"S": DEFINITION_PAGE}},
+        ConsistentRead=True,
+    ).get("Item", {})
+    if RECORDED_AT not in item:
+        return True
+    recorded = datetime.fromtimestamp(int(item[RECORDED_AT]["N"]), UTC)
+    return now - recorded > timedelta(days=resources.ledger_retention_days)
+
+
+def _as_json(explanation: Explanation) -> dict[str, Any]:
+    measures = [measure.name for measure in explanation.aggregation.measures]
+
+    def by_measure(amounts: Sequence[Decimal]) -> dict[str, str]:
+        return {name: canonical_text(amount) for name, amount in zip(measures, amounts, strict=True)}
+
+    return {
+        "aggregation": explanation.aggregation.name,
+        "group": list(explanation.group),
+        "receipts": [
+            {
+                "time": receipt.second,
+                "sequenceNumber": receipt.sequence_number,
+                "stream": receipt.stream,
+                "contribution": by_measure(receipt.amounts),
+            }
+            for receipt in explanation.receipts
+        ],
+        "sum": by_measure(explanation.sum),
+        "total": None if explanation.total is None else by_measure(explanation.total),
+        "matches": explanation.matches,
+        "mayHaveExpired": explanation.may_have_expired,
+    }
+
+
+def _print(explanation: Explanation) -> None:
+    measures = [measure.name for measure in explanation.aggregation.measures]
+    rows: list[tuple[str, ...]] = [
+        (receipt.second, receipt.sequence_number, *map(canonical_text, receipt.amounts))
+        for receipt in explanation.receipts
+    ]
+    rows.append(("", "sum of the receipts", *map(canonical_text, explanation.sum)))
+    total = explanation.total
+    rows.append(("", "stored total", *(["no row"] * len(measures) if total is None else map(canonical_text, total))))
+    title = f"{explanation.aggregation.name}: {', '.join(explanation.group)}"
+    print_table(title, ("time", "sequence number", *measures), rows)
+    console().print(explanation.verdict())
