@@ -14,6 +14,9 @@ from worker.dead_letters import DeadLetterQueue, ParkedRecord
 from worker.ledger import Aggregate, Posting, plan, postings
 from worker.stream import MalformedRecordError, read_record
 
+# Key of an event by which a replay asks what became of each record; Lambda's own events do not have it.
+REPORT_OUTCOMES = "reportOutcomes"
+
 
 class RecordOutcome(StrEnum):
     """What became of one record; each has exactly one outcome."""

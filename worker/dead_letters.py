@@ -190,8 +190,8 @@ def read_failed_batch(text: str) -> FailedBatch:
             _text(context, "condition") if isinstance(context, dict) and "condition" in context else "unknown",
             _text(info, "streamArn"),
             _text(info, "shardId"),
-            str(int(_text(info, "startSequenceNumber"))),
-            str(int(_text(info, "endSequenceNumber"))),
+            _sequence_number(info, "startSequenceNumber"),
+            _sequence_number(info, "endSequenceNumber"),
             int(info.get("batchSize", len(records or ()))),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -204,6 +204,14 @@ def _text(entries: Mapping[str, Any], name: str) -> str:
     text = entries[name]
     if not isinstance(text, str):
         raise TypeError(f"{name} is not a text")
+    return text
+
+
+def _sequence_number(info: Mapping[str, Any], name: str) -> str:
+    """As it is written: the Streams API takes it back only so."""
+    text = _text(info, name)
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{name} is not a sequence number")
     return text
 
 

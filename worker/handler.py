@@ -15,7 +15,7 @@ import boto3
 from botocore.config import Config
 
 from worker.aggregations import Definitions
-from worker.batch import BatchResult, RecordOutcome, process
+from worker.batch import REPORT_OUTCOMES, BatchResult, RecordOutcome, process
 from worker.commit import MAX_IN_FLIGHT, Committer, Deadline
 from worker.dead_letters import DeadLetterQueue
 from worker.definition_guard import check_definitions
@@ -34,9 +34,6 @@ STOP_SENDING = CONNECT_TIMEOUT + READ_TIMEOUT + 1.0
 STOP_WAITING = 1.0
 _STOP_SENDING_PART = 1 / 4
 _STOP_WAITING_PART = 1 / 8
-# Key of an event by which a replay asks what became of each record; Lambda's own events do not have it.
-REPORT_OUTCOMES = "reportOutcomes"
-
 # Milliseconds assumed where no context tells, as in a call by hand.
 _DEFAULT_REMAINING = 60_000
 

@@ -87,7 +87,7 @@ def test_local__counts_what_is_put_and_ends_with_ctrl_c() -> None:
     assert process.stdout is not None
     lines: list[str] = []
     try:
-        while not (lines and lines[-1].startswith("Dead letters")):
+        while not (lines and lines[-1].startswith("Ctrl-C ends")):
             line = process.stdout.readline()
             assert line, "".join(lines)
             lines.append(line)

@@ -105,6 +105,19 @@ def test_same_record_twice_in_a_batch__counts_once() -> None:
     assert worker.quantity() == 10
 
 
+@pytest.mark.parametrize(("seconds", "outcome"), [(5.0, RETRIED), (60.0, PARKED)])
+def test_same_record_twice_in_a_batch__is_no_further_the_second_time(seconds: float, outcome: RecordOutcome) -> None:
+    worker = Worker()
+    worker.deliver(insert())
+    (row,) = worker.client.tables[TARGET].items.values()
+    row["quantity"] = {"S": "many"}
+    raw = insert()
+
+    result = worker.deliver(raw, raw, seconds=seconds)
+
+    assert result.outcomes == (outcome, outcome)
+
+
 def test_record_that_moves__is_applied_if_one_of_its_contributions_is_new() -> None:
     worker = Worker()
     raw = modify(order(item="item123"), order(item="item312"))

@@ -98,16 +98,13 @@ def deployed(**environment: str) -> Iterator[Function]:
     """A new process of the function."""
     function = Function({**ENVIRONMENT, **environment})
     handler._worker.cache_clear()
-    powertools = handler.logger.registered_handler
-    assert hasattr(powertools, "setStream")
-    before = powertools.setStream(function.printed)
     with (
         mock.patch.dict("os.environ", function.environment, clear=True),
         mock.patch("boto3.client", function.client),
+        mock.patch.object(handler.logger.registered_handler, "stream", function.printed),
         mock.patch.object(handler, "ThreadPoolExecutor", return_value=ImmediateExecutor()),
     ):
         yield function
-    powertools.setStream(before or sys.stdout)
     handler._worker.cache_clear()
 
 

@@ -35,7 +35,11 @@ FUNCTION_NAME = "aggregation-worker"
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A running pipeline; its clients all speak to the ministack of this machine."""
+    """A running pipeline; its clients all speak to the ministack of this machine.
+
+    Attributes:
+        environment: with these variables the `aggregator` command works on it.
+    """
 
     server: Ministack
     definitions: Definitions
@@ -46,6 +50,7 @@ class Pipeline:
     queue_url: str
     bucket: str
     ledger_table: str
+    environment: Mapping[str, str]
 
 
 def mapping_settings(definitions: Definitions) -> MappingSettings:
@@ -105,11 +110,9 @@ def running_pipeline(
             "LEDGER_RETENTION_DAYS": str(deployment.LEDGER_RETENTION_DAYS),
             "DEAD_LETTER_QUEUE_URL": queue_url,
             "DEAD_LETTER_BUCKET": DEAD_LETTERS,
-            "POWERTOOLS_SERVICE_NAME": FUNCTION_NAME,
-            **(environment or {}),
         }
         with (
-            environment_of(function_environment),
+            environment_of({**function_environment, "POWERTOOLS_SERVICE_NAME": FUNCTION_NAME, **(environment or {})}),
             EventSourceMapping(
                 server.client("dynamodbstreams"),
                 s3,
@@ -122,7 +125,18 @@ def running_pipeline(
                 on_discarded=on_discarded,
             ) as mapping,
         ):
-            yield Pipeline(server, definitions, mapping, dynamodb, sqs, s3, queue_url, DEAD_LETTERS, LEDGER_TABLE)
+            yield Pipeline(
+                server,
+                definitions,
+                mapping,
+                dynamodb,
+                sqs,
+                s3,
+                queue_url,
+                DEAD_LETTERS,
+                LEDGER_TABLE,
+                function_environment,
+            )
 
 
 def deployed_handler() -> Handler:

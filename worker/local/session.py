@@ -54,7 +54,10 @@ def _print_introduction(console: Console, pipeline: Pipeline) -> None:
     for aggregation in pipeline.definitions.aggregations:
         console.print(f"and query {escape(aggregation.name)}:\n")
         console.print(escape(f"{credentials} {query_command(pipeline.definitions, aggregation, *options)}"), "\n")
-    console.print(f"Dead letters go to {escape(pipeline.queue_url)}. Ctrl-C ends it all.\n")
+    console.print("For aggregator dead-letters, replay --in-process, explain and verify in another terminal:\n")
+    for name, value in pipeline.environment.items():
+        console.print(escape(f"export {name}={shlex.quote(value)}"))
+    console.print("\nCtrl-C ends it all.\n")
 
 
 def _batch_line(invocation: Invocation) -> str:

@@ -187,15 +187,16 @@ class HeldMessages:
     def receive(self, sent_before: datetime) -> Iterator[list[Message]]:
         """Receives, a page at a time, what was in the queue at a moment, until the queue has no more of it to give."""
         seen: set[str] = set()
-        empty = 0
-        while empty < 2:  # a short queue can answer empty-handed although it holds a message
+        while True:
             messages = self.sqs.receive_message(
                 QueueUrl=self.queue_url,
                 MaxNumberOfMessages=10,
                 VisibilityTimeout=self.visibility_timeout,
-                WaitTimeSeconds=1,
+                WaitTimeSeconds=1,  # a long poll asks every server of the queue, so an empty answer is the end
                 MessageSystemAttributeNames=["SentTimestamp"],
             ).get("Messages", [])
+            if not messages:
+                return
             page = [_message(message) for message in messages]
             with self._lock:
                 self._held |= {message.message_id: message for message in page}
@@ -203,7 +204,6 @@ class HeldMessages:
             # received again and again.
             new = [message for message in page if message.sent_at <= sent_before and message.message_id not in seen]
             seen.update(message.message_id for message in page)
-            empty = 0 if page else empty + 1
             if new:
                 yield new
 

@@ -34,7 +34,7 @@ def list_dead_letters(resources: Resources, *, as_json: bool, show_images: bool)
         for entry in described
     ]
     columns = ("kind", "why", "sequence numbers", "item keys", "age", "replay within")
-    print_table(f"{len(letters)} dead letters", columns, rows)
+    print_table(f"{len(letters)} dead letter{'' if len(letters) == 1 else 's'}", columns, rows)
     if show_images:
         for entry in described:
             print_json(entry["records"])

@@ -10,10 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_WIDTH_OF_A_PIPE = 120
+
 
 def console() -> Console:
-    """Standard output, without colours where it is no terminal; long values are folded, never cut."""
-    return Console(highlight=False, soft_wrap=False)
+    """Standard output, without colours and 120 columns wide where it is no terminal; long values are folded."""
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=_WIDTH_OF_A_PIPE)
 
 
 def print_json(document: Any) -> None:

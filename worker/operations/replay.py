@@ -14,8 +14,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from worker.batch import RecordOutcome
-from worker.handler import REPORT_OUTCOMES
+from worker.batch import REPORT_OUTCOMES, RecordOutcome
 from worker.operations.errors import CommandError
 from worker.operations.letters import HeldMessages, Letter, trusted_until, understand
 from worker.operations.resources import Resources, explain_aws_error

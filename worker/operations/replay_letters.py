@@ -43,6 +43,8 @@ def replay_dead_letters(
     _print(summary, as_json=as_json)
     if summary.interrupted:
         return 130
+    if dry_run:
+        return 0
     return 1 if summary.left else 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from worker.deployment import STACK_NAME, Output
+from worker.operations.errors import CommandError
 from worker.operations.output import duration, print_json, print_table
 from worker.operations.resources import Resources, explain_aws_error
 from worker.telemetry import NAMESPACE, SERVICE, Metric
@@ -54,6 +55,8 @@ def facts_of(resources: Resources, now: datetime) -> list[Fact]:
     for name, ask in questions:
         try:
             facts.extend(ask())
+        except CommandError as error:
+            facts.append(Fact(name, f"not known: {error}", good=False))
         except (BotoCoreError, ClientError) as error:
             facts.append(Fact(name, f"not known: {explain_aws_error(error)}", good=False))
     return facts

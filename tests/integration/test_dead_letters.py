@@ -1,0 +1,573 @@
+"""Dead letters on the local pipeline: found, understood, replayed; nothing lost and nothing counted twice."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.integration.world import side_by_side
+from worker.aggregations import Definitions
+from worker.dead_letters import PARKED_PREFIX
+from worker.definitions import BUNDLED_FILE
+from worker.local.local_function import LambdaContext
+from worker.local.mapping_settings import MappingSettings
+from worker.local.pipeline import Pipeline, mapping_settings, running_pipeline
+from worker.operations.cli import build_parser, main
+from worker.operations.recompute import scan, stored_totals, totals_of
+from worker.operations.resources import Resources
+
+Handler = Callable[[dict[str, Any], Any], Any]
+
+
+def quick(definitions: Definitions) -> MappingSettings:
+    return replace(
+        mapping_settings(definitions),
+        maximum_batching_window_seconds=0,
+        maximum_retry_attempts=1,
+        retry_pause_seconds=0.01,
+    )
+
+
+@contextmanager
+def pipeline_with(handler: Handler | None = None, **settings: Any) -> Iterator[Pipeline]:
+    with running_pipeline(BUNDLED_FILE, handler=handler, settings=lambda d: replace(quick(d), **settings)) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture
+def broken_number_parsing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """A bad deployment: the worker takes no number for a number, until the fix is deployed by calling this."""
+
+    def never_a_number(_: object) -> Decimal:
+        raise ValueError("not a number")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.aggregations.parse_number", never_a_number)
+        yield patch.undo
+
+
+def put_orders(pipeline: Pipeline, count: int, items: int = 7) -> None:
+    table = pipeline.definitions.source.table
+    for start in range(0, count, 25):
+        requests = [
+            {
+                "PutRequest": {
+                    "Item": {
+                        "orderid": {"S": str(number)},
+                        "order_date": {"S": "2024-07-15"},
+                        "item_number": {"S": f"item{number % items}"},
+                        "quantity": {"N": str(number + 1)},
+                    }
+                }
+            }
+            for number in range(start, min(start + 25, count))
+        ]
+        pipeline.dynamodb.batch_write_item(RequestItems={table: requests})  # type: ignore[dict-item]
+
+
+def expected(pipeline: Pipeline) -> dict[Any, Any]:
+    source = scan(pipeline.dynamodb, pipeline.definitions.source.table)
+    return {
+        group: amounts for (_, group), amounts in totals_of(pipeline.definitions.aggregations, source).by_group.items()
+    }
+
+
+def stored(pipeline: Pipeline) -> dict[Any, Any]:
+    (aggregation,) = pipeline.definitions.aggregations
+    return stored_totals(pipeline.dynamodb, aggregation)
+
+
+def waiting(pipeline: Pipeline) -> int:
+    attributes = pipeline.sqs.get_queue_attributes(
+        QueueUrl=pipeline.queue_url,
+        AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
+    )["Attributes"]
+    return sum(map(int, attributes.values()))
+
+
+def aggregator_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
+    capsys.readouterr()
+    status = main([*arguments, "--json"])
+    output = capsys.readouterr().out
+    return status, json.loads(output[output.index("\n{\n") :] if "\n{\n" in output else output[output.index("[") :])
+
+
+def replay(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    status = main(["replay", "--in-process", "--json", *options])
+    output = capsys.readouterr().out
+    return status, json.loads(output[output.rindex("\n{\n") if "\n{\n" in output else 0 :])
+
+
+def send(pipeline: Pipeline, body: str) -> None:
+    pipeline.sqs.send_message(QueueUrl=pipeline.queue_url, MessageBody=body)
+
+
+class LocalLambda:
+    """Stands in for boto3's Lambda client: runs a handler as the deployed function would."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.invocations: list[dict[str, Any]] = []
+
+    def invoke(self, *, FunctionName: str, Payload: bytes) -> dict[str, Any]:  # noqa: N803 - boto3's names
+        event = json.loads(Payload)
+        self.invocations.append(event)
+        context = LambdaContext(FunctionName, "arn", "1024", "request", "stream", time.monotonic() + 60)
+        try:
+            answer = json.dumps(self.handler(event, context))
+        except Exception as error:
+            body = json.dumps({"errorType": type(error).__name__, "errorMessage": str(error)})
+            return {"FunctionError": "Unhandled", "Payload": io.BytesIO(body.encode())}
+        return {"Payload": io.BytesIO(answer.encode())}
+
+
+def replay_through(handler: Handler, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[int, LocalLambda]:
+    """`aggregator replay` with a function named `deployed` that is this handler."""
+    function = LocalLambda(handler)
+    real = Resources.client
+
+    def client(self: Resources, service: str) -> Any:
+        return function if service == "lambda" else real(self, service)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Resources, "client", client)
+        return main(["replay", "--function", "deployed", "--json", *options]), function
+
+
+def deployed(event: dict[str, Any], context: Any) -> Any:
+    from worker.handler import lambda_handler
+
+    return lambda_handler(event, context)
+
+
+def test_500_records_parked_by_a_bad_deployment__replay_brings_every_total_right(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 500)
+        pipeline.mapping.drain(60)
+        assert (waiting(pipeline), stored(pipeline)) == (500, {})
+        broken_number_parsing()
+
+        status, function = replay_through(deployed, monkeypatch)
+        again = main(["replay", "--in-process"])
+
+        assert (status, again) == (0, 0)
+        assert sum(len(event["Records"]) for event in function.invocations) == 500
+        assert len(function.invocations) <= 2
+        assert waiting(pipeline) == 0
+        assert stored(pipeline) == expected(pipeline)
+
+
+def test_two_replays_at_once__count_once(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 200)
+        pipeline.mapping.drain(60)
+        broken_number_parsing()
+
+        side_by_side(lambda: main(["replay", "--in-process"]), lambda: main(["replay", "--in-process"]))
+
+        assert waiting(pipeline) == 0
+        assert stored(pipeline) == expected(pipeline)
+
+
+def test_record_parked_twice__counts_once_and_both_letters_go(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 1)
+        pipeline.mapping.drain(60)
+        (message,) = pipeline.sqs.receive_message(QueueUrl=pipeline.queue_url, VisibilityTimeout=0)["Messages"]
+        send(pipeline, message["Body"])
+        broken_number_parsing()
+
+        status, summary = replay(capsys)
+
+        assert (status, summary["applied"], summary["duplicates"], summary["lettersDeleted"]) == (0, 1, 1, 2)
+        assert stored(pipeline) == expected(pipeline)
+
+
+def test_failed_batch_of_1000__comes_back_from_its_s3_document(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(_: Any, __: Any) -> Any:
+        raise RuntimeError("a bad deployment")
+
+    with pipeline_with(fails, bisect_batch_on_function_error=False) as pipeline:
+        put_orders(pipeline, 1000)
+        pipeline.mapping.drain(60)
+        _, (letter, *others) = aggregator_json(capsys, "dead-letters")
+        letters = [letter, *others]
+        assert {letter["kind"] for letter in letters} == {"failed batch"}
+        assert sum(len(letter["sequenceNumbers"]) for letter in letters) == 1000
+        assert letter["reasons"] == ["RetryAttemptsExhausted"]
+
+        status, summary = replay(capsys)
+
+        assert (status, summary["applied"], summary["lettersDeleted"]) == (0, 1000, len(letters))
+        assert waiting(pipeline) == 0
+        assert stored(pipeline) == expected(pipeline)
+
+
+def test_pointer_into_the_stream__is_read_back_from_it(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Any] = []
+
+    def fails(event: Any, _: Any) -> Any:
+        seen.extend(event["Records"])
+        raise RuntimeError("a bad deployment")
+
+    with pipeline_with(fails, bisect_batch_on_function_error=False, maximum_retry_attempts=0) as pipeline:
+        put_orders(pipeline, 30)
+        pipeline.mapping.drain(60)
+        pipeline.sqs.purge_queue(QueueUrl=pipeline.queue_url)
+        arn = seen[0]["eventSourceARN"]
+        shards = pipeline.server.client("dynamodbstreams").describe_stream(StreamArn=arn)["StreamDescription"]["Shards"]
+        numbers = sorted((record["dynamodb"]["SequenceNumber"] for record in seen), key=int)
+        notice = {
+            "requestContext": {"condition": "RecordAgeExceeded"},
+            "DDBStreamBatchInfo": {
+                "shardId": shards[0]["ShardId"],
+                "startSequenceNumber": numbers[0],
+                "endSequenceNumber": numbers[-1],
+                "batchSize": len(numbers),
+                "streamArn": arn,
+            },
+        }
+        send(pipeline, json.dumps(notice))
+        beyond = {**notice["DDBStreamBatchInfo"], "endSequenceNumber": str(int(numbers[-1]) + 1)}
+        send(pipeline, json.dumps({**notice, "DDBStreamBatchInfo": beyond}))
+
+        status, summary = replay(capsys)
+
+        assert (status, summary["applied"], summary["lettersDeleted"]) == (1, 30, 1)
+        assert "end was not reached" in summary["lettersLeft"][0]["why"]
+        assert stored(pipeline) == expected(pipeline)
+
+
+def test_garbage_in_the_queue__one_line_each_stays_and_the_rest_goes_on(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 3)
+        pipeline.mapping.drain(60)
+        broken_number_parsing()
+        info = {
+            "shardId": "s",
+            "startSequenceNumber": "1",
+            "endSequenceNumber": "2",
+            "batchSize": 2,
+            "streamArn": "arn:aws:dynamodb:us-east-1:000000000000:table/Order_by_item/stream/x",
+        }
+        pipeline.s3.put_object(Bucket=pipeline.bucket, Key="documents/truncated", Body=b'{"payload": "{\\"Reco')
+        pipeline.s3.put_object(
+            Bucket=pipeline.bucket,
+            Key="documents/one-of-two",
+            Body=json.dumps({"DDBStreamBatchInfo": info, "payload": '{"Records": [{}]}'}).encode(),
+        )
+        garbage = {
+            "not json": "is not JSON",
+            json.dumps({"order": 1}): "neither a parked record nor",
+            _notification(pipeline, "documents/deleted"): "no longer in the bucket",
+            _notification(pipeline, "documents/truncated"): "is not JSON",
+            _notification(pipeline, "documents/one-of-two"): "payload is truncated",
+            json.dumps({"kind": "parked_record", "reasons": ["x"]}): "without the record",
+        }
+        for body in garbage:
+            send(pipeline, body)
+        send(pipeline, json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": pipeline.bucket}))
+
+        status, summary = replay(capsys)
+
+        assert status == 1
+        assert summary["applied"] == 3
+        assert summary["lettersDeleted"] == 4
+        whys = [letter["why"] for letter in summary["lettersLeft"]]
+        assert all(any(expected in why for why in whys) for expected in garbage.values()), whys
+        assert waiting(pipeline) == len(garbage)
+        assert stored(pipeline) == expected(pipeline)
+
+
+def _notification(pipeline: Pipeline, key: str) -> str:
+    return json.dumps({"Records": [{"s3": {"bucket": {"name": pipeline.bucket}, "object": {"key": key}}}]})
+
+
+def test_record_too_large_for_a_message__goes_and_comes_by_way_of_the_bucket(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pipeline_with() as pipeline:
+        pipeline.dynamodb.put_item(
+            TableName=pipeline.definitions.source.table,
+            Item={
+                "orderid": {"S": "1"},
+                "order_date": {"S": "2024-07-15"},
+                "item_number": {"S": "item1"},
+                "quantity": {"N": "5"},
+                "note": {"S": "x" * 300_000},
+            },
+        )
+        pipeline.mapping.drain(60)
+        objects = pipeline.s3.list_objects_v2(Bucket=pipeline.bucket, Prefix=PARKED_PREFIX)["Contents"]
+        assert len(objects) == 1
+        broken_number_parsing()
+
+        status, summary = replay(capsys)
+
+        assert (status, summary["applied"]) == (0, 1)
+        assert stored(pipeline) == expected(pipeline)
+
+
+def test_record_older_than_the_ledger__is_refused_and_stays(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 2)
+        pipeline.mapping.drain(60)
+        (message,) = pipeline.sqs.receive_message(QueueUrl=pipeline.queue_url, MaxNumberOfMessages=1)["Messages"]
+        letter = json.loads(message["Body"])
+        pipeline.sqs.delete_message(QueueUrl=pipeline.queue_url, ReceiptHandle=message["ReceiptHandle"])
+        old = datetime.now(UTC) - timedelta(days=60)
+        letter["record"]["dynamodb"]["ApproximateCreationDateTime"] = int(old.timestamp())
+        send(pipeline, json.dumps(letter))
+        broken_number_parsing()
+
+        status, summary = replay(capsys)
+
+        assert (status, summary["applied"], summary["refused"]) == (1, 1, 1)
+        assert "reconcile" in summary["lettersLeft"][0]["why"]
+        assert waiting(pipeline) == 1
+        _, (listed,) = aggregator_json(capsys, "dead-letters")
+        assert listed["trustedFor"] == "too late"
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], ["--limit", "2"], ["--reason", "no such reason"]])
+def test_selection__takes_no_more_than_it_says(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 5)
+        pipeline.mapping.drain(60)
+        broken_number_parsing()
+
+        status, summary = replay(capsys, *options)
+
+        taken = 2 if options[0] == "--limit" else 0
+        assert (status, summary["applied"], waiting(pipeline)) == (0, taken, 5 - taken)
+
+
+def test_sequence_number_and_reason__select_one_letter(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 5)
+        pipeline.mapping.drain(60)
+        broken_number_parsing()
+        _, letters = aggregator_json(capsys, "dead-letters")
+        number = letters[3]["sequenceNumbers"][0]
+
+        _, summary = replay(capsys, "--sequence-number", number, "--reason", "NOT A NUMBER", "--rate", "1000")
+
+        assert (summary["applied"], summary["lettersNotSelected"]) == (1, 4)
+        assert waiting(pipeline) == 4
+
+
+def test_function_that_fails_for_one_letter__does_not_hold_up_the_others(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_for_item3(event: dict[str, Any], context: Any) -> Any:
+        if any("item3" in json.dumps(record) for record in event["Records"]):
+            raise RuntimeError("item3 is too much for me")
+        return deployed(event, context)
+
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 14)
+        pipeline.mapping.drain(60)
+        broken_number_parsing()
+
+        status, _ = replay_through(fails_for_item3, monkeypatch)
+
+        output = capsys.readouterr().out
+        assert status == 1
+        assert output.count("RuntimeError: item3 is too much for me") == 2
+        assert waiting(pipeline) == 2
+
+
+def test_function_that_always_fails__stops_early_and_leaves_everything(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(_: Any, __: Any) -> Any:
+        raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "Invoke")
+
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 20)
+        pipeline.mapping.drain(60)
+        broken_number_parsing()
+
+        status, function = replay_through(denied, monkeypatch)
+
+        assert status == 2
+        assert "5 invocations in a row failed" in capsys.readouterr().err
+        assert len(function.invocations) < 10
+        assert waiting(pipeline) == 20
+
+
+def test_wrong_queue_url__is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pipeline_with() as pipeline:
+        status = main(["dead-letters", "--queue-url", f"{pipeline.queue_url}-no-such"])
+
+        error = capsys.readouterr().err
+        assert status == 2
+        assert error.count("\n") == 1
+        assert "is the queue URL right" in error
+
+
+def test_listing__shows_no_item_contents_unless_asked(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 1)
+        pipeline.mapping.drain(60)
+        capsys.readouterr()
+
+        main(["dead-letters", "--json"])
+        without = capsys.readouterr().out
+        main(["dead-letters", "--json", "--show-images"])
+        with_images = capsys.readouterr().out
+
+        assert "item0" not in without
+        assert "item0" in with_images
+        assert waiting(pipeline) == 1
+
+
+def test_ctrl_c__leaves_every_unfinished_letter_in_the_queue(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Any, __: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 10)
+        pipeline.mapping.drain(60)
+        broken_number_parsing()
+
+        status, _ = replay_through(interrupted, monkeypatch)
+        again, summary = replay(capsys)
+
+        assert (status, again, summary["applied"]) == (130, 0, 10)
+        assert stored(pipeline) == expected(pipeline)
+
+
+def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
+    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from worker.operations.cli import main; sys.exit(main())",
+        "replay",
+        "--in-process",
+        "--visibility-timeout",
+        "1",
+        "--rate",
+        "400",
+    ]
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 400)
+        pipeline.mapping.drain(60)
+        broken_number_parsing()
+
+        for _ in range(10):
+            process = subprocess.Popen(
+                command, env={**os.environ}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            time.sleep(0.5 + chance.random() * 1.2)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        deadline = time.monotonic() + 60
+        while waiting(pipeline) and time.monotonic() < deadline:
+            main(["replay", "--in-process"])
+
+        assert waiting(pipeline) == 0
+        assert stored(pipeline) == expected(pipeline)
+
+
+def test_explain__shows_receipts_that_add_up_and_says_when_they_do_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 20, items=2)
+        pipeline.mapping.drain(60)
+        capsys.readouterr()
+
+        good = main(["explain", "item_count_by_date", "item0", "2024-07-15"])
+        told = capsys.readouterr().out
+        pipeline.dynamodb.update_item(
+            TableName="item_count_by_date",
+            Key={"item_number": {"S": "item0"}, "order_date": {"S": "2024-07-15"}},
+            UpdateExpression="ADD quantity :one",
+            ExpressionAttributeValues={":one": {"N": "1"}},
+        )
+        bad = main(["explain", "item_count_by_date", "item0", "2024-07-15"])
+
+        assert (good, bad) == (0, 1)
+        assert "add up to the stored total" in told
+        assert told.count("2026") + told.count("2027") >= 10 or told.count("T") > 10
+        assert "something other than the worker" in " ".join(capsys.readouterr().out.split())
+
+
+def test_verify__tells_the_latency_and_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import threading
+
+    stop = threading.Event()
+    with pipeline_with() as pipeline:
+        delivering = threading.Thread(target=pipeline.mapping.run, args=(stop,))
+        delivering.start()
+        try:
+            capsys.readouterr()
+            status = main(["verify", "--json", "--timeout", "20"])
+            output = capsys.readouterr().out
+        finally:
+            stop.set()
+            delivering.join()
+
+        assert status == 0
+        assert json.loads(output[output.rindex("{\n") :])["latencySeconds"] < 20
+        assert stored(pipeline) == {}
+        assert expected(pipeline) == {}
+        ledger = list(scan(pipeline.dynamodb, pipeline.ledger_table))
+        assert [item["page"]["S"] for item in ledger] == ["definition"]
+
+
+def test_verify_without_a_worker__fails_in_time_and_cleans_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with pipeline_with() as pipeline:
+        status = main(["verify", "--timeout", "0.3"])
+
+        assert status == 2
+        assert "did not reach item_count_by_date" in capsys.readouterr().err
+        assert expected(pipeline) == {}
+
+
+def test_every_command__has_help_and_takes_the_common_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("dead-letters", "replay", "explain", "verify", "status"):
+        with pytest.raises(SystemExit) as ended:
+            build_parser().parse_args([command, "--help"])
+        assert ended.value.code == 0
+        text = capsys.readouterr().out
+        assert all(option in text for option in ("--stack", "--profile", "--region", "--endpoint-url", "--json"))
