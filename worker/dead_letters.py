@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from worker.stream import sequence_number_of
+from worker.stream import is_sequence_number, sequence_number_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -210,7 +210,7 @@ def _text(entries: Mapping[str, Any], name: str) -> str:
 def _sequence_number(info: Mapping[str, Any], name: str) -> str:
     """As it is written: the Streams API takes it back only so."""
     text = _text(info, name)
-    if not (text.isascii() and text.isdecimal()):
+    if not is_sequence_number(text):
         raise ValueError(f"{name} is not a sequence number")
     return text
 

@@ -148,9 +148,12 @@ def sequence_number_of(raw: Any) -> str | None:
         sequence_number = raw["dynamodb"]["SequenceNumber"]
     except (KeyError, TypeError, IndexError):
         return None
-    if isinstance(sequence_number, str) and _SEQUENCE_NUMBER.fullmatch(sequence_number):
-        return sequence_number
-    return None
+    return sequence_number if isinstance(sequence_number, str) and is_sequence_number(sequence_number) else None
+
+
+def is_sequence_number(text: str) -> bool:
+    """Whether a text has the form of a sequence number: ASCII digits, and not too many."""
+    return _SEQUENCE_NUMBER.fullmatch(text) is not None
 
 
 _EVENT_NAMES = {str(name): name for name in EventName}
