@@ -38,7 +38,7 @@ def duration(time: timedelta) -> str:
     """`3 days`, `5 h`, `12 min` or `40 s`: the largest unit that fits, rounded down."""
     seconds = int(time.total_seconds())
     sign, seconds = ("-", -seconds) if seconds < 0 else ("", seconds)
-    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"{sign}{seconds // size} {unit}"
     return f"{sign}{seconds} s"

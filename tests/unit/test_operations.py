@@ -1,0 +1,336 @@
+"""The operators' commands where no queue is needed: names of resources, status, streams read back, explanations."""
+
+import argparse
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from worker.definitions import load_definitions
+from worker.deployment import STACK_NAME, Output
+from worker.operations import resources as resources_module
+from worker.operations.cli import build_parser, main
+from worker.operations.errors import CommandError
+from worker.operations.explain import Explanation, receipts_of
+from worker.operations.letters import trusted_until
+from worker.operations.output import duration
+from worker.operations.resources import Resources
+from worker.operations.status import facts_of
+from worker.operations.stream_range import StreamRangeError, read_range
+from worker.verification import example_item, put_item_command, query_command
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    resources_module.add_options(parser)
+    return parser.parse_args(arguments)
+
+
+class FakeClients:
+    """Clients that answer with what they are given, by service and operation."""
+
+    def __init__(self, answers: Mapping[str, Any]) -> None:
+        self.answers = answers
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def __getattr__(self, operation: str) -> Any:
+        def call(**parameters: Any) -> Any:
+            self.calls.append((operation, parameters))
+            answer = self.answers[operation]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return call
+
+    def get_paginator(self, operation: str) -> Any:
+        class Paginator:
+            def paginate(_, **parameters: Any) -> Any:  # noqa: N805 - the outer self is meant
+                return [getattr(self, operation)(**parameters)]
+
+        return Paginator()
+
+
+def resources_with(
+    environment: Mapping[str, str], answers: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[Resources, FakeClients]:
+    fake = FakeClients(answers)
+    monkeypatch.setattr(Resources, "client", lambda self, service: fake)
+    return Resources(options(*arguments), environment), fake
+
+
+def stack_with(**outputs: str) -> dict[str, Any]:
+    return {"Stacks": [{"Outputs": [{"OutputKey": key, "OutputValue": value} for key, value in outputs.items()]}]}
+
+
+def test_option__comes_before_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources, fake = resources_with({"LEDGER_TABLE": "b"}, {}, monkeypatch, "--ledger-table", "a", "--stack", "s")
+
+    assert resources.ledger_table == "a"
+    assert fake.calls == []
+
+
+def test_stack_that_is_named__comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"describe_stacks": stack_with(LedgerTableName="from-stack")}
+    resources, fake = resources_with({"LEDGER_TABLE": "b"}, answers, monkeypatch, "--stack", "mine")
+
+    assert resources.ledger_table == "from-stack"
+    assert fake.calls == [("describe_stacks", {"StackName": "mine"})]
+
+
+def test_environment__comes_before_the_default_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"describe_stacks": stack_with(FunctionName="worker-function")}
+    resources, fake = resources_with({"LEDGER_TABLE": "b"}, answers, monkeypatch)
+
+    assert (resources.ledger_table, resources.function) == ("b", "worker-function")
+    assert fake.calls == [("describe_stacks", {"StackName": STACK_NAME})]
+
+
+def test_no_stack__says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ClientError({"Error": {"Code": "ValidationError", "Message": "Stack x does not exist"}}, "DescribeStacks")
+    resources, _ = resources_with({}, {"describe_stacks": error}, monkeypatch)
+
+    with pytest.raises(CommandError, match="give --stack"):
+        _ = resources.queue_url
+
+
+def test_output_that_the_stack_lacks__is_named_with_its_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources, _ = resources_with({}, {"describe_stacks": stack_with()}, monkeypatch)
+
+    with pytest.raises(CommandError, match="DeadLetterQueueUrl: give --stack or --queue-url"):
+        _ = resources.queue_url
+
+
+def healthy() -> dict[str, Any]:
+    return {
+        "describe_stacks": stack_with(
+            **{
+                output.value: f"the-{output.name.lower()}"
+                for output in Output
+                if output != Output.LEDGER_RETENTION_DAYS
+            }
+        ),
+        "get_event_source_mapping": {"State": "Enabled", "LastProcessingResult": "OK"},
+        "get_queue_attributes": {
+            "Attributes": {"ApproximateNumberOfMessages": "0", "ApproximateNumberOfMessagesNotVisible": "0"}
+        },
+        "get_function_configuration": {"Environment": {"Variables": {"POWERTOOLS_SERVICE_NAME": "mine"}}},
+        "get_metric_data": {
+            "MetricDataResults": [
+                {"Id": "age", "Values": [100.0, 4_000.0]},
+                {"Id": "records_applied", "Values": [10.0, 5.0]},
+                {"Id": "records_duplicate", "Values": [1.0]},
+                {"Id": "records_parked", "Values": []},
+            ]
+        },
+        "describe_alarms": {"MetricAlarms": []},
+    }
+
+
+def test_status_of_a_healthy_worker__has_nothing_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources, fake = resources_with({}, healthy(), monkeypatch)
+
+    facts = facts_of(resources, NOW)
+
+    assert {fact.name: fact.value for fact in facts} == {
+        "event source mapping": "Enabled, OK",
+        "dead letters": "0 waiting",
+        "iterator age, last hour's highest": "4 s",
+        "RecordsApplied, last hour": "15",
+        "RecordsDuplicate, last hour": "1",
+        "RecordsParked, last hour": "0",
+        "alarms": "none",
+    }
+    assert all(fact.good for fact in facts)
+    (queries,) = (parameters for name, parameters in fake.calls if name == "get_metric_data")
+    dimensions = [query["MetricStat"]["Metric"]["Dimensions"] for query in queries["MetricDataQueries"]]
+    assert dimensions == [[{"Name": "FunctionName", "Value": "the-function_name"}]] + 3 * [
+        [{"Name": "service", "Value": "mine"}]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("operation", "answer", "fact", "value"),
+    [
+        ("get_event_source_mapping", {"State": "Disabled"}, "event source mapping", "Disabled"),
+        (
+            "get_queue_attributes",
+            {"Attributes": {"ApproximateNumberOfMessages": "3", "ApproximateNumberOfMessagesNotVisible": "1"}},
+            "dead letters",
+            "3 waiting, 1 being replayed",
+        ),
+        (
+            "get_metric_data",
+            {"MetricDataResults": [{"Id": "records_parked", "Values": [2.0]}]},
+            "RecordsParked, last hour",
+            "2",
+        ),
+        (
+            "describe_alarms",
+            {"MetricAlarms": [{"AlarmName": f"{STACK_NAME}-errors"}, {"AlarmName": "somebody-else"}]},
+            "alarms",
+            f"{STACK_NAME}-errors",
+        ),
+        (
+            "get_queue_attributes",
+            ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "GetQueueAttributes"),
+            "dead letters",
+            "your credentials lack a permission",
+        ),
+    ],
+)
+def test_status__shows_what_to_look_at(
+    operation: str, answer: Any, fact: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resources, _ = resources_with({}, healthy() | {operation: answer}, monkeypatch)
+
+    (bad,) = (found for found in facts_of(resources, NOW) if not found.good)
+
+    assert bad.name == fact
+    assert value in bad.value
+
+
+class FakeStream:
+    """A shard whose pages are given; an empty list is an empty page."""
+
+    def __init__(self, *pages: list[int], open_ended: bool = False) -> None:
+        self.pages = pages
+        self.open_ended = open_ended
+
+    def get_shard_iterator(self, **_: Any) -> dict[str, str]:
+        return {"ShardIterator": "0"}
+
+    def get_records(self, *, ShardIterator: str) -> dict[str, Any]:  # noqa: N803 - boto3's name
+        page = int(ShardIterator)
+        numbers = self.pages[page] if page < len(self.pages) else []
+        records = [{"eventID": str(number), "dynamodb": {"SequenceNumber": str(number)}} for number in numbers]
+        more = self.open_ended or page + 1 < len(self.pages)
+        return {"Records": records} | ({"NextShardIterator": str(page + 1)} if more else {})
+
+
+def numbers_of(records: list[dict[str, Any]]) -> list[int]:
+    return [int(record["dynamodb"]["SequenceNumber"]) for record in records]
+
+
+def test_range__is_read_through_empty_pages_and_compared_as_integers() -> None:
+    stream: Any = FakeStream([], [98, 99], [], [], [100], [], [101, 102])
+
+    assert numbers_of(read_range(stream, "arn", "shard", "99", "101")) == [99, 100, 101]
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [FakeStream([99, 100]), FakeStream([99], [103]), FakeStream([99], open_ended=True)],
+    ids=["shard ended", "number skipped", "shard still open"],
+)
+def test_range_whose_end_is_not_there__is_refused(stream: Any) -> None:
+    with pytest.raises(StreamRangeError, match="end was not reached"):
+        read_range(stream, "arn", "shard", "99", "101")
+
+
+@pytest.mark.parametrize("code", ["TrimmedDataAccessException", "ResourceNotFoundException"])
+def test_range_that_the_stream_no_longer_holds__says_to_reconcile(code: str) -> None:
+    class Trimmed(FakeStream):
+        def get_shard_iterator(self, **_: Any) -> dict[str, str]:
+            raise ClientError({"Error": {"Code": code, "Message": "gone"}}, "GetShardIterator")
+
+    stream: Any = Trimmed()
+
+    with pytest.raises(StreamRangeError, match="reconcile"):
+        read_range(stream, "arn", "shard", "99", "101")
+
+
+def test_trust__ends_an_hour_before_the_ledger_may_forget() -> None:
+    record = {"dynamodb": {"ApproximateCreationDateTime": NOW.timestamp()}}
+
+    assert trusted_until(record, 60) == NOW + timedelta(days=60, hours=-1)
+
+
+@pytest.mark.parametrize("record", [None, {}, {"dynamodb": {}}, {"dynamodb": {"ApproximateCreationDateTime": "x"}}])
+def test_trust_in_a_record_without_a_time__is_unknown(record: Any) -> None:
+    assert trusted_until(record, 60) is None
+
+
+def explanation(total: tuple[Decimal, ...] | None, may_have_expired: bool = False) -> Explanation:
+    (aggregation,) = load_definitions().aggregations
+    pages = [
+        {
+            "aggregate": {"S": "item_count_by_date#…"},
+            "page": {"S": f"2026-01-02T03:04:0{second}Z|label"},
+            "expires_at": {"N": "1"},
+            f"10{second}.abcdef01": {"N": str(second)},
+        }
+        for second in (1, 2, 3)
+    ]
+    return Explanation(aggregation, ("item1", "2026-01-02"), tuple(receipts_of(pages)), total, may_have_expired)
+
+
+@pytest.mark.parametrize(
+    ("total", "may_have_expired", "verdict"),
+    [
+        ((Decimal(6),), False, "add up"),
+        ((Decimal(7),), False, "something other than the worker"),
+        ((Decimal(7),), True, "expired receipts"),
+        (None, False, "something other than the worker"),
+    ],
+)
+def test_verdict__tells_drift_from_expired_receipts(
+    total: tuple[Decimal, ...] | None, may_have_expired: bool, verdict: str
+) -> None:
+    told = explanation(total, may_have_expired)
+
+    assert told.sum == (Decimal(6),)
+    assert verdict in told.verdict()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59, "59 s"), (61, "1 min"), (7_200, "2 h"), (90_000, "1 d"), (-61, "-1 min")]
+)
+def test_duration__is_in_its_largest_unit(seconds: int, text: str) -> None:
+    assert duration(timedelta(seconds=seconds)) == text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["replay", "--limit", "0"],
+        ["replay", "--rate", "nan"],
+        ["replay", "--rate", "inf"],
+        ["replay", "--sequence-number", "x"],
+        ["local", "--port", "0"],
+        ["explain", "table"],
+        ["no-such-command"],
+        [],
+    ],
+)
+def test_wrong_arguments__end_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args(arguments)
+
+    assert ended.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("keys", "message"), [(["a"], "needs 2 key values"), (["a", "b", "c"], "needs 2 key values")])
+def test_explain_with_the_wrong_number_of_keys__is_one_clear_line(
+    keys: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "item_count_by_date", *keys]) == 2
+
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_example__is_counted_by_the_reference_definitions() -> None:
+    definitions = load_definitions()
+    (aggregation,) = definitions.aggregations
+
+    assert aggregation.value(example_item(definitions)) == (("item123", "2024-07-15"), (Decimal(10),))
+    assert put_item_command(definitions, "--endpoint-url", "http://x").startswith("aws dynamodb put-item --table-name")
+    assert "item123" in query_command(definitions, aggregation)
