@@ -1,0 +1,216 @@
+"""The function, its role, its log and the event source mapping that feeds it.
+
+The mapping's values come from `worker.deployment`, where each stands with its reason.
+"""
+
+import aws_cdk as cdk
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_logs as logs
+from constructs import Construct
+
+from infrastructure.bundle import ARCHITECTURE, RUNTIME, FunctionBundling
+from infrastructure.dead_letters import DeadLetters
+from infrastructure.tables import Tables
+from worker import deployment
+from worker.aggregations import Definitions
+from worker.dead_letters import ON_FAILURE_PREFIX, PARKED_PREFIX
+
+# Longer than a receipt: what a receipt proves, the log of its time can still explain.
+LOG_RETENTION = logs.RetentionDays.THREE_MONTHS
+
+
+class AggregationFunction(Construct):
+    """The worker in Lambda."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        definitions: Definitions,
+        tables: Tables,
+        dead_letters: DeadLetters,
+        bundling: FunctionBundling,
+        reserved_concurrency: int | None,
+        throwaway: bool,
+    ) -> None:
+        super().__init__(scope, construct_id)
+        self.log_group = logs.LogGroup(
+            self,
+            "Log",
+            retention=LOG_RETENTION,
+            removal_policy=cdk.RemovalPolicy.DESTROY if throwaway else cdk.RemovalPolicy.RETAIN,
+        )
+        self.role = self._role(definitions, tables, dead_letters)
+        self.function = lambda_.Function(
+            self,
+            "Function",
+            description=f"Counts every change of {definitions.source.table} exactly once",
+            runtime=RUNTIME,
+            architecture=ARCHITECTURE,
+            code=bundling.code(),
+            handler="worker.handler.lambda_handler",
+            # As it is: what the CDK would like to add to it is in it already, narrower.
+            role=self.role.without_policy_updates(),
+            memory_size=deployment.FUNCTION_MEMORY_MB,
+            timeout=cdk.Duration.seconds(deployment.FUNCTION_TIMEOUT_SECONDS),
+            reserved_concurrent_executions=reserved_concurrency,
+            tracing=lambda_.Tracing.ACTIVE,
+            log_group=self.log_group,
+            logging_format=lambda_.LoggingFormat.JSON,
+            # Not higher: metrics are log lines without a level, which Lambda takes for INFO ("Log-level filtering", AWS
+            # Lambda developer guide).
+            application_log_level_v2=lambda_.ApplicationLogLevel.INFO,
+            system_log_level_v2=lambda_.SystemLogLevel.INFO,
+            environment={
+                "LEDGER_TABLE": tables.ledger.table_name,
+                "LEDGER_RETENTION_DAYS": str(deployment.LEDGER_RETENTION_DAYS),
+                "DEAD_LETTER_QUEUE_URL": dead_letters.queue.queue_url,
+                "DEAD_LETTER_BUCKET": dead_letters.bucket.bucket_name,
+                "POWERTOOLS_SERVICE_NAME": cdk.Stack.of(self).stack_name,
+            },
+        )
+        # The CDK makes it depend on the role, which it refers to anyway; cfn-lint warns about that.
+        resource = self.function.node.default_child
+        assert isinstance(resource, lambda_.CfnFunction)  # noqa: S101
+        resource.add_deletion_override("DependsOn")
+        self.mapping = self._mapping(definitions, tables, dead_letters)
+        cdk.Validations.of(self.function).acknowledge(
+            cdk.Acknowledgment(
+                id="AwsSolutions::AwsSolutions-L1",
+                reason="Python 3.13 is the version that the tests, the pinned dependencies and the bundled bytecode "
+                "are for; a newer one is a change of all three.",
+            )
+        )
+
+    def _mapping(
+        self, definitions: Definitions, tables: Tables, dead_letters: DeadLetters
+    ) -> lambda_.CfnEventSourceMapping:
+        """The mapping as CloudFormation knows it: the CDK's event source would add grants and defaults of its own."""
+        mapping = lambda_.CfnEventSourceMapping(
+            self,
+            "Mapping",
+            event_source_arn=tables.source.stream_arn,
+            function_name=self.function.function_name,
+            starting_position=deployment.STARTING_POSITION,
+            batch_size=deployment.BATCH_SIZE,
+            maximum_batching_window_in_seconds=deployment.BATCHING_WINDOW_SECONDS,
+            parallelization_factor=deployment.PARALLELIZATION_FACTOR,
+            maximum_retry_attempts=deployment.RETRY_ATTEMPTS,
+            maximum_record_age_in_seconds=deployment.MAXIMUM_RECORD_AGE_SECONDS,
+            bisect_batch_on_function_error=deployment.BISECT_ON_ERROR,
+            function_response_types=["ReportBatchItemFailures"] if deployment.REPORT_BATCH_ITEM_FAILURES else None,
+            filter_criteria=lambda_.CfnEventSourceMapping.FilterCriteriaProperty(
+                filters=[
+                    lambda_.CfnEventSourceMapping.FilterProperty(pattern=pattern)
+                    for pattern in deployment.filter_patterns(definitions)
+                ]
+            ),
+            destination_config=lambda_.CfnEventSourceMapping.DestinationConfigProperty(
+                # Only S3 gets the records themselves; other destinations get a pointer, which dies with the stream.
+                on_failure=lambda_.CfnEventSourceMapping.OnFailureProperty(destination=dead_letters.bucket.bucket_arn)
+            ),
+            # What Lambda filtered out, discarded and delivered on failure; without it nobody could be alarmed.
+            metrics_config=lambda_.CfnEventSourceMapping.MetricsConfigProperty(metrics=["EventCount"]),
+        )
+        # No record is written to the bucket before its policy is in force.
+        assert dead_letters.bucket.policy is not None  # noqa: S101 - there is one that enforces TLS
+        mapping.node.add_dependency(dead_letters.bucket.policy)
+        return mapping
+
+    def _role(self, definitions: Definitions, tables: Tables, dead_letters: DeadLetters) -> iam.Role:
+        """The execution role: each action that the worker or Lambda on its behalf performs, on what it performs it.
+
+        `TransactWriteItems` needs the permission for each of its actions ("Using IAM with DynamoDB transactions",
+        Amazon DynamoDB developer guide), which are updates; conditions on the updated item need none.
+        """
+        account = cdk.Stack.of(self).account
+        bucket_arn = dead_letters.bucket.bucket_arn
+        targets = [table.table_arn for table in tables.targets.values()]
+        statements = [
+            iam.PolicyStatement(
+                sid="ReadStream",
+                actions=["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"],
+                resources=[tables.source.stream_arn],
+            ),
+            iam.PolicyStatement(
+                # "IAM policy to allow a Lambda function to access DynamoDB stream records", Amazon DynamoDB developer
+                # guide: the action knows no narrower resource.
+                sid="ListStreams",
+                actions=["dynamodb:ListStreams"],
+                resources=[f"{tables.source.table_arn}/stream/*"],
+            ),
+            iam.PolicyStatement(
+                sid="PostReceiptsAndTotals",
+                actions=["dynamodb:UpdateItem"],
+                resources=[tables.ledger.table_arn, *targets],
+            ),
+            iam.PolicyStatement(
+                sid="GuardDefinitions",
+                actions=["dynamodb:GetItem", "dynamodb:PutItem"],
+                resources=[tables.ledger.table_arn],
+                # Only the pages named like an aggregation alone; those of receipts are named after a group as well, so
+                # that a put can never overwrite a receipt.
+                conditions={
+                    "ForAllValues:StringEquals": {
+                        "dynamodb:LeadingKeys": [aggregation.name for aggregation in definitions.aggregations]
+                    }
+                },
+            ),
+            iam.PolicyStatement(
+                sid="ParkRecords",
+                actions=["sqs:SendMessage"],
+                resources=[dead_letters.queue.queue_arn],
+            ),
+            iam.PolicyStatement(
+                # The worker's large parked records, and the documents that Lambda writes with this role.
+                sid="StoreDeadLetters",
+                actions=["s3:PutObject"],
+                resources=[f"{bucket_arn}/{PARKED_PREFIX}*", f"{bucket_arn}/{ON_FAILURE_PREFIX}*"],
+                conditions={"StringEquals": {"s3:ResourceAccount": account}},
+            ),
+            iam.PolicyStatement(
+                # "Retain discarded records for a DynamoDB event source in Lambda", AWS Lambda developer guide.
+                sid="FindOnFailureDestination",
+                actions=["s3:ListBucket"],
+                resources=[bucket_arn],
+                conditions={"StringEquals": {"s3:ResourceAccount": account}},
+            ),
+            iam.PolicyStatement(
+                sid="WriteLog",
+                actions=["logs:CreateLogStream", "logs:PutLogEvents"],
+                resources=[self.log_group.log_group_arn],
+            ),
+            iam.PolicyStatement(
+                # Neither action knows resources ("Actions, resources, and condition keys for AWS X-Ray", Service
+                # Authorization Reference).
+                sid="Trace",
+                actions=["xray:PutTelemetryRecords", "xray:PutTraceSegments"],
+                resources=["*"],
+            ),
+        ]
+        role = iam.Role(
+            self,
+            "Role",
+            description="What the aggregation worker may do, action by action",
+            assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"),
+            inline_policies={"Worker": iam.PolicyDocument(statements=statements)},
+        )
+        wildcards = {
+            f"{tables.source.table_arn}/stream/*": "ListStreams knows nothing narrower than a table's streams.",
+            f"{bucket_arn}/{PARKED_PREFIX}*": "Each parked record is an object of its own, named when it is parked.",
+            f"{bucket_arn}/{ON_FAILURE_PREFIX}*": "Lambda names each document of a failed batch when it writes it.",
+            "*": "X-Ray's two actions know no resources.",
+        }
+        for resource, reason in wildcards.items():
+            finding = f"AwsSolutions::AwsSolutions-IAM5[Resource::{_as_cdk_nag_writes_it(self, resource)}]"
+            cdk.Validations.of(role).acknowledge(cdk.Acknowledgment(id=finding, reason=reason))
+        return role
+
+
+def _as_cdk_nag_writes_it(scope: Construct, resource: str) -> str:
+    """The name of a resource in a finding: attributes of other resources stand as `<LogicalId.Arn>`."""
+    resolved = cdk.Stack.of(scope).resolve(resource)
+    parts = resolved["Fn::Join"][1] if isinstance(resolved, dict) else [resolved]
+    return "".join(part if isinstance(part, str) else f"<{'.'.join(part['Fn::GetAtt'])}>" for part in parts)

@@ -1,0 +1,102 @@
+"""What the end-to-end tests share: the synthesized assembly, and servers that play AWS."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tests.dynamodb_local import DynamoDBLocal, DynamoDBLocalUnavailableError, running_dynamodb_local
+from worker.local.ministack import Ministack, running_ministack
+
+ROOT = Path(__file__).parents[2]
+CDK = ROOT / "cdk"
+
+
+def missing(reason: object) -> NoReturn:
+    """Skips for a reason that a person can do something about, or fails where nothing may be skipped."""
+    if os.environ.get("REQUIRE_DYNAMODB_LOCAL") == "1":
+        pytest.fail(f"{reason} (REQUIRE_DYNAMODB_LOCAL=1 forbids to skip)", pytrace=False)
+    pytest.skip(str(reason))
+
+
+def cdk_cli() -> str:
+    """The CDK CLI with its version, as cdk/README.md tells people to call it."""
+    versions: set[str] = set(re.findall(r"aws-cdk@[\w.]+", (CDK / "README.md").read_text()))
+    assert len(versions) == 1, versions
+    return versions.pop()
+
+
+def cdk(*arguments: str, output: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs the CDK CLI in cdk/ as a user does, but into a folder of its own: two at once cannot share one."""
+    for tool, what in (("npx", "npx (it comes with Node.js)"), ("uv", "uv (https://docs.astral.sh/uv/)")):
+        if shutil.which(tool) is None:
+            missing(f"the CDK CLI needs {what}: install it and make sure that it is on PATH")
+    no_account = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    no_account |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
+    return subprocess.run(
+        ["npx", "--yes", cdk_cli(), *arguments, "--output", str(output)],
+        cwd=CDK,
+        env=no_account | (environment or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """What `cdk synth` wrote.
+
+    Attributes:
+        folder: the cloud assembly.
+        bundle: the function's code.
+        seconds: how long it took.
+    """
+
+    folder: Path
+    bundle: Path
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def assembly(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
+    """`cdk synth` of the shipped definitions, without credentials, bundle included."""
+    folder = tmp_path_factory.mktemp("cdk.out")
+    start = time.monotonic()
+    done = cdk("synth", "--quiet", output=folder)
+    seconds = time.monotonic() - start
+    assert done.returncode == 0, done.stderr
+    (assets,) = folder.glob("*.assets.json")
+    bundles = {
+        source["source"]["path"]
+        for source in json.loads(assets.read_text())["files"].values()
+        if source["source"]["packaging"] == "zip"
+    }
+    (bundle,) = bundles
+    return Assembly(folder, folder / bundle, seconds)
+
+
+@pytest.fixture(scope="module")
+def dynamodb_of_its_own() -> Iterator[DynamoDBLocal]:
+    """A DynamoDB Local that nobody else has: the shipped definitions name the tables."""
+    try:
+        with running_dynamodb_local() as server:
+            yield server
+    except DynamoDBLocalUnavailableError as unavailable:
+        missing(unavailable)
+
+
+@pytest.fixture(scope="module")
+def ministack() -> Iterator[Ministack]:
+    """ministack, with nothing in it."""
+    with running_ministack() as server:
+        yield server

@@ -1,0 +1,189 @@
+"""`cdk bootstrap` and `cdk deploy` into ministack, and then what README and runbooks tell people to type."""
+
+import functools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.aws_cli import commands_of
+from tests.end_to_end.conftest import ROOT, cdk, missing
+from tests.infrastructure.runbook_pages import pages, preamble
+from tests.records import insert, order
+from worker.dead_letters import FailedBatchReference, ParkedRecord, message_body, read_dead_letter
+from worker.local.ministack import Ministack
+
+pytestmark = pytest.mark.end_to_end
+
+# Where there is no AWS CLI, uv runs this one, in an environment of its own: it pins another botocore than ministack.
+AWS_CLI = "awscli==1.46.3"
+_AGGREGATOR = "import sys; from worker.operations.cli import main; sys.exit(main())"
+
+
+@dataclass(frozen=True)
+class DeployedStack:
+    """The stack as `cdk deploy` left it in ministack."""
+
+    ministack: Ministack
+    seconds: float
+
+    def shell(self, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        """Runs commands as somebody types them, except that `aws` speaks to ministack."""
+        aws = "command aws" if shutil.which("aws") else f"uv tool run --quiet --from {AWS_CLI} aws"
+        if not shutil.which("aws") and not shutil.which("uv"):
+            missing("the AWS CLI is not installed, and uv, which could bring it, is not either: install one of them")
+        # Said as an option, since version 1 of the CLI has an endpoint of its own for SQS.
+        prelude = f'aws() {{ {aws} --endpoint-url "$AWS_ENDPOINT_URL" "$@"; }}\n'
+        prelude += f'aggregator() {{ {shlex.quote(sys.executable)} -c "{_AGGREGATOR}" "$@"; }}\n'
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        return subprocess.run(
+            ["bash", "-eu", "-o", "pipefail", "-c", prelude + script],
+            cwd=folder,
+            env=environment | self.ministack.environment | {"AWS_PAGER": "", "AWS_CONFIG_FILE": os.devnull},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def aws(self, command: str, folder: Path) -> Any:
+        """Runs one command and returns its answer."""
+        done = self.shell(command, folder)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout or "null")
+
+    @functools.cached_property
+    def outputs(self) -> dict[str, str]:
+        """The stack's outputs, as the runbooks' first commands read them."""
+        done = self.shell(f'{preamble()}\nprintf "%s" "$OUTPUTS"', ROOT)
+        assert done.returncode == 0, done.stderr
+        return dict(line.split("\t", 1) for line in done.stdout.splitlines())
+
+    def messages(self) -> list[str]:
+        """The bodies of what waits in the dead-letter queue, which is empty then."""
+        sqs = self.ministack.client("sqs")
+        url = self.outputs["DeadLetterQueueUrl"]
+        found = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages", [])
+        for message in found:
+            sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+        return [message["Body"] for message in found]
+
+
+@pytest.fixture(scope="module")
+def deployed(ministack: Ministack, tmp_path_factory: pytest.TempPathFactory) -> DeployedStack:
+    output = tmp_path_factory.mktemp("cdk.out")
+    start = time.monotonic()
+    for command in (["bootstrap"], ["deploy", "--require-approval", "never", "--no-notices"]):
+        done = cdk(*command, output=output, environment=ministack.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+    stack = DeployedStack(ministack, time.monotonic() - start)
+    # S3 tests a new notification with a message of its own.
+    assert all("s3:TestEvent" in body for body in stack.messages())
+    return stack
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.5)
+    return found
+
+
+def test_readme_commands__show_the_totals(
+    deployed: DeployedStack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put, query = (command for command in commands_of(ROOT / "README.md") if command.startswith("aws dynamodb"))
+    assert (put, query) == (deployed.outputs["PutItemCommand"], deployed.outputs["QueryCommand"])
+    *put_with, item = shlex.split(put)
+    assert put_with[-1] == "--item"
+    assert json.loads(item) == order("178526", item="item123", quantity=10)
+
+    # The README's order as it stands, and the three others of its scenario.
+    for command in (
+        put,
+        shlex.join([*put_with, json.dumps(order("178527", item="item123", quantity=30))]),
+        shlex.join([*put_with, json.dumps(order("172528", item="item312", quantity=10))]),
+        shlex.join([*put_with, json.dumps(order("178529", item="item312", quantity=30))]),
+    ):
+        deployed.aws(command, tmp_path)
+
+    for item_number in ("item123", "item312"):
+        of_item = query.replace("item123", item_number)
+        wait_for(functools.partial(shows_40, deployed, of_item, tmp_path))
+    with capsys.disabled():
+        print(f"\ncdk bootstrap and deploy {deployed.seconds:.1f} s")
+
+
+def shows_40(deployed: DeployedStack, query: str, folder: Path) -> bool:
+    return [row["quantity"] for row in deployed.aws(query, folder)["Items"]] == [{"N": "40"}]
+
+
+def test_unusable_order__waits_in_the_queue(deployed: DeployedStack) -> None:
+    unusable = order("178530", item="item123") | {"quantity": {"S": "many"}}
+
+    deployed.ministack.client("dynamodb").put_item(TableName="Order_by_item", Item=unusable)
+
+    (body,) = wait_for(deployed.messages)
+    letter = read_dead_letter(body)
+    assert isinstance(letter, ParkedRecord)
+    assert letter.record["dynamodb"]["NewImage"] == unusable
+
+
+def test_document_of_a_failed_batch__is_announced_in_the_queue(deployed: DeployedStack) -> None:
+    key = "aws/lambda/mapping/shard/2024/07/15/document"
+
+    s3 = deployed.ministack.client("s3")
+    bucket = deployed.outputs["DeadLetterBucketName"]
+    s3.put_object(Bucket=bucket, Key="parked-records/unannounced", Body=b"{}")
+    s3.put_object(Bucket=bucket, Key=key, Body=b"{}")
+
+    (body,) = wait_for(deployed.messages)
+    letter = read_dead_letter(body)
+    assert isinstance(letter, FailedBatchReference)
+    assert (letter.document.bucket, letter.document.key) == (bucket, key)
+
+
+def test_what_the_runbooks_look_at__is_there(deployed: DeployedStack, tmp_path: Path) -> None:
+    """Every command under "Look", each distinct one once."""
+    blocks = {block for page in pages().values() for block in page.blocks("Look")}
+
+    script = "\n".join([preamble(), *(f"({block}) || echo FAILED: {shlex.quote(block)}" for block in sorted(blocks))])
+    done = deployed.shell(script, tmp_path)
+
+    assert "FAILED" not in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_tasks__can_be_done_as_written(deployed: DeployedStack, tmp_path: Path) -> None:
+    for name in ("verify-a-deployment", "pause-and-resume", "read-the-stream-again"):
+        done = deployed.shell("\n".join([preamble(), *pages()[name].blocks()]), tmp_path)
+
+        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
+
+
+def test_replay_page__counts_a_record_that_the_worker_can_use_by_then(deployed: DeployedStack, tmp_path: Path) -> None:
+    """The page's commands on a parked record, which a repaired worker (here: this one) has no objection to."""
+    record = insert(order("178531", item="item123", quantity=6), created_at=time.time())
+    body = message_body(ParkedRecord(record, ("the bad worker refused it",)), datetime.now(UTC))
+    deployed.ministack.client("sqs").send_message(QueueUrl=deployed.outputs["DeadLetterQueueUrl"], MessageBody=body)
+
+    done = deployed.shell("\n".join([preamble(), *pages()["replay-dead-letters"].blocks()]), tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the bad worker refused it" in " ".join(done.stdout.split())
+    assert re.search(r"applied +│ 1 ", done.stdout), done.stdout
+    assert "1 letters done, 0 left." in done.stdout
+    assert "add up to the stored total" in done.stdout
+    assert deployed.messages() == []

@@ -1,0 +1,23 @@
+"""The stacks that the tests look at."""
+
+import pytest
+
+from tests.infrastructure.stacks import OTHER_DEFINITIONS, Stack, synthesized
+
+
+@pytest.fixture(scope="session")
+def stack() -> Stack:
+    """The stack of the shipped definitions, as `cdk deploy` without flags makes it."""
+    return synthesized()
+
+
+@pytest.fixture(scope="session")
+def other_stack() -> Stack:
+    """The stack of other definitions: an existing source, retraction, a shared target, number keys."""
+    return synthesized(OTHER_DEFINITIONS)
+
+
+@pytest.fixture(scope="session")
+def throwaway_stack() -> Stack:
+    """The stack with `-c throwaway=true`."""
+    return synthesized(throwaway=True)

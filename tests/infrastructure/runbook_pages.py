@@ -1,0 +1,56 @@
+"""Reads the runbooks: pages, their sections and their commands."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+RUNBOOKS = Path(__file__).parents[2] / "runbooks"
+INDEX = RUNBOOKS / "README.md"
+
+ALARM_SECTIONS = ["What it means", "How bad is it", "Look", "Do", "Over when"]
+TASK_SECTIONS = ["When", "Do", "Over when"]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page; `sections` by heading."""
+
+    name: str
+    title: str
+    sections: dict[str, str]
+
+    def blocks(self, *headings: str) -> list[str]:
+        """The shell blocks of some sections, or of all."""
+        return [
+            block
+            for heading, text in self.sections.items()
+            if heading in (headings or self.sections)
+            for block in blocks_of(text)
+        ]
+
+
+def pages() -> dict[str, Page]:
+    """Every page but the index, by name."""
+    return {file.stem: read_page(file) for file in sorted(RUNBOOKS.glob("*.md")) if file != INDEX}
+
+
+def read_page(file: Path) -> Page:
+    """Reads one page; code blocks hold no headings."""
+    head, *sections = re.split(r"^## ", file.read_text(), flags=re.MULTILINE)
+    split = [section.partition("\n") for section in sections]
+    return Page(file.stem, head.partition("\n")[0].removeprefix("# "), {title: text for title, _, text in split})
+
+
+def blocks_of(text: str) -> list[str]:
+    """The `sh` blocks of a text."""
+    return re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def preamble() -> str:
+    """What the index has people paste first."""
+    return blocks_of(INDEX.read_text())[0]
+
+
+def index_rows(heading: str) -> list[str]:
+    """The pages that a table of the index names, in its order."""
+    return re.findall(r"^\| \[([\w-]+)\]\(\1\.md\) \|", read_page(INDEX).sections[heading], flags=re.MULTILINE)

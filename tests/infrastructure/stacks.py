@@ -1,0 +1,117 @@
+"""Synthesizes stacks for tests, without bundling, and reads their templates."""
+
+import functools
+import json
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aws_cdk as cdk
+from aws_cdk.assertions import Template
+
+from infrastructure.bundle import FunctionBundling
+from infrastructure.options import Options
+from infrastructure.stack import AggregationStack
+from worker.definitions import BUNDLED_FILE, load_definitions
+
+CDK = Path(__file__).parents[2] / "cdk"
+
+# What a second user's file could hold: an existing table, retraction, a table shared by two aggregations, number keys.
+OTHER_DEFINITIONS = """
+[source]
+stream_arn = "arn:aws:dynamodb:eu-central-1:123456789012:table/sales/stream/2026-01-01T00:00:00.000"
+partition_key = { name = "id", type = "N" }
+
+[[aggregations]]
+name = "revenue_by_customer"
+table = "customer_totals"
+partition_key = { name = "customer", from = "customer.number", type = "N" }
+sum = { revenue = "quantity * price" }
+remove = "retract"
+
+[[aggregations]]
+name = "orders_by_customer"
+table = "customer_totals"
+partition_key = { name = "customer", from = "customer.number", type = "N" }
+count = "orders"
+
+[[aggregations]]
+name = "orders_by_hour"
+table = "hourly_orders"
+partition_key = { name = "shop", from = "shop" }
+sort_key = { name = "hour", from = "sold_at", truncate = "hour" }
+count = "orders"
+"""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A synthesized stack.
+
+    Attributes:
+        template: as CloudFormation gets it.
+    """
+
+    template: dict[str, Any]
+
+    def of_type(self, kind: str) -> dict[str, dict[str, Any]]:
+        """The resources of a type, such as `SQS::Queue`, by logical id without its hash."""
+        return {
+            _without_hash(logical_id): resource
+            for logical_id, resource in self.template["Resources"].items()
+            if resource["Type"] == f"AWS::{kind}"
+        }
+
+    def properties(self, kind: str) -> dict[str, Any]:
+        """The properties of the only resource of a type, references written out."""
+        (resource,) = self.of_type(kind).values()
+        found: dict[str, Any] = plain(resource["Properties"])
+        return found
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """The DynamoDB tables, by table name."""
+        return {table["Properties"]["TableName"]: table for table in self.of_type("DynamoDB::Table").values()}
+
+
+@functools.cache
+def synthesized(definitions: str | None = None, **options: Any) -> Stack:
+    """The stack of a definitions file's text (of the bundled file if not given) and of options."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = BUNDLED_FILE
+        if definitions is not None:
+            file = Path(folder) / "definitions.toml"
+            file.write_text(definitions)
+        chosen = Options(definitions_file=file, **options)
+        context = json.loads((CDK / "cdk.json").read_text())["context"]
+        app = cdk.App(context={**context, "aws:cdk:bundling-stacks": []}, outdir=folder)
+        stack = AggregationStack(
+            app,
+            chosen.stack_name,
+            definitions=load_definitions(file),
+            options=chosen,
+            bundling=FunctionBundling(file),
+        )
+        return Stack(dict(Template.from_stack(stack).to_json()))
+
+
+def plain(value: Any) -> Any:
+    """A template's value with references as text: `<Queue.Arn>`, `<AWS::Region>`; logical ids without their hash."""
+    if isinstance(value, list):
+        return [plain(element) for element in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"Ref"}:
+        return f"<{_without_hash(value['Ref'])}>"
+    if value.keys() == {"Fn::GetAtt"}:
+        logical_id, attribute = value["Fn::GetAtt"]
+        return f"<{_without_hash(logical_id)}.{attribute}>"
+    if value.keys() == {"Fn::Join"}:
+        separator, parts = value["Fn::Join"]
+        return separator.join(plain(part) for part in parts)
+    return {key: plain(element) for key, element in value.items()}
+
+
+def _without_hash(logical_id: str) -> str:
+    return re.sub(r"[0-9A-F]{8}$", "", logical_id)

@@ -1,0 +1,146 @@
+"""The bundle's recipe: what goes in, what its hash depends on, and what is said when it cannot be made.
+
+That the bundle runs is shown in tests/end_to_end.
+"""
+
+import importlib.util
+import re
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from infrastructure import bundle
+from infrastructure.bundle import REQUIREMENTS, BundlingError, asset_hash, python_of_the_runtime
+from worker.definitions import BUNDLED_FILE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def copied_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the worker that a test may change, in place of the real one."""
+    copy = tmp_path / "worker"
+    shutil.copytree(bundle.WORKER, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(bundle, "WORKER", copy)
+    return copy
+
+
+@pytest.fixture
+def any_python() -> Iterator[None]:
+    """Forgets which interpreter was found, before and after."""
+    python_of_the_runtime.cache_clear()
+    yield
+    python_of_the_runtime.cache_clear()
+
+
+def test_hash__does_not_depend_on_where_the_sources_are(copied_worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_the_copy = asset_hash(BUNDLED_FILE)
+
+    monkeypatch.undo()
+
+    assert of_the_copy == asset_hash(BUNDLED_FILE)
+
+
+def test_hash__changes_with_what_is_bundled(copied_worker: Path, tmp_path: Path) -> None:
+    before = asset_hash(BUNDLED_FILE)
+
+    (copied_worker / "ledger.py").write_text("# changed")
+    after_code = asset_hash(BUNDLED_FILE)
+    other_definitions = tmp_path / "mine.toml"
+    other_definitions.write_text("# changed")
+
+    assert len({before, after_code, asset_hash(other_definitions)}) == 3
+
+
+@pytest.mark.parametrize("file", ["deployment.py", "verification.py", "operations/new.py", "local/new.py"])
+def test_hash__does_not_change_with_what_is_not_bundled(file: str, copied_worker: Path) -> None:
+    before = asset_hash(BUNDLED_FILE)
+
+    (copied_worker / file).write_text("# changed")
+
+    assert asset_hash(BUNDLED_FILE) == before
+
+
+def test_hash__tells_bytecode_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = set()
+    for python in ("/usr/bin/python3.13", None):
+        monkeypatch.setattr(bundle, "python_of_the_runtime", lambda python=python: python)
+        hashes.add(asset_hash(BUNDLED_FILE))
+
+    assert len(hashes) == 2
+
+
+def test_requirements__are_pinned_hashed_and_name_no_host() -> None:
+    text = REQUIREMENTS.read_text()
+
+    requirements = re.split(r"\n(?=\S)", text.replace("\\\n", "").strip())
+    assert all(re.match(r"[a-z0-9-]+==[\w.]+\s+--hash=sha256:[0-9a-f]{64}", line) for line in requirements)
+    assert "//" not in text
+
+
+def test_requirements__fit_the_projects_dependencies() -> None:
+    pins = dict(re.findall(r"^([a-z0-9-]+)==([\w.]+)", REQUIREMENTS.read_text(), flags=re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    for requirement in map(Requirement, project["dependencies"]):
+        if requirement.name != "rich":
+            assert requirement.specifier.contains(pins[requirement.name]), requirement
+    assert "rich" not in pins
+
+
+def test_no_installer__is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    with pytest.raises(BundlingError, match=r"^the function's dependencies cannot .*neither uv nor pip was found; "):
+        bundle.bundle(BUNDLED_FILE, tmp_path)
+
+
+def test_failing_installer__is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uv = tmp_path / "uv"
+    uv.write_text("#!/bin/sh\necho the registry is down >&2\nexit 2\n")
+    uv.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda name: str(uv))
+
+    with pytest.raises(BundlingError, match=r"could not be bundled: uv pip install said: the registry is down"):
+        bundle.bundle(BUNDLED_FILE, tmp_path / "target")
+
+
+def test_without_uv__pip_installs_for_the_functions_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(bundle, "_run", commands.append)
+
+    bundle._install(tmp_path)
+
+    (command,) = commands
+    assert command[:3] == [sys.executable, "-m", "pip"]
+    for option in ("--require-hashes", "--no-deps", "--only-binary=:all:", "--no-compile"):
+        assert option in command
+    assert command[command.index("--platform") + 1] == "manylinux2014_aarch64"
+    assert command[command.index("--python-version") + 1] == "3.13"
+
+
+@pytest.mark.usefixtures("any_python")
+def test_python_of_the_runtime__is_one_of_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shim, python = tmp_path / "shim", tmp_path / "python3.13"
+    shim.write_text("#!/bin/sh\necho 'pyenv: python3.13: command not found' >&2\nexit 127\n")
+    python.write_text("#!/bin/sh\necho 3.13\n")
+    for script in (shim, python):
+        script.chmod(0o755)
+    monkeypatch.setattr(bundle, "_interpreters", lambda: iter(["/nowhere/python", "", str(shim), str(python)]))
+
+    assert python_of_the_runtime() == str(python)
+
+
+@pytest.mark.usefixtures("any_python")
+def test_no_python_of_the_runtime__is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "_interpreters", lambda: iter(["/nowhere/python"]))
+
+    assert python_of_the_runtime() is None

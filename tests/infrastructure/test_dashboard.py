@@ -1,0 +1,73 @@
+"""The dashboard: its order, and that it shows what there is."""
+
+import itertools
+import json
+import re
+from typing import Any
+
+from tests.infrastructure.stacks import Stack, synthesized
+from worker.definitions import BUNDLED_FILE
+from worker.telemetry import NAMESPACE, Metric
+
+
+def widgets(stack: Stack) -> list[dict[str, Any]]:
+    dashboard = stack.properties("CloudWatch::Dashboard")
+    assert dashboard["DashboardName"] == "DynamoDBAggregationWorker"
+    body: dict[str, Any] = json.loads(dashboard["DashboardBody"])
+    return list(body["widgets"])
+
+
+def test_dashboard__asks_its_questions_from_top_to_bottom(stack: Stack) -> None:
+    found = widgets(stack)
+
+    headings = [widget for widget in found if widget["type"] == "text"]
+    assert [heading["properties"]["markdown"] for heading in headings] == [
+        "## Is it current?",
+        "## Is it losing anything?",
+        "## Is it exact?",
+        "## What does it cost?",
+    ]
+    assert [widget["y"] for widget in found] == sorted(widget["y"] for widget in found)
+
+
+def test_rows__fill_the_screen_without_overlap(stack: Stack) -> None:
+    for _, row in itertools.groupby(widgets(stack), key=lambda widget: widget["y"]):
+        edges = [(widget["x"], widget["x"] + widget["width"]) for widget in row]
+        assert edges[0][0] == 0
+        assert edges[-1][1] == 24
+        assert all(right == left for (_, right), (left, _) in itertools.pairwise(edges))
+
+
+def test_top__shows_every_alarm(stack: Stack) -> None:
+    shown = widgets(stack)[0]["properties"]["alarms"]
+
+    assert len(shown) == len(stack.of_type("CloudWatch::Alarm"))
+
+
+def test_worker_metrics__are_those_that_it_emits(stack: Stack) -> None:
+    body = json.dumps(widgets(stack))
+
+    shown = set(re.findall(rf'"{NAMESPACE}", "(\w+)", "service", "DynamoDBAggregationWorker"', body))
+    assert shown == set(Metric) - {Metric.RECORDS_RECEIVED}  # which is the sum of the stacked outcomes
+
+
+def test_cost__counts_the_writes_of_ledger_and_targets(other_stack: Stack) -> None:
+    (dollars,) = (widget for widget in widgets(other_stack) if widget["properties"].get("title") == "Writes and Lambda")
+
+    metrics = dollars["properties"]["metrics"]
+    expression = metrics[0][0]["expression"]
+    tables = [metric[3] for metric in metrics if "ConsumedWriteCapacityUnits" in metric]
+    assert tables == ["<TablesLedger>", "<TablesTargetcustomertotals>", "<TablesTargethourlyorders>"]
+    assert expression == (
+        "(units0 + units1 + units2) * 0.0000006250 + duration / 1000 * 1 * 0.0000133334 + invocations * 0.0000002000"
+    )
+
+
+def test_many_target_tables__leave_alarms_that_the_widget_cannot_take_out() -> None:
+    """CloudWatch refuses a dashboard with more than 100 alarms in one widget."""
+    head, _, aggregation = BUNDLED_FILE.read_text().partition("[[aggregations]]")
+    aggregations = [aggregation.replace('"item_count_by_date"', f'"counts{number}"') for number in range(50)]
+    stack = synthesized("[[aggregations]]".join([head, *aggregations]))
+
+    assert len(stack.of_type("CloudWatch::Alarm")) == 115
+    assert len(widgets(stack)[0]["properties"]["alarms"]) == 100

@@ -1,0 +1,107 @@
+"""The stack as a whole: its outputs and its flags, one by one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infrastructure.options import OptionError, Options, read_options
+from tests.infrastructure.stacks import Stack, plain
+from worker.definitions import BUNDLED_FILE
+from worker.deployment import Output
+
+
+def outputs(stack: Stack) -> dict[str, str]:
+    return {name: plain(output["Value"]) for name, output in stack.template["Outputs"].items()}
+
+
+def test_outputs__name_everything_that_an_operator_needs(stack: Stack) -> None:
+    assert outputs(stack) == {
+        "SourceTableName": "<TablesSource>",
+        "TargetTableNames": "item_count_by_date",
+        "LedgerTableName": "<TablesLedger>",
+        "LedgerRetentionDays": "60",
+        "DeadLetterQueueUrl": "<DeadLettersQueue>",
+        "DeadLetterBucketName": "<DeadLettersBucket>",
+        "FunctionName": "<WorkerFunction>",
+        "EventSourceMappingUuid": "<WorkerMapping>",
+        "LogGroupName": "<WorkerLog>",
+        "AlarmTopicArn": "<AlarmsTopic>",
+        "DashboardName": "DynamoDBAggregationWorker",
+        "PutItemCommand": "aws dynamodb put-item --table-name Order_by_item --item "
+        '\'{"item_number": {"S": "item123"}, "order_date": {"S": "2024-07-15"}, "orderid": {"S": "178526"}, '
+        '"quantity": {"N": "10"}}\'',
+        "QueryCommand": "aws dynamodb query --table-name item_count_by_date "
+        "--key-condition-expression '#key = :value' "
+        '--expression-attribute-names \'{"#key": "item_number"}\' '
+        '--expression-attribute-values \'{":value": {"S": "item123"}}\'',
+    }
+
+
+def test_outputs_that_the_aggregator_command_reads__are_there(stack: Stack, other_stack: Stack) -> None:
+    for one in (stack, other_stack):
+        assert set(Output) <= outputs(one).keys()
+
+
+def test_outputs_of_other_definitions__have_a_query_for_each_aggregation(other_stack: Stack) -> None:
+    found = outputs(other_stack)
+
+    assert found["SourceTableName"] == "sales"
+    assert found["TargetTableNames"] == "customer_totals hourly_orders"
+    assert [name for name in found if name.startswith("Query")] == ["QueryCommand", "QueryCommand2", "QueryCommand3"]
+
+
+def test_every_output__says_what_it_is(stack: Stack) -> None:
+    assert all(output["Description"] for output in stack.template["Outputs"].values())
+
+
+def test_no_flags__are_the_defaults() -> None:
+    assert read_options({}) == Options("DynamoDBAggregationWorker", BUNDLED_FILE, False, None, None)
+
+
+def test_flags__are_read_as_the_cdk_cli_passes_them() -> None:
+    context = {
+        "stackName": "Second",
+        "definitions": "mine.toml",
+        "throwaway": "true",
+        "reservedConcurrency": "20",
+        "alarmEmail": "night@example.com",
+    }
+
+    assert read_options(context) == Options("Second", Path("mine.toml"), True, 20, "night@example.com")
+
+
+def test_flags_in_cdk_json__may_have_json_types() -> None:
+    options = read_options({"throwaway": True, "reservedConcurrency": 20})
+
+    assert (options.throwaway, options.reserved_concurrency) == (True, 20)
+
+
+def test_what_the_cdk_puts_into_the_context__is_no_mistyped_flag() -> None:
+    context = {"@aws-cdk/core:checkSecretUsage": True, "aws:cdk:bundling-stacks": ["*"], "availability-zones": []}
+
+    assert read_options(context) == Options()
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        ({"throwaway": "yes"}, "-c throwaway=yes: true or false is needed"),
+        ({"throwaway": ""}, "-c throwaway=: true or false is needed"),
+        ({"throwAway": "true"}, "-c throwAway: unknown flag; did you mean throwaway?"),
+        ({"reservedConcurency": "1"}, "-c reservedConcurency: unknown flag; did you mean reservedConcurrency?"),
+        ({"reservedConcurrency": "0"}, "from 1 to 10000"),
+        ({"reservedConcurrency": "two"}, "from 1 to 10000"),
+        ({"reservedConcurrency": True}, "from 1 to 10000"),
+        ({"stackName": "a_b"}, "-c stackName=a_b: a letter"),
+        ({"stackName": "ends-"}, "not ending in one"),
+        ({"stackName": "x" * 31}, "up to 29 more"),
+        ({"alarmEmail": "nobody"}, "-c alarmEmail=nobody: an e-mail address is needed"),
+    ],
+)
+def test_unusable_flag__is_refused_with_what_it_takes(context: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        read_options(context)
+
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,146 @@
+"""`cdk synth` as the CDK CLI runs it: what it writes, what the linters say, and what it says about mistakes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.infrastructure.stacks import CDK, OTHER_DEFINITIONS
+from worker.definitions import BUNDLED_FILE
+
+ACKNOWLEDGED = {
+    "AwsSolutions-L1",
+    "AwsSolutions-S1",
+    "AwsSolutions-SQS3",
+    "AwsSolutions-IAM5[Resource::*]",
+    "AwsSolutions-IAM5[Resource::<DeadLettersBucket.Arn>/aws/lambda/*]",
+    "AwsSolutions-IAM5[Resource::<DeadLettersBucket.Arn>/parked-records/*]",
+}
+
+
+def synth(output: Path, prelude: str = "pass", **context: str) -> subprocess.CompletedProcess[str]:
+    """Runs the app as the CDK CLI does, but without bundling; `prelude` runs first."""
+    flags = json.loads((CDK / "cdk.json").read_text())["context"]
+    environment = os.environ | {
+        "CDK_OUTDIR": str(output),
+        "CDK_CONTEXT_JSON": json.dumps({**flags, "aws:cdk:bundling-stacks": [], **context}),
+    }
+    program = f"import sys; sys.path.insert(0, '.'); {prelude}; import app"
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=CDK, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def other_definitions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("definitions") / "other.toml"
+    file.write_text(OTHER_DEFINITIONS)
+    return file
+
+
+@pytest.fixture(scope="module", params=["shipped", "other"])
+def assembly(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, other_definitions: Path) -> Path:
+    """A folder as `cdk synth` writes it: without flags, or with all of them."""
+    output = tmp_path_factory.mktemp("assembly")
+    every_flag = {
+        "definitions": str(other_definitions),
+        "throwaway": "true",
+        "reservedConcurrency": "5",
+        "alarmEmail": "night@example.com",
+    }
+    done = synth(output, **({} if request.param == "shipped" else every_flag))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return output
+
+
+def report(assembly: Path) -> dict[str, Any]:
+    (one,) = json.loads((assembly / "validation-report.json").read_text())["pluginReports"]
+    assert one["pluginName"] == "AwsSolutions"
+    return dict(one)
+
+
+def test_cdk_nag__finds_nothing_that_is_not_acknowledged(assembly: Path) -> None:
+    found = report(assembly)
+
+    assert found["conclusion"] == "success"
+    assert found["violations"] == []
+
+
+def test_every_acknowledgement__is_needed_and_explained(assembly: Path) -> None:
+    suppressed = report(assembly)["suppressedViolations"]
+
+    names = {re.sub(r"<(\w+?)[0-9A-F]{8}\.", r"<\1.", violation["ruleName"]) for violation in suppressed}
+    assert {name for name in names if "/stream/*" not in name} == ACKNOWLEDGED
+    assert len([name for name in names if "/stream/*" in name]) == 1
+    assert all(len(violation["reason"].split()) >= 5 for violation in suppressed)
+
+
+def test_cfn_lint__has_no_error_and_no_warning(assembly: Path) -> None:
+    (template,) = assembly.glob("*.template.json")
+
+    cfn_lint = [sys.executable, "-c", "import sys; from cfnlint.runner import main; sys.exit(main())"]
+    done = subprocess.run([*cfn_lint, "--template", str(template)], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_finding_of_cdk_nag__fails_the_synthesis(tmp_path: Path) -> None:
+    without_reasons = "import aws_cdk; aws_cdk.Validations.acknowledge = lambda *_: None"
+
+    done = synth(tmp_path, f"import infrastructure; {without_reasons}")
+
+    assert done.returncode == 1
+    assert report(tmp_path)["conclusion"] == "failure"
+    assert "AwsSolutions-SQS3" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        (('truncate = "day"', 'truncat = "day"'), "aggregation 'item_count_by_date': sort_key: truncat: unknown key"),
+        (
+            ('partition_key = "orderid"', 'partition_key = "orderid"\nstream_view_type = "NEW_IMAGE"'),
+            "source: stream_view_type: must be NEW_AND_OLD_IMAGES, not 'NEW_IMAGE'",
+        ),
+    ],
+)
+def test_mistake_in_the_definitions__is_one_sentence(mistake: tuple[str, str], sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(BUNDLED_FILE.read_text().replace(*mistake))
+
+    done = synth(tmp_path, definitions=str(file))
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: mine.toml: {sentence}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_ledger_that_forgets_before_dead_letters_do__is_one_sentence(tmp_path: Path) -> None:
+    done = synth(tmp_path, "import worker.deployment; worker.deployment.LEDGER_RETENTION_DAYS = 44")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: the ledger keeps receipts for 44 days, but a dead letter can come back for 45"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_unusable_flag__is_one_sentence(tmp_path: Path) -> None:
+    done = synth(tmp_path, throwaway="perhaps")
+
+    assert (done.returncode, done.stderr) == (1, "error: -c throwaway=perhaps: true or false is needed\n")
+
+
+def test_missing_definitions_file__is_one_sentence(tmp_path: Path) -> None:
+    done = synth(tmp_path, definitions=str(tmp_path / "nowhere.toml"))
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the definitions file")
+    assert done.stderr.count("\n") == 1
