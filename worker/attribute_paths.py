@@ -49,7 +49,7 @@ class AttributePath:
             kind, content = self._typed(value)
             if kind == "NULL":
                 return None
-            if isinstance(step, str) and kind == "M" and isinstance(content, Mapping):
+            if isinstance(step, str) and kind == "M" and isinstance(content, dict):
                 value = content.get(step, _ABSENT)
             elif isinstance(step, int) and kind == "L" and isinstance(content, list):
                 value = content[step] if step < len(content) else _ABSENT
@@ -62,7 +62,7 @@ class AttributePath:
         return None if kind == "NULL" else (kind, content)
 
     def _typed(self, value: Any) -> tuple[str, Any]:
-        if isinstance(value, Mapping) and len(value) == 1:
+        if isinstance(value, dict) and len(value) == 1:
             for kind, content in value.items():
                 if kind in _TYPES:
                     return kind, content

@@ -134,8 +134,8 @@ def read_dead_letter(body: str) -> DeadLetter:
         return _parked(document)
     if "DDBStreamBatchInfo" in document:
         return read_failed_batch(body)
-    if document.get("Event") == "s3:TestEvent":
-        return NotificationTest(str(document.get("Bucket")))
+    if document.get("Event") == "s3:TestEvent" and isinstance(document.get("Bucket"), str):
+        return NotificationTest(document["Bucket"])
     if isinstance(document.get("Records"), list):
         return _notification(document["Records"])
     raise UnreadableDeadLetterError("neither a parked record nor a notice of a failed batch")

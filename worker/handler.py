@@ -20,7 +20,7 @@ from worker.commit import MAX_IN_FLIGHT, Committer, Deadline
 from worker.dead_letters import DeadLetterQueue
 from worker.definition_guard import check_definitions
 from worker.definitions import load_definitions
-from worker.settings import Settings, read_settings
+from worker.settings import Settings, SettingsError, read_settings
 from worker.stream import records_of, sequence_number_of
 from worker.telemetry import Metric, emit, new_logger, new_metrics
 
@@ -69,7 +69,8 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
 
     Raises:
         SettingsError, DefinitionError, DefinitionChangedError, UnexpectedEventError, StreamViewTypeError, CommitError,
-        ParkingError, ClientError: the deployment is at fault; nothing is lost, the whole batch is delivered again.
+        ParkingError, ClientError, BotoCoreError: the deployment is at fault; nothing is lost, the whole batch is
+        delivered again.
     """
     logger.append_keys(request_id=getattr(context, "aws_request_id", None))
     received = len(event["Records"]) if isinstance(event, dict) and isinstance(event.get("Records"), list) else 0
@@ -105,6 +106,8 @@ def deadline_of(context: Any) -> Deadline:
 def _worker(settings: Settings) -> Worker:
     """Made at the first invocation and kept; an error is not kept, so the next invocation tries again."""
     definitions = load_definitions(settings.aggregations_file)
+    if settings.ledger_table in {definitions.source.table, *(entry.table for entry in definitions.aggregations)}:
+        raise SettingsError(f"LEDGER_TABLE is {settings.ledger_table!r}, which the definitions use for another table")
     # Retries are the committer's: it knows the deadline, and which errors mean what.
     config = _config(total_max_attempts=1)
     client = boto3.client("dynamodb", config=config)
@@ -118,8 +121,9 @@ def _worker(settings: Settings) -> Worker:
         DeadLetterQueue(
             settings.dead_letter_queue_url,
             settings.dead_letter_bucket,
-            sqs=_once(lambda: boto3.client("sqs", config=_config(total_max_attempts=2))),
-            s3=_once(lambda: boto3.client("s3", config=_config(total_max_attempts=2))),
+            # What could not be parked comes again; a second try could outlast the invocation.
+            sqs=_once(lambda: boto3.client("sqs", config=_config(total_max_attempts=1))),
+            s3=_once(lambda: boto3.client("s3", config=_config(total_max_attempts=1))),
         ),
     )
 
@@ -130,6 +134,9 @@ def _config(total_max_attempts: int) -> Config:
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
         max_pool_connections=MAX_IN_FLIGHT,
+        # Botocore would walk every request of 100 actions, a quarter of its processor time, to find what DynamoDB would
+        # refuse as well.
+        parameter_validation=False,
     )
 
 

@@ -17,6 +17,7 @@ from decimal import (
     InvalidOperation,
     Overflow,
     Rounded,
+    Subnormal,
     Underflow,
 )
 from functools import reduce
@@ -27,6 +28,14 @@ MAX_EXPONENT = 125
 
 # Wide enough for the exact sum of any batch of DynamoDB numbers, and for the product of eight of them.
 EXACT = Context(prec=600, traps=[Clamped, DivisionByZero, Inexact, InvalidOperation, Overflow, Rounded, Underflow])
+
+# Signals whatever DynamoDB could not hold. Trailing zeros may go: they are no significant digits.
+_DYNAMODB = Context(
+    prec=MAX_DIGITS,
+    Emin=MIN_EXPONENT,
+    Emax=MAX_EXPONENT,
+    traps=[Inexact, InvalidOperation, Overflow, Subnormal],
+)
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 # A longer text is no DynamoDB number and is refused before Decimal spends time on it.
@@ -60,14 +69,11 @@ def parse_number(text: object) -> Decimal:
 
 def fits(number: Decimal) -> bool:
     """Whether DynamoDB can hold `number` without rounding it."""
-    if not number:
-        return True
-    if not MIN_EXPONENT <= number.adjusted() <= MAX_EXPONENT:
+    try:
+        _DYNAMODB.plus(number)
+    except ArithmeticError:
         return False
-    _, digits, _ = number.as_tuple()
-    if len(digits) <= MAX_DIGITS:
-        return True
-    return len("".join(map(str, digits)).rstrip("0")) <= MAX_DIGITS
+    return True
 
 
 def product(factors: Iterable[Decimal]) -> Decimal:

@@ -83,11 +83,11 @@ def records_of(event: Any) -> list[Any]:
     Raises:
         UnexpectedEventError: it has no list of records, or one of them says that it comes from another service.
     """
-    records = event.get("Records") if isinstance(event, Mapping) else None
+    records = event.get("Records") if isinstance(event, dict) else None
     if not isinstance(records, list):
         raise UnexpectedEventError("the event has no list 'Records': it is not from a DynamoDB stream")
     for raw in records:
-        if isinstance(raw, Mapping):
+        if isinstance(raw, dict):
             source = raw.get("eventSource", raw.get("EventSource", EVENT_SOURCE))
             if source != EVENT_SOURCE:
                 name = repr(source[:40]) if isinstance(source, str) else "something without a name"
@@ -105,10 +105,10 @@ def read_record(raw: Any, source_table: str) -> StreamRecord:
         UnexpectedEventError: it comes from another table's stream.
         StreamViewTypeError: a MODIFY without an old image, or an INSERT or MODIFY without a new one.
     """
-    if not isinstance(raw, Mapping):
+    if not isinstance(raw, dict):
         raise MalformedRecordError("the record is not a JSON object")
     change = raw.get("dynamodb")
-    if not isinstance(change, Mapping):
+    if not isinstance(change, dict):
         raise MalformedRecordError("the record has no 'dynamodb' object")
     event_name = _event_name(raw.get("eventName"))
     sequence_number = sequence_number_of(raw)
@@ -117,7 +117,7 @@ def read_record(raw: Any, source_table: str) -> StreamRecord:
     event_id = raw.get("eventID")
     if not isinstance(event_id, str) or not event_id:
         raise MalformedRecordError("the record has no eventID")
-    if not isinstance(change.get("Keys"), Mapping) or not change["Keys"]:
+    if not isinstance(change.get("Keys"), dict) or not change["Keys"]:
         raise MalformedRecordError("the record has no Keys")
     table, label = _table_and_label(raw.get("eventSourceARN"))
     if table != source_table:
@@ -172,7 +172,7 @@ def _image(change: Mapping[str, Any], name: str) -> Image | None:
     image = change.get(name)
     if not image:  # an image always holds the keys, so an empty one is a missing one
         return None
-    if not isinstance(image, Mapping):
+    if not isinstance(image, dict):
         raise MalformedRecordError(f"{name} is not a JSON object")
     return image
 

@@ -254,6 +254,10 @@ def test_time_that_is_up__lets_every_counting_record_come_again() -> None:
     assert worker.place.clients_made == []
 
 
+def test_time_that_is_short__is_used() -> None:
+    assert Worker().deliver(insert(), BAD, seconds=5.5).outcomes == (APPLIED, PARKED)
+
+
 def test_time_that_runs_out_while_committing__parks_nothing_more() -> None:
     worker = Worker()
     worker.client.before.extend([client_error("ThrottlingException")] * 1_000)

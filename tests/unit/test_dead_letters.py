@@ -17,9 +17,11 @@ from tests.json_values import JSON
 from tests.records import STREAM_ARN, event, insert, order, sequence_number
 from worker.dead_letters import (
     MAX_MESSAGE_BYTES,
+    DeadLetter,
     DeadLetterQueue,
     FailedBatch,
     FailedBatchReference,
+    NotificationTest,
     ObjectReference,
     ParkedRecord,
     RecordReference,
@@ -172,6 +174,16 @@ def test_large_records__go_in_requests_that_are_not_too_large() -> None:
     assert [len(bodies) for bodies in place.sqs.requests] == [2, 2, 1]
 
 
+@pytest.mark.parametrize(("over", "requests"), [(0, 1), (1, 2)])
+def test_two_records_at_the_limit_of_a_request__go_together(over: int, requests: int) -> None:
+    place = ParkingPlace()
+    size = MAX_MESSAGE_BYTES // 2 - len(message_body(parked(0), NOW))
+
+    place.queue().park([parked(size), parked(size + over)])
+
+    assert len(place.sqs.requests) == requests
+
+
 def test_record_at_the_limit__is_sent_as_a_message() -> None:
     place = ParkingPlace()
     size = MAX_MESSAGE_BYTES - len(message_body(parked(0), NOW))
@@ -270,7 +282,7 @@ def test_time_that_runs_out__ends_before_the_next_request(asked: int, sent: int,
     failed = place.queue().park([parked() for _ in range(12)], in_time=lambda: next(answers, False))
 
     assert len(place.sqs.requests) == sent
-    assert len(failed) == left
+    assert list(failed.values()) == ["no time was left to park it"] * left
 
 
 # --- Reading: parked records ----------------------------------------------------------------------------------------
@@ -302,6 +314,28 @@ def test_damaged_parked_record__is_unreadable(changes: dict[str, Any], reason: s
 
 def test_parked_null__is_a_record() -> None:
     assert read_dead_letter(message_body(ParkedRecord(None, ("why",)), NOW)) == ParkedRecord(None, ("why",))
+
+
+# --- Reading: S3's test -----------------------------------------------------------------------------------------------
+
+S3_TEST = {
+    "Service": "Amazon S3",
+    "Event": "s3:TestEvent",
+    "Time": "2024-07-15T09:40:00.000Z",
+    "Bucket": BUCKET,
+    "RequestId": "5582815E1AEA5ADF",
+    "HostId": "8cLeGAmw098X5cv4Zkwcmo8vvZa3eH3eKxsPzbB9wrR",
+}
+
+
+def test_message_with_which_s3_tries_the_queue__is_told_apart() -> None:
+    assert read_dead_letter(json.dumps(S3_TEST)) == NotificationTest(BUCKET)
+
+
+@pytest.mark.parametrize("changes", [{"Event": "s3:Other"}, {"Event": None}, {"Bucket": None}, {"Bucket": [[]]}])
+def test_message_that_only_looks_like_it__is_unreadable(changes: dict[str, Any]) -> None:
+    with pytest.raises(UnreadableDeadLetterError, match="neither a parked record nor a notice"):
+        read_dead_letter(json.dumps(S3_TEST | changes))
 
 
 # --- Reading: batches that Lambda gave up on ------------------------------------------------------------------------
@@ -474,7 +508,7 @@ def test_any_text_as_a_dead_letter__is_read_or_unreadable(body: str) -> None:
     except UnreadableDeadLetterError:
         return
 
-    assert isinstance(letter, ParkedRecord | RecordReference | FailedBatchReference | FailedBatch)
+    assert isinstance(letter, DeadLetter)
 
 
 @given(JSON, st.lists(st.text(st.characters())), st.datetimes(timezones=st.just(UTC)))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from freezegun import freeze_time
 
 from tests.definition_texts import aggregation, aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, FaultyDynamoDB, client_error
@@ -39,6 +40,7 @@ def check(calls: Calls, *defined: Aggregation) -> None:
     check_definitions(client, LEDGER, defined)
 
 
+@freeze_time("2024-07-15T09:40:00.9Z")
 def test_new_aggregation__is_recorded_once() -> None:
     calls = Calls()
 
@@ -50,6 +52,7 @@ def test_new_aggregation__is_recorded_once() -> None:
     assert item["page"] == {"S": "definition"}
     assert item["fingerprint"] == {"S": fingerprint(aggregation())}
     assert json.loads(item["definition"]["S"])["table"] == "item_count_by_date"
+    assert item["recorded_at"] == {"N": "1721036400"}
     assert "expires_at" not in item
     assert (calls.reads, calls.writes) == (2, 1)
 

@@ -118,6 +118,15 @@ def test_eight_factors__are_allowed() -> None:
     assert len(measure.factors) == 8
 
 
+@pytest.mark.parametrize("name", ["k" * 255, "ü" * 127 + "k"])
+def test_names_of_255_bytes__are_allowed(name: str) -> None:
+    keyed = aggregation(aggregation_text(sort_key=f'{{ name = "{name}", from = "k" }}'))
+    summed = aggregation(aggregation_text(sum=f'{{ "{name}" = "q" }}'))
+
+    assert keyed.keys[1].name == name
+    assert summed.measures[0].name == name
+
+
 # --- Mistakes in the file as a whole --------------------------------------------------------------------------------
 
 
@@ -464,6 +473,13 @@ def test_same_measure_in_one_table__needs_prefixes_that_keep_the_rows_apart(
         assert "give it another name, or both partition keys a prefix" in mistake(SOURCE + first + second)
 
 
+def test_third_aggregation__is_compared_with_every_other() -> None:
+    first, between = aggregation_text(), aggregation_text(name="between", table="between")
+    parts = (first, between, aggregation_text(name="third"))
+
+    assert "'third': sum: quantity is written by 'item_count_by_date'" in mistake(SOURCE + "".join(parts))
+
+
 def test_different_measures__may_share_a_table_and_its_rows() -> None:
     second = aggregation_text('count = "orders"', name="order_count", sum=None)
 
@@ -473,6 +489,19 @@ def test_different_measures__may_share_a_table_and_its_rows() -> None:
 # --- The canonical description --------------------------------------------------------------------------------------
 
 PLAIN = aggregation().definition
+
+
+def test_description__never_changes_since_ledgers_hold_its_fingerprint() -> None:
+    key = '{ name = "pk", from = "shop.id", prefix = "ü#" }'
+
+    found = aggregation(aggregation_text('count = "orders"', partition_key=key)).definition
+
+    assert found == (
+        '{"keys": [{"from": "shop.id", "name": "pk", "prefix": "ü#", "timezone": null, "truncate": null, "type": "S"}'
+        ', {"from": "order_date", "name": "order_date", "prefix": "", "timezone": null, "truncate": "day", "type": '
+        '"S"}], "measures": {"orders": [], "quantity": ["quantity"]}, "remove": "ignore", "source": "Order_by_item", '
+        '"table": "item_count_by_date", "where": null}'
+    )
 
 
 @pytest.mark.parametrize(

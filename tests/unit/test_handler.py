@@ -24,6 +24,8 @@ from tests.json_values import JSON
 from tests.postings import REFERENCE
 from tests.records import STREAM_ARN, changed, event, insert, modify, order, remove, sequence_number, stream_record
 from worker import handler
+from worker.batch import REPORT_OUTCOMES
+from worker.commit import MAX_IN_FLIGHT
 from worker.definition_guard import DefinitionChangedError
 from worker.definitions import DefinitionError
 from worker.handler import ParkingError, deadline_of, lambda_handler
@@ -70,6 +72,7 @@ class Function:
     dynamodb: FaultyDynamoDB = field(default_factory=lambda: FaultyDynamoDB(REFERENCE))
     place: ParkingPlace = field(default_factory=ParkingPlace)
     made: list[str] = field(default_factory=list)
+    configs: list[Any] = field(default_factory=list)
     printed: io.StringIO = field(default_factory=io.StringIO)
 
     def invoke(self, payload: Any, context: Any = None) -> Any:
@@ -78,6 +81,7 @@ class Function:
 
     def client(self, service: str, **options: Any) -> Any:
         self.made.append(service)
+        self.configs.append(options["config"])
         return {"dynamodb": self.dynamodb, "sqs": self.place.sqs, "s3": self.place.s3}[service]
 
     def lines(self) -> list[dict[str, Any]]:
@@ -146,7 +150,7 @@ def test_event_with_other_parts__is_counted(function: Function) -> None:
 def test_outcomes__are_reported_to_who_asks(function: Function) -> None:
     raw = insert()
 
-    answer = function.invoke({**event(raw, raw, remove(), BAD), handler.REPORT_OUTCOMES: True})
+    answer = function.invoke({**event(raw, raw, remove(), BAD), REPORT_OUTCOMES: True})
 
     assert answer == {"batchItemFailures": [], "outcomes": ["applied", "duplicate", "not counted", "parked"]}
 
@@ -247,6 +251,7 @@ def test_logs__are_one_line_a_batch_and_one_a_refused_record(function: Function)
     assert (second.get("sequence_number"), second["reasons"]) == (None, ["the record is not a JSON object"])
     assert last["message"] == "batch counted"
     assert last["outcomes"] == {"applied": 1, "duplicate": 0, "not counted": 0, "parked": 2, "retried": 0}
+    assert (last["transactions"], last["conflicts"]) == (1, 0)
     assert {line["request_id"] for line in (first, second, last)} == {Context().aws_request_id}
     assert {line["service"] for line in (first, second, last)} == {"aggregation-worker"}
 
@@ -312,6 +317,12 @@ def test_missing_environment_variable__is_named(name: str) -> None:
     assert function.made == []
 
 
+@pytest.mark.parametrize("table", ["Order_by_item", "item_count_by_date"])
+def test_ledger_that_is_another_table_of_the_definitions__is_refused(table: str) -> None:
+    with deployed(LEDGER_TABLE=table) as function, pytest.raises(SettingsError, match=table):
+        function.invoke(event(insert()))
+
+
 def test_mistake_in_the_definitions__is_told_at_start(tmp_path: Path) -> None:
     definitions = tmp_path / "totals.toml"
     definitions.write_text(SOURCE + aggregation_text("nonsense = 1"))
@@ -344,6 +355,17 @@ def test_worker__is_made_once_and_kept(function: Function) -> None:
         function.invoke(event(insert()))
 
     assert function.made == ["dynamodb", "dynamodb"]
+
+
+def test_clients__have_short_timeouts_and_only_the_committers_own_retries(function: Function) -> None:
+    function.invoke(event(insert(), BAD))
+
+    attempts = [config.retries["total_max_attempts"] for config in function.configs]
+    assert sorted(attempts) == [1, 1, 4]
+    for config in function.configs:
+        assert (config.connect_timeout, config.read_timeout) == (handler.CONNECT_TIMEOUT, handler.READ_TIMEOUT)
+        assert config.max_pool_connections == MAX_IN_FLIGHT
+        assert config.connect_timeout + config.read_timeout < handler.STOP_SENDING
 
 
 def test_worker__is_made_again_when_its_settings_change(function: Function) -> None:

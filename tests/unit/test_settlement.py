@@ -201,6 +201,14 @@ def test_refused_row__parks_its_records_only(reason: dict[str, str]) -> None:
     assert posted(settlement) == [([0, 1, 4, 5], Pause.NONE)]
 
 
+def test_refused_row_of_two_pages__parks_the_records_of_both_for_the_rows_reason() -> None:
+    planned = transaction(insert(created_at=CREATED_AT), insert(created_at=CREATED_AT + 1))
+
+    settlement = settle(planned, cancelled([NONE, NONE, WRONG_TYPE]))
+
+    assert refused(settlement) == [(0, WRONG_TYPE["Message"]), (1, WRONG_TYPE["Message"])]
+
+
 def test_refused_page__parks_its_records_and_posts_the_rows_other_pages() -> None:
     planned = transaction(insert(created_at=CREATED_AT), insert(created_at=CREATED_AT + 1))
 
@@ -339,6 +347,26 @@ def test_wrong_key_schema__raises_since_it_refuses_every_record_alike(whole: boo
         settle(rows(1), error)
 
 
+def test_cancellation_without_any_reasons__raises() -> None:
+    with pytest.raises(CommitError, match="2 actions came with 0 reasons"):
+        settle(rows(1), client_error("TransactionCanceledException"))
+
+
+def test_error_without_a_status__raises_its_code() -> None:
+    error = ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "TransactWriteItems")
+
+    with pytest.raises(CommitError, match="AccessDeniedException"):
+        settle(rows(1), error)
+
+
+def test_refused_request_without_a_message__is_parked_with_the_code() -> None:
+    error = ClientError({"Error": {"Code": "ValidationException"}}, "TransactWriteItems")
+
+    ((_, reason),) = settle(rows(1), error).refused
+
+    assert "ValidationException" in reason
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -374,6 +402,7 @@ ENDPOINT = "http://127.0.0.1"
         botocore.exceptions.ConnectionClosedError(endpoint_url=ENDPOINT),
         botocore.exceptions.HTTPClientError(error="reset"),
         client_error("InternalServerError", status=500),
+        client_error("SomethingNew", status=500),
         client_error("", status=503),
         ClientError({"ResponseMetadata": {"HTTPStatusCode": 502}}, "TransactWriteItems"),  # type: ignore[typeddict-item]
     ],

@@ -247,6 +247,13 @@ def test_event_from_another_service__raises(foreign: object) -> None:
         records_of(foreign)
 
 
+def test_event_from_another_service__is_named_with_what_to_check() -> None:
+    with pytest.raises(UnexpectedEventError) as refused:
+        records_of({"Records": [{"eventSource": "aws:sqs"}]})
+
+    assert str(refused.value) == ("the event comes from 'aws:sqs', not 'aws:dynamodb': check the event source mapping")
+
+
 def test_event_source_in_the_message__is_short_and_only_text() -> None:
     value: list[Any] = []
     for _ in range(100_000):
@@ -357,6 +364,14 @@ def test_record_from_get_records__is_json_and_is_read_as_any_other() -> None:
 
     assert (record.event_name, record.created_at, record.expired) == (EventName.REMOVE, CREATED_AT, True)
     assert record.event_id == "c4ca4238"
+
+
+@pytest.mark.parametrize("part", ["NewImage", "OldImage"])
+def test_each_image_from_get_records__has_its_binary_values_as_base64(part: str) -> None:
+    original = get_records_record()
+    original["dynamodb"] = {part: {"picture": {"B": b"\x00\x01"}}}
+
+    assert from_get_records(original, STREAM_ARN)["dynamodb"] == {part: {"picture": {"B": "AAE="}}}
 
 
 def test_record_from_get_records__is_left_as_it_was() -> None:

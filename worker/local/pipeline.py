@@ -102,7 +102,7 @@ def running_pipeline(
     with running_ministack(port=port) as server:
         dynamodb, sqs, s3 = server.client("dynamodb"), server.client("sqs"), server.client("s3")
         stream_arn = _create_tables(dynamodb, definitions)
-        queue_url = _create_dead_letters(sqs, s3)
+        queue_url = create_dead_letters(sqs, s3)
         function_environment = {
             **server.environment,
             "AGGREGATIONS_FILE": str(definitions_file),
@@ -185,7 +185,7 @@ def create_table(dynamodb: "DynamoDBClient", name: str, table: TableDefinition) 
     return description.get("LatestStreamArn")
 
 
-def _create_dead_letters(sqs: "SQSClient", s3: "S3Client") -> str:
+def create_dead_letters(sqs: "SQSClient", s3: "S3Client") -> str:
     """Creates the queue, the bucket and the bucket's notification into the queue; returns the queue's URL."""
     retention = str(deployment.QUEUE_RETENTION_DAYS * 86_400)
     queue_url = sqs.create_queue(QueueName=DEAD_LETTERS, Attributes={"MessageRetentionPeriod": retention})["QueueUrl"]

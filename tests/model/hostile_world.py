@@ -1,0 +1,737 @@
+"""The worker in a hostile world: a source, invocations that are interleaved call by call, and everything that can fail.
+
+`World` runs the worker's real code (`worker.batch.process` with its committer and dead-letter queue) over DynamoDB, a
+queue and a bucket in memory. What happens next is always the caller's decision: which call is carried out, and what
+becomes of it (`FATES`). `drain` then lets everything come to an end, as AWS would, and `check_totals` says whether the
+promise was kept. At every moment the world itself watches that no total differs from the sum of its receipts and that
+nothing is reported as done that is not.
+"""
+
+import json
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import lru_cache, partial
+from io import BytesIO
+from itertools import count
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    ReadTimeoutError,
+)
+
+from tests.model.in_memory_dynamodb import Dialect, InMemoryDynamoDB, Shards, cancelled, client_error
+from tests.model.orders import (
+    DEFINITIONS,
+    RULES,
+    SOURCE_TABLE,
+    TABLES,
+    Amounts,
+    Change,
+    Expected,
+    Order,
+    Total,
+    add_up,
+    expected,
+)
+from tests.model.scheduler import AnswerWait, Call, Executor, KilledError, Process, Scheduler, Task, wait
+from tests.records import STREAM_ARN
+from worker.batch import BatchResult, RecordOutcome, process
+from worker.commit import Committer, Deadline
+from worker.dead_letters import (
+    ON_FAILURE_PREFIX,
+    DeadLetterQueue,
+    FailedBatchReference,
+    ParkedRecord,
+    RecordReference,
+    read_dead_letter,
+    read_failed_batch,
+)
+from worker.definitions import parse_definitions
+from worker.ledger import aggregate_name, receipt_name
+from worker.operations.letters import HeldMessages
+from worker.operations.replay import Replay, Selection, SendError
+from worker.stream import read_record
+
+LEDGER = "ledger"
+LEDGER_KEYS = (("aggregate", "S"), ("page", "S"))
+BUCKET = "dead-letters"
+# 2100-01-01: no receipt is too old to be trusted, whatever this machine's clock says.
+EPOCH = 4_102_444_800
+RETENTION_DAYS = 60
+# Seconds before an invocation's end, as the handler keeps them.
+STOP_SENDING, STOP_WAITING = 5.0, 1.0
+
+Raw = dict[str, Any]
+_PARSED = parse_definitions(DEFINITIONS)
+
+
+class BrokenPromiseError(AssertionError):
+    """What must never happen, happened."""
+
+
+def _promise(kept: bool, what: str) -> None:
+    if not kept:
+        raise BrokenPromiseError(what)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much goes into a transaction, an action and a message: with small ones, few records need many calls."""
+
+    actions: int = 100
+    receipts: int = 120
+    message_bytes: int = 262_144
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """An invocation with a batch of the stream, or a replay of dead letters, and how far it has come.
+
+    Attributes:
+        records: the batch; of a replay, none.
+        seconds: how long an invocation may take.
+        time: seconds since it began, by its own clock.
+        result: what the invocation came to; `None` while it runs, if it raised or was killed, and of a replay.
+        error: what ended it.
+    """
+
+    process: Process
+    seconds: float
+    records: Sequence[Raw] = ()
+    time: float = 0.0
+    result: BatchResult | None = None
+    error: Exception | None = None
+    has_ended: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended in any way."""
+        return self.has_ended or not self.process.alive
+
+    def sleep(self, seconds: float) -> None:
+        """A pause, by its clock."""
+        self.time += seconds
+
+    def deadline(self) -> Deadline:
+        """The deadline of an invocation that begins now."""
+        end = self.time + self.seconds
+        return Deadline(lambda: end - self.time, STOP_SENDING, STOP_WAITING)
+
+
+_aggregate_name = lru_cache(maxsize=4096)(aggregate_name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """One receipt page: the item, and what it says."""
+
+    item: Mapping[str, Any]
+    aggregate: str
+    receipts: dict[str, Amounts]
+    sum: Amounts
+
+    @classmethod
+    def of(cls, item: Mapping[str, Any]) -> "_Page":
+        """Reads an item of the ledger."""
+        receipts = {
+            name: tuple(Decimal(part["N"]) for part in value.get("L", [value]))
+            for name, value in item.items()
+            if name not in ("aggregate", "page", "expires_at")
+        }
+        (total,) = add_up((("", ()), amounts) for amounts in receipts.values()).values()
+        return cls(item, item["aggregate"]["S"], receipts, total)
+
+
+class _Client:
+    """A client of one process, each of whose calls is a stop of the scheduler."""
+
+    def __init__(self, process: Process, calls: Mapping[str, Callable[..., Any]]) -> None:
+        self._process = process
+        self._calls = calls
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        service = self._calls[operation]
+        return lambda **request: self._process.call(operation, partial(service, **request), request)
+
+
+class World:
+    """Source, tables, queue, bucket and the invocations under way.
+
+    Args:
+        dialect: DynamoDB's.
+        limits: how much goes into a transaction, an action and a message.
+        shards: of the source's stream; their sequence numbers overlap.
+    """
+
+    def __init__(self, dialect: Dialect = Dialect.AWS, limits: Limits | None = None, *, shards: int = 2) -> None:
+        self.scheduler = Scheduler()
+        self.time = 0
+        self.database = InMemoryDynamoDB(dialect)
+        for name, keys in TABLES.items():
+            self.database.create(name, *keys)
+        self.database.create(LEDGER, *LEDGER_KEYS)
+        self.stream = Shards(STREAM_ARN, lambda: EPOCH + self.time, [10**20] * shards)
+        self.database.create(SOURCE_TABLE, ("orderid", "S"), shards=self.stream)
+        self.orders: dict[str, Order] = {}
+        self.expected: dict[str, Expected] = {}
+        self.unacknowledged: dict[str, Raw] = {}
+        self.runs: list[Run] = []
+        self.network: list[Callable[[], Any]] = []
+        self.messages: dict[str, str] = {}
+        self.bucket: dict[str, bytes] = {}
+        self.poisoned: dict[tuple[str, tuple[Any, ...], str], Any] = {}
+        self.counts: dict[str, int] = {}
+        self._message_ids = (f"message-{number}" for number in count())
+        self._pages_read: dict[tuple[Any, ...], _Page] = {}
+        self._writes_checked = 0
+        self._ever_parked: dict[str, int] = {}
+        self._patches = ExitStack()
+        limits = limits or Limits()
+        self._patches.enter_context(patch("worker.commit.wait", wait))
+        self._patches.enter_context(patch("worker.ledger.MAX_ACTIONS", limits.actions))
+        self._patches.enter_context(patch("worker.ledger.MAX_RECEIPTS_PER_ACTION", limits.receipts))
+        self._patches.enter_context(patch("worker.dead_letters.MAX_MESSAGE_BYTES", limits.message_bytes))
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every thread."""
+        for run in self.runs:
+            run.process.kill()
+        self._patches.close()
+
+    @property
+    def history(self) -> list[Raw]:
+        """Every record of the stream, in the order of the changes."""
+        return self.stream.records
+
+    # --- The source -----------------------------------------------------------------------------------------------
+
+    def put(self, orderid: str, order: Order) -> None:
+        """Writes an order, new or in place of the one that was there."""
+        self.database.put_item(TableName=SOURCE_TABLE, Item=order.item_of(orderid))
+        self._changed(Change(self.orders.get(orderid), order))
+        self.orders[orderid] = order
+
+    def delete(self, orderid: str, *, expired: bool = False) -> None:
+        """Deletes an order, or lets Time to Live do it."""
+        key = {"orderid": {"S": orderid}}
+        old = self.orders.pop(orderid, None)
+        if expired:
+            self.database.expire(SOURCE_TABLE, key)
+        else:
+            self.database.delete_item(TableName=SOURCE_TABLE, Key=key)
+        self._changed(Change(old, None, expired))
+
+    def _changed(self, change: Change) -> None:
+        if change.old == change.new:  # a write that changes nothing leaves no record
+            return
+        record = self.history[-1]
+        self.expected[record["eventID"]] = expected(change)
+        self.unacknowledged[record["eventID"]] = record
+
+    # --- Invocations and replays ----------------------------------------------------------------------------------
+
+    def deliver(self, records: Sequence[Raw], *, seconds: float = 60.0) -> Run:
+        """Begins an invocation with these records; it stops before its first call."""
+        run = Run(Process(self.scheduler), seconds, tuple(records))
+
+        def invoke() -> None:
+            run.result = self._process(run, run.records)
+
+        return self._begin(run, invoke)
+
+    def replay(self, letters: Sequence[str], *, seconds: float = 60.0) -> Run:
+        """Begins a replay of these messages, as the operator's command does it; others may replay them, too."""
+        run = Run(Process(self.scheduler), seconds)
+        chosen = [(letter, self.messages[letter]) for letter in dict.fromkeys(letters)]
+        held = HeldMessages(self._queue_for(run, chosen), "queue")
+        resources: Any = SimpleNamespace(ledger_retention_days=RETENTION_DAYS, s3=self)
+
+        def send(records: list[Any]) -> list[RecordOutcome]:
+            try:
+                result = self._process(run, records)
+            except Exception as error:
+                raise SendError(str(error)) from error
+            return self._checked(records, result)
+
+        return self._begin(run, lambda: Replay(resources, held, Selection(), send, sleep=run.sleep).run())
+
+    def _begin(self, run: Run, body: Callable[[], Any]) -> Run:
+        def to_the_end() -> None:
+            try:
+                body()
+            except Exception as error:  # as Lambda, or a terminal, does with it
+                run.error = error
+            run.has_ended = True
+
+        self.runs.append(run)
+        run.process.start(to_the_end)
+        self._settle()
+        return run
+
+    def _process(self, run: Run, records: Sequence[Raw]) -> BatchResult:
+        """The worker's own code, with clients whose calls are stops."""
+        committer = Committer(
+            _Client(run.process, {"transact_write_items": self.database.transact_write_items}),  # type: ignore[arg-type]
+            LEDGER,
+            RETENTION_DAYS,
+            Executor(run.process),
+            clock=lambda: run.time,
+            sleep=run.sleep,
+            now=lambda: EPOCH + run.time,
+            jitter=lambda: 0.5,
+        )
+        queue = DeadLetterQueue(
+            "queue",
+            BUCKET,
+            sqs=lambda: _Client(run.process, {"send_message_batch": self.send_message_batch}),  # type: ignore[arg-type,return-value]
+            s3=lambda: _Client(run.process, {"put_object": self.put_object}),  # type: ignore[arg-type,return-value]
+            now=lambda: datetime.fromtimestamp(EPOCH + run.time, UTC),
+        )
+        return process(records, _PARSED, committer, queue, run.deadline())
+
+    def calls(self) -> list[Task]:
+        """Every call that can be carried out next, over all invocations."""
+        return self.scheduler.waiting_calls()
+
+    def step(self, task: Task, fate: str = "carried_out", choice: int = 0) -> None:
+        """Decides what becomes of one call (`FATES`); `choice` decides what the fate leaves open."""
+
+        def decide(call: Call) -> Any:
+            if fate not in _AFTER_COMMIT and self.database.has_committed(call.request.get("ClientRequestToken")):
+                return call.perform()
+            try:
+                return FATES[fate](self, call, choice)
+            except KilledError:
+                task.process.alive = False
+                raise
+
+        self._count(fate)
+        task.resume(decide)
+        if not task.process.alive:
+            task.process.kill()
+        self._settle()
+
+    def let_time_pass(self, task: Task) -> None:
+        """An invocation that waits for answers waits for as long as it will: its pause, or its time, is over."""
+        assert isinstance(task.point, AnswerWait)
+        run = next(run for run in self.runs if run.process is task.process)
+        run.time += task.point.timeout
+        task.resume()
+        self._settle()
+
+    def kill(self, run: Run, *, on_their_way: Callable[[int], bool] = lambda _: False) -> None:
+        """Ends a process at once. Of its requests, some are on their way and arrive later (`arrive`)."""
+        calls = [task.point for task in run.process.tasks() if isinstance(task.point, Call)]
+        self.network.extend(call.perform for index, call in enumerate(calls) if on_their_way(index))
+        run.process.kill()
+        self._settle()
+
+    def arrive(self, index: int) -> None:
+        """A request that nobody waits for any more reaches its service."""
+        with suppress(ClientError):
+            self.network.pop(index)()
+        self.check_receipts()
+
+    def finish(self, run: Run) -> None:
+        """Carries out all calls of a process until it is over."""
+        while not run.is_over:
+            tasks = run.process.tasks()
+            call = next((task for task in tasks if isinstance(task.point, Call)), None)
+            if call is None:
+                self.let_time_pass(tasks[0])
+            else:
+                self.step(call)
+
+    def _settle(self) -> None:
+        """After every step: what the world watches, and what is made of invocations that are over."""
+        self.check_receipts()
+        for run in [run for run in self.runs if run.is_over]:
+            self.runs.remove(run)
+            # Requests that it no longer waits for may still arrive.
+            self.network.extend(task.point.perform for task in run.process.tasks() if isinstance(task.point, Call))
+            run.process.kill()
+            if isinstance(run.error, AssertionError):
+                raise run.error
+            self._count("ended" if run.has_ended and run.error is None else "failed" if run.error else "killed")
+            if run.result is not None:
+                self._acknowledge(run.records, self._checked(run.records, run.result))
+
+    def _checked(self, records: Sequence[Raw], result: BatchResult) -> list[RecordOutcome]:
+        """The outcomes, once it is sure that what is reported as done is done."""
+        for index, (record, outcome) in enumerate(zip(records, result.outcomes, strict=True)):
+            self._count(outcome)
+            if outcome is not RecordOutcome.RETRIED:
+                self._check_done(record, outcome, result.reasons.get(index, ()))
+        return list(result.outcomes)
+
+    def _acknowledge(self, records: Sequence[Raw], outcomes: Sequence[RecordOutcome]) -> None:
+        """As Lambda does it: everything from the first record on that is not done comes again."""
+        retried = [index for index, outcome in enumerate(outcomes) if outcome is RecordOutcome.RETRIED]
+        for record in records[: retried[0] if retried else None]:
+            self.unacknowledged.pop(record["eventID"], None)
+
+    def _count(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    # --- The queue and the bucket ---------------------------------------------------------------------------------
+
+    def send_message_batch(self, *, QueueUrl: str, Entries: Sequence[Mapping[str, str]]) -> dict[str, Any]:  # noqa: N803
+        """Messages come into the queue."""
+        for entry in Entries:
+            self.messages[next(self._message_ids)] = entry["MessageBody"]
+            for record in self._records_of(entry["MessageBody"]):
+                self._ever_parked[record["eventID"]] = self._ever_parked.get(record["eventID"], 0) + 1
+        return {"Successful": [{"Id": entry["Id"]} for entry in Entries], "Failed": []}
+
+    def put_object(self, *, Bucket: str, Key: str, Body: bytes, ContentType: str) -> dict[str, Any]:  # noqa: N803
+        """An object goes into the bucket."""
+        self.bucket[Key] = Body
+        return {}
+
+    def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
+        """An object is read."""
+        return {"Body": BytesIO(self.bucket[Key])}
+
+    def give_up(self, records: Sequence[Raw]) -> None:
+        """Lambda gives up on a batch: its document is written and the queue told; the records come no more."""
+        key = f"{ON_FAILURE_PREFIX}mapping/shard/2026/09/17/{len(self.bucket)}"
+        numbers = [record["dynamodb"]["SequenceNumber"] for record in records]
+        document = {
+            "requestContext": {"condition": "RetryAttemptsExhausted", "approximateInvokeCount": 31},
+            "DDBStreamBatchInfo": {
+                "shardId": "shard",
+                "startSequenceNumber": numbers[0],
+                "endSequenceNumber": numbers[-1],
+                "batchSize": len(records),
+                "streamArn": STREAM_ARN,
+            },
+            "payload": json.dumps({"Records": [*records]}),
+        }
+        self.bucket[key] = json.dumps(document).encode()
+        notice = {"s3": {"bucket": {"name": BUCKET}, "object": {"key": urllib.parse.quote_plus(key)}}}
+        self.messages[next(self._message_ids)] = json.dumps({"Records": [notice]})
+        for record in records:
+            self.unacknowledged.pop(record["eventID"], None)
+
+    def _queue_for(self, run: Run, chosen: Sequence[tuple[str, str]]) -> Any:
+        """The queue as a replay sees it: it receives these messages; to delete one is a stop."""
+        waiting = [
+            {"MessageId": letter, "ReceiptHandle": letter, "Body": body, "Attributes": {"SentTimestamp": "0"}}
+            for letter, body in chosen
+        ]
+        deleting = _Client(run.process, {"delete_message": self.delete_message})
+        return SimpleNamespace(
+            get_queue_attributes=lambda **_: {"ResponseMetadata": {}},
+            receive_message=lambda **_: {"Messages": [waiting.pop(0)] if waiting else []},
+            delete_message=deleting.delete_message,
+        )
+
+    def delete_message(self, *, QueueUrl: str, ReceiptHandle: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
+        """A message leaves the queue."""
+        self.messages.pop(ReceiptHandle, None)
+        return {}
+
+    def _records_of(self, body: str) -> list[Raw]:
+        match read_dead_letter(body):
+            case ParkedRecord(record):
+                return [record]
+            case RecordReference(content):
+                return [json.loads(self.bucket[content.key])]
+            case FailedBatchReference(document):
+                return list(read_failed_batch(self.bucket[document.key].decode()).records or ())
+            case other:
+                raise AssertionError(f"not written by this world: {other}")
+
+    # --- Rows that cannot be added to -----------------------------------------------------------------------------
+
+    def poison(self, rule_index: int, row_index: int) -> None:
+        """Turns one total into a text, by hand: nothing can be added to it any more."""
+        rule = RULES[rule_index % len(RULES)]
+        measure = rule.measures[0]
+        rows = [(key, row) for key, row in self.database.tables[rule.table].items.items() if measure in row]
+        if rows:
+            key, row = rows[row_index % len(rows)]
+            self.poisoned.setdefault((rule.table, key, measure), row[measure])
+            self.database.tables[rule.table].items[key] = row | {measure: {"S": "text"}}
+
+    def heal(self) -> None:
+        """Puts every such total right again."""
+        for (table, key, measure), amount in self.poisoned.items():
+            items = self.database.tables[table].items
+            items[key] = items[key] | {measure: amount}
+        self.poisoned.clear()
+
+    # --- The end --------------------------------------------------------------------------------------------------
+
+    def drain(self, batch_size: int = 7) -> None:
+        """Lets everything come to its end without further faults: invocations, the stream, and the dead letters.
+
+        Only what was not reported as done is delivered again: what was reported wrongly stays missing.
+        """
+        self.heal()
+        for run in [*self.runs]:
+            self.finish(run)
+        for _ in range(2):  # a batch whose first record failed comes again whole
+            waiting = [*self.unacknowledged.values()]
+            for start in range(0, len(waiting), batch_size):
+                self.finish(self.deliver(waiting[start : start + batch_size]))
+        _promise(not self.unacknowledged, f"records are never done: {sorted(self.unacknowledged)}")
+        for _ in range(2):
+            for letter in [*self.messages]:
+                self.finish(self.replay([letter]))
+            while self.network:  # even after a replay
+                self.arrive(0)
+
+    def check_totals(self) -> None:
+        """After `drain`: every total is the fold of the history, and only what cannot be counted waits.
+
+        Raises:
+            BrokenPromiseError: that is not so.
+        """
+        in_full = (part for record in self.history for part in self.expected[record["eventID"]].contributions.items())
+        should_be = add_up(in_full)
+        totals = self.totals()
+        zero = {total: tuple(Decimal(0) for _ in amounts) for total, amounts in (should_be | totals).items()}
+        _promise(
+            zero | totals == zero | should_be,
+            f"totals {_differences(zero | totals, zero | should_be)} differ from the fold of the history",
+        )
+        waiting = {record["eventID"] for body in self.messages.values() for record in self._records_of(body)}
+        refused = {event_id for event_id, record in self.expected.items() if record.refused_by}
+        _promise(waiting <= refused, f"records wait that are counted completely: {sorted(waiting - refused)}")
+        _promise(refused <= waiting, f"refused records are nowhere: {sorted(refused - waiting)}")
+
+    # --- What is watched at every moment --------------------------------------------------------------------------
+
+    def totals(self) -> dict[Total, Amounts]:
+        """Every total as it stands in its table, or stood before it was poisoned."""
+        found: dict[Total, Amounts] = {}
+        for rule in RULES:
+            for key, row in self.database.tables[rule.table].items.items():
+                if key[0].startswith(rule.prefix) and any(measure in row for measure in rule.measures):
+                    values = [
+                        self.poisoned.get((rule.table, key, measure)) or row.get(measure) or {"N": "0"}
+                        for measure in rule.measures
+                    ]
+                    found[rule.name, key] = tuple(Decimal(value["N"]) for value in values)
+        return found
+
+    def receipts(self) -> dict[str, dict[str, Amounts]]:
+        """Every receipt by the ledger's name of its aggregate and its own.
+
+        Raises:
+            BrokenPromiseError: a record has two receipts for one aggregate.
+        """
+        found: dict[str, dict[str, Amounts]] = {}
+        for page in self._pages():
+            receipts = found.setdefault(page.aggregate, {})
+            for name in page.receipts.keys() & receipts.keys():
+                raise BrokenPromiseError(f"receipt {name} stands on two pages of {page.aggregate}")
+            receipts |= page.receipts
+        return found
+
+    def _pages(self) -> "list[_Page]":
+        """Every receipt page; those that have not changed are not read again."""
+        pages = []
+        for key, item in self.database.tables[LEDGER].items.items():
+            page = self._pages_read.get(key)
+            if page is None or page.item is not item:
+                page = self._pages_read[key] = _Page.of(item)
+            pages.append(page)
+        return pages
+
+    def check_receipts(self) -> None:
+        """Every total is the sum of its receipts, at every moment.
+
+        Raises:
+            BrokenPromiseError: that is not so.
+        """
+        if self.database.writes == self._writes_checked:
+            return
+        self._writes_checked = self.database.writes
+        sums = add_up(((page.aggregate, ()), page.sum) for page in self._pages())
+        totals = {(_aggregate_name(*total), ()): amounts for total, amounts in self.totals().items()}
+        _promise(sums == totals, f"totals {_differences(totals, sums)} differ from the sum of their receipts")
+
+    def _check_done(self, record: Raw, outcome: RecordOutcome, reasons: Sequence[str]) -> None:
+        """What is reported as done is done."""
+        event_id = record["eventID"]
+        expected = self.expected[event_id]
+        receipt = receipt_name(read_record(record, SOURCE_TABLE))
+        receipts = self.receipts()
+        missing = {
+            total[0]
+            for total, amounts in expected.contributions.items()
+            if receipts.get(_aggregate_name(*total), {}).get(receipt) != amounts
+        }
+        if outcome is RecordOutcome.PARKED:
+            _promise(event_id in self._ever_parked, f"record {event_id} was reported as parked, but is nowhere")
+            missing = {name for name in missing if not any(reason.startswith(f"{name}: ") for reason in reasons)}
+        else:
+            _promise(not expected.refused_by, f"record {event_id} is {outcome}, but {expected.refused_by} refuse it")
+            counted = outcome is not RecordOutcome.NOT_COUNTED
+            _promise(counted is bool(expected.contributions), f"record {event_id} is {outcome}: {expected}")
+        _promise(not missing, f"record {event_id} was reported as {outcome}, but is not counted in {missing}")
+
+
+def _differences(found: Mapping[Any, Any], should_be: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {
+        name: (found.get(name), should_be.get(name))
+        for name in sorted(found.keys() | should_be.keys())
+        if found.get(name) != should_be.get(name)
+    }
+
+
+# --- What can become of a call ------------------------------------------------------------------------------------
+# `choice` decides what is left open: which actions, which error.
+
+_ENDPOINT = {"endpoint_url": "http://aws.test"}
+
+
+def carried_out(world: World, call: Call, choice: int) -> Any:
+    """As if nothing were amiss."""
+    return call.perform()
+
+
+def request_lost(world: World, call: Call, choice: int) -> Any:
+    """It never arrives."""
+    errors: Sequence[Exception] = (
+        EndpointConnectionError(**_ENDPOINT),
+        ConnectTimeoutError(**_ENDPOINT),
+        ConnectionClosedError(**_ENDPOINT),
+    )
+    raise errors[choice % len(errors)]
+
+
+def answer_lost(world: World, call: Call, choice: int) -> Any:
+    """It is carried out, but nobody hears of it."""
+    _unheard(call)
+    errors: Sequence[Exception] = (ConnectionClosedError(**_ENDPOINT), ReadTimeoutError(**_ENDPOINT))
+    raise errors[choice % len(errors)]
+
+
+def delayed(world: World, call: Call, choice: int) -> Any:
+    """It is given up, but arrives later."""
+    world.network.append(call.perform)
+    raise ReadTimeoutError(**_ENDPOINT)
+
+
+def server_error(world: World, call: Call, choice: int) -> Any:
+    """The service fails, having carried it out or not."""
+    codes = ("InternalServerError", "InternalFailure", "ServiceUnavailable")
+    if choice % 2:
+        _unheard(call)
+    error = client_error(codes[choice % len(codes)], "try again", call.operation)
+    error.response["ResponseMetadata"]["HTTPStatusCode"] = 500
+    raise error
+
+
+def throttled(world: World, call: Call, choice: int) -> Any:
+    """There is no capacity for the request."""
+    codes = ("ThrottlingException", "ProvisionedThroughputExceededException", "RequestLimitExceeded")
+    raise client_error(codes[choice % len(codes)], "slow down", call.operation)
+
+
+def throttled_actions(world: World, call: Call, choice: int) -> Any:
+    """There is no capacity for some of a transaction's actions."""
+    return _cancel(world, call, choice, ("ProvisionedThroughputExceeded", "ThrottlingError"))
+
+
+def conflicting(world: World, call: Call, choice: int) -> Any:
+    """Another transaction is at work on some of its items."""
+    return _cancel(world, call, choice, ("TransactionConflict",))
+
+
+def in_progress(world: World, call: Call, choice: int) -> Any:
+    """The same request, sent before, is still being carried out."""
+    raise client_error("TransactionInProgressException", "in progress", call.operation)
+
+
+def refused(world: World, call: Call, choice: int) -> Any:
+    """DynamoDB says that some of the actions can never be."""
+    return _cancel(world, call, choice, ("ValidationError",))
+
+
+def refused_whole(world: World, call: Call, choice: int) -> Any:
+    """The service says that the request can never be."""
+    raise client_error("ValidationException", "injected", call.operation)
+
+
+def denied(world: World, call: Call, choice: int) -> Any:
+    """Somebody took a permission away."""
+    raise client_error("AccessDeniedException", "not allowed", call.operation)
+
+
+def killed_before(world: World, call: Call, choice: int) -> Any:
+    """The worker dies before the call."""
+    raise KilledError
+
+
+def killed_after(world: World, call: Call, choice: int) -> Any:
+    """The worker dies when the call was carried out."""
+    _unheard(call)
+    raise KilledError
+
+
+def partly_taken(world: World, call: Call, choice: int) -> Any:
+    """The queue takes some of the messages and refuses the others."""
+    if call.operation != "send_message_batch":
+        return call.perform()
+    entries = call.request["Entries"]
+    failed = [entry for index, entry in enumerate(entries) if choice >> index & 1]
+    answer = world.send_message_batch(QueueUrl="", Entries=[entry for entry in entries if entry not in failed])
+    return answer | {"Failed": [{"Id": entry["Id"], "Code": "InternalError"} for entry in failed]}
+
+
+def _unheard(call: Call) -> None:
+    with suppress(ClientError):
+        call.perform()
+
+
+def _cancel(world: World, call: Call, choice: int, codes: Sequence[str]) -> Any:
+    """Cancels a transaction: some actions for one of `codes`, the others for the reasons that they have, or none."""
+    if call.operation != "transact_write_items":
+        return call.perform()
+    actions: Sequence[Any] = call.request["TransactItems"]
+    world.database.remember_cancelled(call.request["ClientRequestToken"], actions)
+    chosen = [index for index in range(len(actions)) if choice >> (index % 16) & 1] or [choice % len(actions)]
+    reasons = world.database.reasons(actions) if choice % 3 else [{"Code": "None"} for _ in actions]
+    for index in chosen:
+        code = codes[(choice + index) % len(codes)]
+        reasons[index] = {"Code": code, "Message": f"injected {code}"}
+    raise cancelled(reasons)
+
+
+FATES: Mapping[str, Callable[[World, Call, int], Any]] = MappingProxyType(
+    {
+        fate.__name__: fate
+        for fate in (
+            *(carried_out, request_lost, answer_lost, delayed, server_error, throttled, throttled_actions),
+            *(conflicting, in_progress, refused, refused_whole, denied, killed_before, killed_after, partly_taken),
+        )
+    }
+)
+# To a request that it has carried out already, and knows by its token, DynamoDB answers nothing else.
+_AFTER_COMMIT = frozenset(
+    fate.__name__
+    for fate in (
+        *(carried_out, request_lost, answer_lost, delayed, server_error, throttled),
+        *(in_progress, denied, killed_before, killed_after),
+    )
+)

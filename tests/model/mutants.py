@@ -1,0 +1,296 @@
+"""Breaks the worker on purpose, one way at a time, and sees the model tests fail.
+
+    uv run python -m tests.model.mutants
+
+Each mutant is an exact replacement in a copy of the tree; a text that is no longer there is an error, so that no mutant
+goes on living in a place that has moved. Exits with 1 if the model tests pass on any of them.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# What the model tests need, and no more.
+COPIED = ("worker", "tests", "pyproject.toml")
+MODEL_TESTS = (
+    "tests/model/test_found_histories.py",
+    "tests/model/test_every_interleaving.py",
+    "tests/model/test_random_histories.py",
+)
+# A test that fails for one of these has noticed the mutant; anything else is a fault of the mutant itself.
+NOTICED = ("BrokenPromiseError", "AssertionError")
+_TIMEOUT = 600  # seconds
+
+
+class MutantError(Exception):
+    """A mutant that cannot be made, or does not run: it proves nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """In `file`, `old`, which must stand there exactly once, becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+
+    def apply(self, tree: Path) -> None:
+        """Changes the file.
+
+        Raises:
+            MutantError: the text is not there exactly once.
+        """
+        path = tree / self.file
+        text = path.read_text()
+        if text.count(self.old) != 1:
+            raise MutantError(f"{self.file} holds {text.count(self.old)} times, not once:\n{self.old}")
+        path.write_text(text.replace(self.old, self.new))
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One way in which the worker could be wrong."""
+
+    name: str
+    replacements: tuple[Replacement, ...]
+
+
+def _mutant(name: str, file: str, old: str, new: str) -> Mutant:
+    return Mutant(name, (Replacement(file, old, new),))
+
+
+MUTANTS = (
+    _mutant(
+        "drop the receipt condition",
+        "worker/ledger.py",
+        '            "ConditionExpression": _condition_expression(len(page.postings)),\n',
+        "",
+    ),
+    _mutant(
+        "post receipts and totals in two calls",
+        "worker/commit.py",
+        "        self.client.transact_write_items(TransactItems=items, ClientRequestToken=attempt.token)\n",
+        '        receipts = [item for item in items if "ConditionExpression" in item["Update"]]\n'
+        "        self.client.transact_write_items(TransactItems=receipts, ClientRequestToken=attempt.token)\n"
+        "        totals = [item for item in items if item not in receipts]\n"
+        '        self.client.transact_write_items(TransactItems=totals, ClientRequestToken=attempt.token[:-1] + "t")\n',
+    ),
+    _mutant(
+        "use the new image alone on MODIFY",
+        "worker/aggregations.py",
+        "        if record.old_image is not None:\n            old = aggregation.value(record.old_image)\n"
+        "        if record.new_image",
+        "        if record.new_image",
+    ),
+    Mutant(
+        "key the page by batch",
+        (
+            Replacement(
+                "worker/ledger.py",
+                "    found = []\n    for index, record, contributions in batch:\n",
+                '    found = []\n    batch_id = __import__("uuid").uuid4().hex\n'
+                "    for index, record, contributions in batch:\n",
+            ),
+            Replacement(
+                "worker/ledger.py",
+                "        page = page_name(record.created_at, record.stream_label)\n",
+                "        page = batch_id\n",
+            ),
+        ),
+    ),
+    _mutant(
+        "treat a cancelled transaction as done",
+        "worker/settlement.py",
+        "            return _cancelled(transaction, error)\n",
+        "            return Settlement(duplicates=[p for change in transaction for p in change.postings])\n",
+    ),
+    _mutant(
+        "delete a dead letter before its replay",
+        "worker/operations/replay.py",
+        "        for event in _events(to_send):\n            self._send(event)\n        for job in jobs:\n"
+        "            if job.problem is None:\n                self._delete(job.letter)\n            else:\n",
+        "        for job in jobs:\n            if job.problem is None:\n                self._delete(job.letter)\n"
+        "        for event in _events(to_send):\n            self._send(event)\n        for job in jobs:\n"
+        "            if job.problem is not None:\n",
+    ),
+    _mutant(
+        "delete a dead letter whose record was not settled",
+        "worker/operations/replay.py",
+        "            if outcome is RecordOutcome.RETRIED:\n",
+        "            if False:\n",
+    ),
+    _mutant(
+        "count as parked what the queue refused",
+        "worker/dead_letters.py",
+        '        return {int(entry["Id"]): f"the dead-letter queue refused it: {entry}" '
+        'for entry in answer.get("Failed", [])}\n',
+        "        return {}\n",
+    ),
+    _mutant(
+        "count as parked what never reached the queue",
+        "worker/dead_letters.py",
+        '            return {index: f"the dead-letter queue could not be written: {error}" for index, _ in batch}\n',
+        "            return {}\n",
+    ),
+    _mutant(
+        "use the token again for another payload",
+        "worker/commit.py",
+        "            if settlement.same_request:\n                again.token = attempt.token\n",
+        "            again.token = attempt.token\n",
+    ),
+    _mutant(
+        "take a lost answer for a success",
+        "worker/settlement.py",
+        "and the receipts make it harmless after that.\n"
+        "        return Settlement(repost=[(transaction, Pause.THROTTLED)], same_request=True)\n",
+        "\n        return Settlement(duplicates=[p for change in transaction for p in change.postings])\n",
+    ),
+    _mutant(
+        "forget what was not settled in time",
+        "worker/batch.py",
+        "    for posting in commit.unsettled:\n        outcomes[posting.record] = RecordOutcome.RETRIED\n",
+        "",
+    ),
+    _mutant(
+        "drop the first receipt instead of those that are held",
+        "worker/settlement.py",
+        "    return tuple(posting for posting in page.postings if posting.receipt not in held)\n",
+        "    return page.postings[1:]\n",
+    ),
+    _mutant(
+        "take a record that stands in a batch twice for done",
+        "worker/batch.py",
+        "    _settle_repeated(repeated, commit)\n",
+        "    commit.duplicates.extend(repeated)\n",
+    ),
+    _mutant(
+        "name a receipt by its sequence number alone",
+        "worker/ledger.py",
+        '    return f"{record.sequence_number}.{digest}"\n',
+        '    return f"{record.sequence_number}."\n',
+    ),
+    _mutant(
+        "leave a moved record in its old group",
+        "worker/aggregations.py",
+        "        if old is not None:\n"
+        "            _add(changes, aggregation, old[0], tuple(map(EXACT.minus, old[1])))\n",
+        "",
+    ),
+    _mutant(
+        "add only the first page's contributions",
+        "worker/ledger.py",
+        "        for page in self.pages:\n            measures =",
+        "        for page in self.pages[:1]:\n            measures =",
+    ),
+    _mutant(
+        "retract what Time to Live deletes",
+        "worker/aggregations.py",
+        "    return policy is RemovePolicy.RETRACT or not record.expired\n",
+        "    return True\n",
+    ),
+    _mutant(
+        "park nothing of what DynamoDB refuses",
+        "worker/batch.py",
+        "    for posting, reason in commit.refused:\n"
+        '        refusals.add(posting.record, f"{posting.aggregate.aggregation.name}: {reason}")\n',
+        "",
+    ),
+    _mutant(
+        "forget what is on its way when time is up",
+        "worker/commit.py",
+        "        for attempt in (*waiting, *in_flight.values()):\n",
+        "        for attempt in waiting:\n",
+    ),
+    _mutant(
+        "delete a dead letter although the worker failed",
+        "worker/operations/replay.py",
+        "            jobs[0].problem = str(error)\n",
+        "",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a mutant; `noticed_by` is the first test that failed, or `None`: it survived."""
+
+    mutant: Mutant
+    noticed_by: str | None
+    seconds: float
+
+
+def judge(mutant: Mutant) -> Verdict:
+    """Applies a mutant to a copy of the tree and runs the model tests there.
+
+    Raises:
+        MutantError: it cannot be made, or the tests failed for another reason than a broken promise.
+    """
+    started = time.monotonic()
+    with _copy_of_the_tree() as tree:
+        for replacement in mutant.replacements:
+            replacement.apply(tree)
+        tests = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"),
+                *("-p", "no:randomly", *MODEL_TESTS),
+            ],
+            cwd=tree,
+            # Found is found: the smallest history is not looked for.
+            env={name: value for name, value in os.environ.items() if not name.startswith(("MODEL_", "PYTEST_"))}
+            | {"MODEL_SHRINK": "0", "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            check=False,
+        )
+    seconds = time.monotonic() - started
+    if tests.returncode == 0:
+        return Verdict(mutant, None, seconds)
+    if tests.returncode != 1 or not any(error in tests.stdout for error in NOTICED):
+        raise MutantError(f"{mutant.name}: the model tests do not run:\n{tests.stdout[-4000:]}{tests.stderr[-2000:]}")
+    failed = [line for line in tests.stdout.splitlines() if line.startswith("FAILED ")]
+    return Verdict(mutant, failed[0].partition("::")[2].partition(" - ")[0] if failed else "?", seconds)
+
+
+@contextmanager
+def _copy_of_the_tree() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        tree = Path(folder)
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / name, tree / name)
+        yield tree
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: judges all mutants, or those whose names hold one of the given texts."""
+    parser = argparse.ArgumentParser(prog="python -m tests.model.mutants", description="Do the model tests notice?")
+    parser.add_argument("names", nargs="*", help="parts of names; without any, all mutants")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="mutants judged at once")
+    options = parser.parse_args(arguments)
+    chosen = [m for m in MUTANTS if not options.names or any(part in m.name for part in options.names)]
+    survivors = 0
+    started = time.monotonic()
+    with ThreadPoolExecutor(options.jobs) as executor:
+        for verdict in executor.map(judge, chosen):
+            survivors += verdict.noticed_by is None
+            fate = f"noticed by {verdict.noticed_by}" if verdict.noticed_by else "SURVIVED"
+            print(f"{verdict.seconds:6.1f} s  {verdict.mutant.name}: {fate}", flush=True)
+    print(f"{len(chosen)} mutants, {survivors} survived, in {time.monotonic() - started:.0f} s")
+    return 1 if survivors or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

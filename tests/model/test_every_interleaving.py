@@ -1,0 +1,261 @@
+"""Every interleaving of the API calls of two or three workers on small histories: enumerated, not sampled.
+
+Each run begins the same scenario anew and takes another path through its decisions: whose call is carried out next,
+and, as often as the scenario allows, what goes wrong with it. Between its calls a worker shares nothing with another,
+so these are all the histories that there are.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.model.hostile_world import STOP_SENDING, Limits, World
+from tests.model.orders import Order
+from tests.model.scale import SCALE
+from tests.model.scheduler import Call, Task
+
+# The order enters one total only: it is unpaid, nobody's, and nothing of it was sold.
+COUNTED_ONCE = Order(paid=False, customer=None, quantity="0")
+# It enters two, in two tables.
+COUNTED_TWICE = Order(paid=False, customer=None, quantity="2")
+AUGUST = "2024-08-01"
+
+EVERY_FAULT = (
+    *("request_lost", "answer_lost", "delayed", "server_error", "throttled", "throttled_actions", "conflicting"),
+    *("in_progress", "refused", "refused_whole", "denied", "killed_before", "killed_after", "partly_taken"),
+)
+THE_WORST = ("answer_lost", "delayed", "conflicting", "killed_after")
+# Seconds: after a single pause it is too late to send anything.
+HARDLY_ANY_TIME = STOP_SENDING + 0.01
+ONE_ACTION_EACH = Limits(actions=2, receipts=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A small history and how it is delivered.
+
+    Attributes:
+        orders: written one after another, each as a change of the order id beside it.
+        batches: one for each worker: indexes of the records it is given.
+        given_up: records that Lambda gave up on before; they wait in a dead letter.
+        replays: how many replays of that dead letter there are at the same time.
+        seconds: how long an invocation may take.
+        faults: how many calls may go wrong in one run, each in one of the ways of `kinds`; the long setting
+            (MODEL_SCALE of 10 or more) allows one more.
+        at_least: runs that there must be, so that nothing hides that a scenario has become trivial.
+    """
+
+    name: str
+    orders: tuple[tuple[str, Order], ...]
+    faults: int
+    at_least: int
+    batches: tuple[tuple[int, ...], ...] = ()
+    kinds: tuple[str, ...] = EVERY_FAULT
+    given_up: tuple[int, ...] = ()
+    replays: int = 0
+    seconds: float = 60.0
+    limits: Limits = field(default_factory=Limits)
+
+
+SCENARIOS = (
+    Scenario(
+        "a dead letter replayed with hardly any time",
+        orders=(("1", COUNTED_ONCE),),
+        given_up=(0,),
+        replays=1,
+        seconds=HARDLY_ANY_TIME,
+        faults=2,
+        at_least=1,
+    ),
+    Scenario(
+        "a batch and its cut-off end, with hardly any time",
+        orders=(("1", COUNTED_ONCE), ("2", COUNTED_ONCE)),
+        batches=((0, 1), (1,)),
+        seconds=HARDLY_ANY_TIME,
+        faults=1,
+        at_least=1,
+    ),
+    Scenario(
+        "a dead letter replayed twice at once",
+        orders=(("1", COUNTED_ONCE),),
+        given_up=(0,),
+        replays=2,
+        faults=1,
+        at_least=500,
+    ),
+    Scenario(
+        "a dead letter replayed while its record is delivered",
+        orders=(("1", COUNTED_ONCE), ("2", COUNTED_ONCE)),
+        batches=((0, 1),),
+        given_up=(0,),
+        replays=1,
+        faults=1,
+        at_least=350,
+    ),
+    Scenario(
+        "one record delivered to two workers",
+        orders=(("1", COUNTED_ONCE),),
+        batches=((0,), (0,)),
+        faults=2,
+        kinds=(*THE_WORST, "refused", "throttled"),
+        at_least=1_400,
+    ),
+    Scenario(
+        "one record delivered to three workers",
+        orders=(("1", COUNTED_ONCE),),
+        batches=((0,), (0,), (0,)),
+        faults=1,
+        at_least=600,
+    ),
+    Scenario(
+        "a batch and its cut-off end",
+        orders=(("1", COUNTED_ONCE), ("2", COUNTED_ONCE)),
+        batches=((0, 1), (1,)),
+        faults=2,
+        kinds=THE_WORST,
+        at_least=1_300,
+    ),
+    Scenario(
+        "overlapping batches, one transaction for each receipt",
+        orders=(("1", COUNTED_ONCE), ("2", COUNTED_ONCE), ("3", COUNTED_ONCE)),
+        batches=((0, 1), (1, 2)),
+        faults=1,
+        limits=ONE_ACTION_EACH,
+        at_least=700,
+    ),
+    Scenario(
+        "an order that moves from July to August, one transaction for each total",
+        orders=(("1", COUNTED_ONCE), ("1", Order(paid=False, customer=None, quantity="0", day=AUGUST))),
+        batches=((0, 1), (1,)),
+        faults=1,
+        kinds=("answer_lost", "conflicting"),
+        limits=ONE_ACTION_EACH,
+        at_least=1_500,
+    ),
+    Scenario(
+        "two totals of two records in one transaction",
+        orders=(("1", COUNTED_TWICE), ("2", COUNTED_TWICE)),
+        batches=((0, 1), (1,)),
+        faults=1,
+        at_least=250,
+    ),
+    Scenario(
+        "two totals of one record, each in a transaction of its own",
+        orders=(("1", COUNTED_TWICE),),
+        batches=((0,), (0,)),
+        faults=1,
+        kinds=THE_WORST,
+        limits=ONE_ACTION_EACH,
+        at_least=1_300,
+    ),
+    Scenario(
+        "a record that is refused before one that is not",
+        orders=(("1", Order(paid=False, customer=None, quantity=None)), ("2", COUNTED_ONCE)),
+        batches=((0, 1), (0,)),
+        faults=1,
+        at_least=150,
+    ),
+)
+
+
+class Decisions:
+    """A path through a tree of decisions; `next_path` leads through all of them, depth first."""
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[int, int]] = []
+        self._position = 0
+
+    def choose(self, count: int) -> int:
+        """A number below `count`: what this path decides here."""
+        if self._position == len(self._taken):
+            self._taken.append((0, count))
+        choice, of = self._taken[self._position]
+        assert of == count, "the scenario is not the same every time"
+        self._position += 1
+        return choice
+
+    def next_path(self) -> bool:
+        """Goes over to the next path; says whether there is one."""
+        self._position = 0
+        while self._taken:
+            choice, count = self._taken.pop()
+            if choice + 1 < count:
+                self._taken.append((choice + 1, count))
+                return True
+        return False
+
+    def __str__(self) -> str:
+        return "-".join(str(choice) for choice, _ in self._taken)
+
+
+def play(scenario: Scenario, choose: Callable[[int], int]) -> None:
+    """One run of a scenario."""
+    with World(limits=scenario.limits, shards=1) as world:
+        for orderid, order in scenario.orders:
+            world.put(orderid, order)
+        if scenario.given_up:
+            world.give_up([world.history[index] for index in scenario.given_up])
+        for _ in range(scenario.replays):
+            world.replay([*world.messages], seconds=scenario.seconds)
+        for batch in scenario.batches:
+            world.deliver([world.history[index] for index in batch], seconds=scenario.seconds)
+        faults = scenario.faults + (SCALE >= 10)
+        while options := [*_options(world, scenario.kinds if faults else ())]:
+            faulty, act = options[choose(len(options))]
+            faults -= faulty
+            act()
+        while world.network and choose(2):  # the others arrive when everything else is over
+            world.arrive(0)
+
+        world.drain()
+        world.check_totals()
+
+
+def _options(world: World, faults: Sequence[str]) -> Iterator[tuple[bool, Callable[[], Any]]]:
+    """What can happen next, and whether it is a fault: a call, time that runs out, a request that arrives late."""
+    for task in world.calls():
+        yield False, lambda task=task: world.step(task)  # type: ignore[misc]
+        for fault in faults:
+            for choice in _choices(fault, task):
+                yield True, lambda task=task, fault=fault, choice=choice: world.step(task, fault, choice)  # type: ignore[misc]
+    if faults:
+        for task in world.scheduler.waiting_for_answers():
+            yield True, lambda task=task: world.let_time_pass(task)  # type: ignore[misc]
+    if world.calls():
+        for index in range(len(world.network)):
+            yield False, lambda index=index: world.arrive(index)  # type: ignore[misc]
+
+
+def _choices(fault: str, task: Task) -> Sequence[int]:
+    """What a fault leaves open, as far as it makes a difference: which action, whether the server has done it."""
+    assert isinstance(task.point, Call)
+    request = task.point.request
+    if fault in ("conflicting", "refused", "throttled_actions"):
+        return [1 << index for index in range(len(request.get("TransactItems", ())))]
+    if fault == "partly_taken":
+        return [1 << index for index in range(len(request.get("Entries", ())))]
+    return (0, 1) if fault == "server_error" else (0,)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_every_interleaving__every_total_is_exact(scenario: Scenario, capsys: pytest.CaptureFixture[str]) -> None:
+    decisions = Decisions()
+    runs = 0
+    started = time.monotonic()
+
+    while True:
+        try:
+            play(scenario, decisions.choose)
+        except BaseException:
+            print(f"path {decisions}")
+            raise
+        runs += 1
+        if not decisions.next_path():
+            break
+
+    with capsys.disabled():
+        print(f"\n{scenario.name}: {runs} interleavings in {time.monotonic() - started:.1f} s", end=" ")
+    assert runs >= scenario.at_least
