@@ -425,6 +425,42 @@ def test_function_that_always_fails__stops_early_and_leaves_everything(
         assert waiting(pipeline) == 20
 
 
+@pytest.mark.parametrize(
+    ("code", "refusals", "status"), [("AccessDeniedException", 99, 2), ("ThrottlingException", 1, 0)]
+)
+def test_function_that_may_not_be_called__is_one_clear_line_and_loses_nothing(
+    code: str,
+    refusals: int,
+    status: int,
+    broken_number_parsing: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = refusals
+
+    def refuses(self: LocalLambda, **parameters: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise ClientError({"Error": {"Code": code, "Message": "no"}}, "Invoke")
+        return invoke(self, **parameters)
+
+    invoke = LocalLambda.invoke
+    monkeypatch.setattr(LocalLambda, "invoke", refuses)
+    with pipeline_with() as pipeline:
+        put_orders(pipeline, 8)
+        pipeline.mapping.drain(60)
+        broken_number_parsing()
+
+        ended, _ = replay_through(deployed, monkeypatch)
+
+        assert ended == status
+        assert waiting(pipeline) == (8 if status else 0)
+        assert stored(pipeline) == ({} if status else expected(pipeline))
+        error = "".join(line for line in capsys.readouterr().err.splitlines() if line.startswith("aggregator: "))
+        assert ("your credentials lack a permission" in error) == (status == 2)
+
+
 def test_wrong_queue_url__is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pipeline_with() as pipeline:
         status = main(["dead-letters", "--queue-url", f"{pipeline.queue_url}-no-such"])
