@@ -175,7 +175,8 @@ def test_tasks__can_be_done_as_written(deployed: DeployedStack, tmp_path: Path) 
 
 def test_replay_page__counts_a_record_that_the_worker_can_use_by_then(deployed: DeployedStack, tmp_path: Path) -> None:
     """The page's commands on a parked record, which a repaired worker (here: this one) has no objection to."""
-    record = insert(order("178531", item="item123", quantity=6), created_at=time.time())
+    # An item of its own: the tests share the stack, in any order.
+    record = insert(order("178531", item="replayed", quantity=6), created_at=time.time())
     body = message_body(ParkedRecord(record, ("the bad worker refused it",)), datetime.now(UTC))
     deployed.ministack.client("sqs").send_message(QueueUrl=deployed.outputs["DeadLetterQueueUrl"], MessageBody=body)
 
@@ -187,3 +188,6 @@ def test_replay_page__counts_a_record_that_the_worker_can_use_by_then(deployed: 
     assert "1 letters done, 0 left." in done.stdout
     assert "add up to the stored total" in done.stdout
     assert deployed.messages() == []
+    key = {"item_number": {"S": "replayed"}, "order_date": {"S": "2024-07-15"}}
+    row = deployed.ministack.client("dynamodb").get_item(TableName="item_count_by_date", Key=key)["Item"]
+    assert row["quantity"] == {"N": "6"}

@@ -102,12 +102,25 @@ class Change:
     expired: bool = False
 
 
+def fits(amount: Decimal) -> bool:
+    """Whether a DynamoDB number can hold it: 38 digits."""
+    return len("".join(map(str, amount.as_tuple().digits)).strip("0")) <= 38
+
+
+def _all_fit(amounts: Amounts) -> Amounts:
+    if not all(map(fits, amounts)):
+        raise RefusedError
+    return amounts
+
+
 def _units(order: Order) -> tuple[Group, Amounts] | None:
     return (order.item, order.day), (order.units,)
 
 
 def _takings(order: Order) -> tuple[Group, Amounts] | None:
-    return ((order.item, order.day), (Decimal(1), order.units * Decimal(order.price))) if order.paid else None
+    if not order.paid:
+        return None
+    return (order.item, order.day), (Decimal(1), EXACT.multiply(order.units, Decimal(order.price)))
 
 
 def _customers(order: Order) -> tuple[Group, Amounts] | None:
@@ -141,10 +154,13 @@ class Rule:
                 continue
             value = self.value(order)
             if value is not None:
-                group, amounts = value
+                group, amounts = value[0], _all_fit(value[1])
                 before = found.get(group, (Decimal(0),) * len(amounts))
-                found[group] = tuple(EXACT.add(b, sign * amount) for b, amount in zip(before, amounts, strict=True))
-        return {group: amounts for group, amounts in found.items() if any(amounts)}
+                found[group] = tuple(
+                    EXACT.add(b, EXACT.multiply(Decimal(sign), amount))
+                    for b, amount in zip(before, amounts, strict=True)
+                )
+        return {group: _all_fit(amounts) for group, amounts in found.items() if any(amounts)}
 
 
 RULES = (

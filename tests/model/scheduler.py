@@ -2,7 +2,7 @@
 
     scheduler = Scheduler()
     process = Process(scheduler)
-    process.start(lambda: process.stop_at(Call("PutItem", perform)))
+    process.start(lambda: process.call("PutItem", perform, request))
     (task,) = scheduler.waiting_calls()
     task.resume(lambda call: call.perform())
 
@@ -116,8 +116,8 @@ class _Baton:
     def give(self) -> None:
         self._lock.release()
 
-    def take(self) -> None:
-        if not self._lock.acquire(timeout=_STEP_TIMEOUT):
+    def take(self, timeout: float = -1) -> None:
+        if not self._lock.acquire(timeout=timeout):
             raise TimeoutError("a thread under the scheduler neither stops nor ends")
 
 
@@ -198,7 +198,7 @@ class Scheduler:
 
     def _run(self, task: Task) -> None:
         task.go()
-        self._back.take()
+        self._back.take(_STEP_TIMEOUT)
         if task.ended:
             self.tasks.remove(task)
 

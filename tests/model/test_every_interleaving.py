@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 
-from tests.model.hostile_world import STOP_SENDING, Limits, World
+from tests.definition_texts import aggregation, aggregation_text
+from tests.model.hostile_world import LEDGER, LEDGER_KEYS, STOP_SENDING, Client, Limits, World
+from tests.model.in_memory_dynamodb import InMemoryDynamoDB
 from tests.model.orders import Order
 from tests.model.scale import SCALE
-from tests.model.scheduler import Call, Task
+from tests.model.scheduler import Call, Process, Scheduler, Task
+from worker.aggregations import Aggregation
+from worker.definition_guard import DefinitionChangedError, check_definitions
 
 # The order enters one total only: it is unpaid, nobody's, and nothing of it was sold.
 COUNTED_ONCE = Order(paid=False, customer=None, quantity="0")
@@ -43,6 +47,7 @@ class Scenario:
         given_up: records that Lambda gave up on before; they wait in a dead letter.
         replays: how many replays of that dead letter there are at the same time.
         seconds: how long an invocation may take.
+        shards: of the stream; with two, the first record of each has the same sequence number.
         faults: how many calls may go wrong in one run, each in one of the ways of `kinds`; the long setting
             (MODEL_SCALE of 10 or more) allows one more.
         at_least: runs that there must be, so that nothing hides that a scenario has become trivial.
@@ -57,6 +62,7 @@ class Scenario:
     given_up: tuple[int, ...] = ()
     replays: int = 0
     seconds: float = 60.0
+    shards: int = 1
     limits: Limits = field(default_factory=Limits)
 
 
@@ -68,7 +74,7 @@ SCENARIOS = (
         replays=1,
         seconds=HARDLY_ANY_TIME,
         faults=2,
-        at_least=1,
+        at_least=150,
     ),
     Scenario(
         "a batch and its cut-off end, with hardly any time",
@@ -76,7 +82,7 @@ SCENARIOS = (
         batches=((0, 1), (1,)),
         seconds=HARDLY_ANY_TIME,
         faults=1,
-        at_least=1,
+        at_least=100,
     ),
     Scenario(
         "a dead letter replayed twice at once",
@@ -96,19 +102,27 @@ SCENARIOS = (
         at_least=350,
     ),
     Scenario(
+        "two records of two shards with the same sequence number",
+        orders=(("1", COUNTED_ONCE), ("2", COUNTED_ONCE)),
+        batches=((0,), (1,)),
+        shards=2,
+        faults=1,
+        at_least=50,
+    ),
+    Scenario(
         "one record delivered to two workers",
         orders=(("1", COUNTED_ONCE),),
         batches=((0,), (0,)),
         faults=2,
         kinds=(*THE_WORST, "refused", "throttled"),
-        at_least=1_400,
+        at_least=1_600,
     ),
     Scenario(
         "one record delivered to three workers",
         orders=(("1", COUNTED_ONCE),),
         batches=((0,), (0,), (0,)),
         faults=1,
-        at_least=600,
+        at_least=650,
     ),
     Scenario(
         "a batch and its cut-off end",
@@ -116,7 +130,7 @@ SCENARIOS = (
         batches=((0, 1), (1,)),
         faults=2,
         kinds=THE_WORST,
-        at_least=1_300,
+        at_least=1_500,
     ),
     Scenario(
         "overlapping batches, one transaction for each receipt",
@@ -124,7 +138,7 @@ SCENARIOS = (
         batches=((0, 1), (1, 2)),
         faults=1,
         limits=ONE_ACTION_EACH,
-        at_least=700,
+        at_least=750,
     ),
     Scenario(
         "an order that moves from July to August, one transaction for each total",
@@ -133,7 +147,7 @@ SCENARIOS = (
         faults=1,
         kinds=("answer_lost", "conflicting"),
         limits=ONE_ACTION_EACH,
-        at_least=1_500,
+        at_least=2_000,
     ),
     Scenario(
         "two totals of two records in one transaction",
@@ -149,7 +163,7 @@ SCENARIOS = (
         faults=1,
         kinds=THE_WORST,
         limits=ONE_ACTION_EACH,
-        at_least=1_300,
+        at_least=1_400,
     ),
     Scenario(
         "a record that is refused before one that is not",
@@ -193,7 +207,7 @@ class Decisions:
 
 def play(scenario: Scenario, choose: Callable[[int], int]) -> None:
     """One run of a scenario."""
-    with World(limits=scenario.limits, shards=1) as world:
+    with World(limits=scenario.limits, shards=scenario.shards) as world:
         for orderid, order in scenario.orders:
             world.put(orderid, order)
         if scenario.given_up:
@@ -259,3 +273,41 @@ def test_every_interleaving__every_total_is_exact(scenario: Scenario, capsys: py
     with capsys.disabled():
         print(f"\n{scenario.name}: {runs} interleavings in {time.monotonic() - started:.1f} s", end=" ")
     assert runs >= scenario.at_least
+
+
+def test_two_workers_with_different_definitions_start_at_once__exactly_one_of_them_works() -> None:
+    definitions = [aggregation(), aggregation(aggregation_text('remove = "retract"'))]
+    decisions = Decisions()
+    runs = 0
+
+    while True:
+        assert sorted(_started_at_once(definitions, decisions.choose)) == ["refuses", "works"]
+        runs += 1
+        if not decisions.next_path():
+            break
+
+    assert runs >= 4
+
+
+def _started_at_once(definitions: Sequence[Aggregation], choose: Callable[[int], int]) -> list[str]:
+    """What became of workers that check their definitions at the same time."""
+    database = InMemoryDynamoDB()
+    database.create(LEDGER, *LEDGER_KEYS)
+    scheduler = Scheduler()
+    found = []
+    for definition in definitions:
+        process = Process(scheduler)
+        client: Any = Client(process, {"get_item": database.get_item, "put_item": database.put_item})
+
+        def check(client: Any = client, definition: Aggregation = definition) -> None:
+            try:
+                check_definitions(client, LEDGER, [definition])
+            except DefinitionChangedError:
+                found.append("refuses")
+            else:
+                found.append("works")
+
+        process.start(check)
+    while calls := scheduler.waiting_calls():
+        calls[choose(len(calls))].resume(lambda call: call.perform())
+    return found

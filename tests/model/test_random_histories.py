@@ -19,6 +19,8 @@ from tests.model.scale import PHASES, scaled, seeds
 # Few enough that changes meet in the same totals, on the same receipt pages and in the same transactions.
 ORDER_IDS = ("1", "2", "3", "4")
 QUANTITIES = ("1", "2", "10", "0", "-3", "0.1", "2.50", "12345678901234567890.5", None)
+# With these, sums get more digits than a DynamoDB number has.
+HUGE_QUANTITIES = ("9" * 38, "1e37", "-1e37", "1e-10")
 NOTE = "x" * 2500
 LIMITS = (Limits(message_bytes=3000), Limits(5, 2, 3000), Limits(2, 1, 3000))
 FAULTS = tuple(fate for fate in FATES if fate != "carried_out")
@@ -32,7 +34,7 @@ orders = st.builds(
     day=st.sampled_from(("2024-07-15", "2024-08-01")),
     customer=st.sampled_from(("c1", "c2", None)),
     paid=st.booleans(),
-    quantity=st.sampled_from(QUANTITIES),
+    quantity=st.sampled_from(QUANTITIES * 3 + HUGE_QUANTITIES),
     price=st.sampled_from(("1", "0.3", "19.99")),
     note=st.sampled_from(("", "", "", NOTE)),
 )

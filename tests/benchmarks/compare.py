@@ -1,0 +1,243 @@
+"""Four ways of keeping totals side by side: speed, requests and write units, on the same server with the same records.
+
+    uv run python -m tests.benchmarks.compare --quick --output FOLDER
+
+prints a table and writes `comparison.json` and `comparison.png` into the folder. The contenders take turns, round by
+round, so that what disturbs the machine disturbs all of them; figures are medians over the rounds, and the ratios are
+medians of each round's own ratios.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import processor_time, workloads
+from tests.benchmarks.contenders import NAMES, Setup, set_up
+from tests.benchmarks.workloads import Delivered, Workload, batches, counted_before
+from tests.benchmarks.write_units import DOLLARS_PER_MILLION_UNITS, Meter
+from tests.dynamodb_local import running_dynamodb_local
+from worker.local.ministack import running_ministack
+
+# A contender that handles records one by one is as quick in a long batch as in a short one, so it is timed on the first
+# records only.
+LONGEST_ONE_BY_ONE = 300
+WORKER = "this worker"
+# The optimising compiler, which a benchmark has the time for.
+_JVM_OPTIONS = ("-Xmx1g", "-XX:-UsePerfData")
+
+
+@dataclass(slots=True)
+class Figures:
+    """What one contender did in one workload.
+
+    Attributes:
+        seconds, records: of each timed round.
+        requests, units, wasted_units: of all timed rounds; the wasted ones were charged for requests that failed.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    records: list[int] = field(default_factory=list)
+    requests: int = 0
+    units: int = 0
+    wasted_units: int = 0
+
+    def rates(self) -> list[float]:
+        """Records per second of each round."""
+        return [records / seconds for records, seconds in zip(self.records, self.seconds, strict=True)]
+
+    def summary(self) -> dict[str, float]:
+        """Figures per record, medians where they vary."""
+        records = sum(self.records)
+        return {
+            "records_per_second": statistics.median(self.rates()),
+            "requests_per_record": self.requests / records,
+            "write_units_per_record": self.units / records,
+            "wasted_units_per_record": self.wasted_units / records,
+            "dollars_per_million_records": self.units / records * DOLLARS_PER_MILLION_UNITS,
+        }
+
+
+def warm_up(endpoint: str, seconds: float) -> None:
+    """Lets each contender run for so long: a JVM answers its first transactions several times as slowly."""
+    for name in NAMES:
+        with set_up(name, endpoint) as setup:
+            end = time.monotonic() + seconds
+            for batch in batches(workloads.REFERENCE):
+                if time.monotonic() >= end:
+                    break
+                setup.contender.deliver(batch if name == WORKER else batch[:50])
+
+
+def compare(workload: Workload, endpoint: str, rounds: int) -> dict[str, Figures]:
+    """Runs every contender in turn, once to warm up and then `rounds` times."""
+    figures = {name: Figures() for name in NAMES}
+    with ExitStack() as stack:
+        setups = {name: stack.enter_context(set_up(name, endpoint)) for name in NAMES}
+        expected: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
+        meters = {name: Meter(setup.keys) for name, setup in setups.items()}
+        for round_, batch in zip(range(rounds + 1), batches(workload), strict=False):
+            for name, setup in setups.items():
+                part = batch if name == WORKER else batch[:LONGEST_ONE_BY_ONE]
+                _one_round(setup, part, workload, meters[name], figures[name] if round_ else Figures())
+                expected[name].update(_quantities(part))
+        for name, setup in setups.items():
+            # Only the naive handler counts a duplicate.
+            if name != "naive" or workload.delivered is Delivered.NONE:
+                _check(name, setup, expected[name])
+    return figures
+
+
+def _one_round(setup: Setup, batch: list[dict[str, Any]], workload: Workload, meter: Meter, figures: Figures) -> None:
+    log = setup.client.log
+    if before := counted_before(workload, batch):
+        setup.contender.deliver(before)
+        _count(log, meter)
+    requests, units, wasted = meter.requests, meter.units, meter.wasted
+    start = time.perf_counter()
+    setup.contender.deliver(batch)
+    figures.seconds.append(time.perf_counter() - start)
+    figures.records.append(len(batch))
+    _count(log, meter)
+    figures.requests += meter.requests - requests
+    figures.units += meter.units - units
+    figures.wasted_units += meter.wasted - wasted
+
+
+def _count(log: list[Any], meter: Meter) -> None:
+    for request in log:
+        meter.add(request)
+    log.clear()
+
+
+def _quantities(batch: Sequence[dict[str, Any]]) -> Counter[str]:
+    quantities: Counter[str] = Counter()
+    for raw in batch:
+        for name, sign in (("OldImage", -1), ("NewImage", 1)):
+            if image := raw["dynamodb"].get(name):
+                quantities[image["item_number"]["S"]] += sign * int(image["quantity"]["N"])
+    return quantities
+
+
+def _check(name: str, setup: Setup, expected: Counter[str]) -> None:
+    """A contender that counted wrong has won nothing."""
+    found = {item: quantity for item, quantity in setup.totals().items() if quantity}
+    wanted = {item: quantity for item, quantity in expected.items() if quantity}
+    if found != wanted:
+        raise AssertionError(f"{name}: the totals are not those of the records")
+
+
+def ratio(figures: dict[str, Figures], other: str) -> float:
+    """How many times as many records per second the worker handles as another contender: the median of the rounds."""
+    pairs = zip(figures[WORKER].rates(), figures[other].rates(), strict=True)
+    return statistics.median(mine / theirs for mine, theirs in pairs)
+
+
+def table(results: dict[Workload, dict[str, Figures]]) -> str:
+    """All figures as a Markdown table."""
+    lines = [
+        "| workload | contender | records/s | requests/record | write units/record | $/million | worker is |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for workload, figures in results.items():
+        for position, (name, found) in enumerate(figures.items()):
+            of = found.summary()
+            times = "" if name == WORKER else f"{ratio(figures, name):.1f} x"
+            lines.append(
+                f"| {'' if position else workload.name} | {name} | {of['records_per_second']:,.0f} "
+                f"| {of['requests_per_record']:.3f} | {of['write_units_per_record']:.2f} "
+                f"| {of['dollars_per_million_records']:.2f} | {times} |"
+            )
+    return "\n".join(lines)
+
+
+def write(results: dict[Workload, dict[str, Figures]], folder: Path) -> None:
+    """Writes `comparison.json` and `comparison.png`."""
+    document = {
+        workload.name: {name: found.summary() | {"seconds": found.seconds} for name, found in figures.items()}
+        for workload, figures in results.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "comparison.json").write_text(json.dumps(document, indent=2))
+    plot(results, folder / "comparison.png")
+
+
+def plot(results: dict[Workload, dict[str, Figures]], path: Path) -> None:
+    """Records per second and write units per record, as bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 1.5 + 0.7 * len(results)), layout="constrained")
+    speed, units = figure.subplots(1, 2, sharey=True)
+    height = 0.8 / len(NAMES)
+    for axes, key, label in (
+        (speed, "records_per_second", "records per second (log)"),
+        (units, "write_units_per_record", "write units per record"),
+    ):
+        for position, name in enumerate(NAMES):
+            values = [figures[name].summary()[key] for figures in results.values()]
+            places = [row + (position - (len(NAMES) - 1) / 2) * height for row in range(len(results))]
+            axes.barh(places, values, height=height, label=name)
+        axes.set_xlabel(label)
+        axes.grid(axis="x", alpha=0.3)
+    speed.set_xscale("log")
+    speed.set_yticks(range(len(results)), [workload.name for workload in results])
+    speed.invert_yaxis()
+    units.legend()
+    figure.savefig(path, dpi=110)
+
+
+@contextmanager
+def server(name: str) -> Iterator[str]:
+    """Starts a server and gives its endpoint."""
+    if name == "ministack":
+        with running_ministack() as ministack:
+            yield ministack.endpoint
+    else:
+        with running_dynamodb_local(jvm_options=_JVM_OPTIONS) as local:
+            yield local.endpoint
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where JSON and PNG are written")
+    parser.add_argument("--quick", action="store_true", help="three workloads and three rounds")
+    parser.add_argument("--only", metavar="TEXT", help="only workloads whose name contains this")
+    parser.add_argument("--rounds", type=int, metavar="N", help="timed rounds of each workload (default: 5)")
+    parser.add_argument(
+        "--warm-up", type=float, default=5, metavar="S", help="seconds for each contender (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--server", choices=("dynamodb-local", "ministack"), default="dynamodb-local", help="default: %(default)s"
+    )
+    options = parser.parse_args(arguments)
+    chosen = [
+        workload
+        for workload in (workloads.QUICK if options.quick else workloads.ALL)
+        if options.only is None or options.only in workload.name
+    ]
+    results = {}
+    with server(options.server) as endpoint:
+        warm_up(endpoint, options.warm_up)
+        for workload in chosen:
+            results[workload] = compare(workload, endpoint, options.rounds or (3 if options.quick else 5))
+            print(table({workload: results[workload]}), flush=True)
+    print("\n" + table(results))
+    write(results, options.output)
+    if not options.quick:
+        print()
+        processor_time.main(["--start", "--package"])
+
+
+if __name__ == "__main__":
+    main()

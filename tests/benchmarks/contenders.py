@@ -1,0 +1,295 @@
+"""The four ways of keeping totals that are compared, each over tables of its own.
+
+The three that are not this worker are written as their documentation or common practice has them: records one by one,
+in order, with boto3's default client.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
+from unittest import mock
+
+import boto3
+from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+from aws_lambda_powertools.utilities.data_classes.dynamo_db_stream_event import DynamoDBRecord
+from aws_lambda_powertools.utilities.idempotency import (
+    DynamoDBPersistenceLayer,
+    IdempotencyConfig,
+    idempotent_function,
+)
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from tests.benchmarks.write_units import Request
+from tests.definition_texts import aggregation_text, definitions
+from tests.records import event
+from worker import deployment, handler
+from worker.aggregations import Definitions, KeyType
+from worker.batch import BatchResult, process
+from worker.commit import MAX_IN_FLIGHT, Committer, Deadline
+from worker.dead_letters import DeadLetterQueue
+from worker.deployment import TableDefinition
+from worker.local.pipeline import create_table
+from worker.operations.recompute import stored_totals
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+# What the Idempotency utility asks Lambda's context for.
+_CONTEXT: Any = SimpleNamespace(get_remaining_time_in_millis=lambda: 60_000)
+_MARKERS = TableDefinition((("id", KeyType.STRING),))
+
+
+class Contender(Protocol):
+    """A way of keeping totals."""
+
+    def deliver(self, batch: Sequence[dict[str, Any]]) -> None:
+        """One invocation with these records."""
+
+
+class RecordingClient:
+    """A client that remembers every write it was asked for, in the order in which they ended."""
+
+    def __init__(self, client: "DynamoDBClient") -> None:
+        self._client = client
+        self.log: list[Request] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def put_item(self, **parameters: Any) -> Any:
+        """As the client's."""
+        return self._write("put_item", parameters)
+
+    def update_item(self, **parameters: Any) -> Any:
+        """As the client's."""
+        return self._write("update_item", parameters)
+
+    def transact_write_items(self, **parameters: Any) -> Any:
+        """As the client's."""
+        return self._write("transact_write_items", parameters)
+
+    def _write(self, operation: str, parameters: dict[str, Any]) -> Any:
+        try:
+            answer = getattr(self._client, operation)(**parameters)
+        except ClientError:
+            self.log.append(Request(operation, parameters, failed=True))
+            raise
+        self.log.append(Request(operation, parameters))
+        return answer
+
+
+def client_of(endpoint: str, config: Config | None = None) -> "DynamoDBClient":
+    """A client of a server on this machine; `config` is what a contender asks for."""
+    local = Config(account_id_endpoint_mode="disabled", proxies={})
+    return boto3.client(
+        "dynamodb",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="000000000000",
+        aws_secret_access_key="local",
+        config=config.merge(local) if config else local,
+    )
+
+
+def _changes(raw: dict[str, Any]) -> list[tuple[dict[str, Any], int]]:
+    """What a record changes, as a handler for whole quantities would find it: the row's key and the number to add."""
+    change = raw["dynamodb"]
+    amounts: dict[tuple[str, str], int] = {}
+    for name, sign in (("OldImage", -1), ("NewImage", 1)):
+        if image := change.get(name):
+            group = image["item_number"]["S"], image["order_date"]["S"][:10]
+            amounts[group] = amounts.get(group, 0) + sign * int(image["quantity"]["N"])
+    return [
+        ({"item_number": {"S": item}, "order_date": {"S": day}}, amount)
+        for (item, day), amount in amounts.items()
+        if amount
+    ]
+
+
+def _add(table: str, key: dict[str, Any], amount: int) -> dict[str, Any]:
+    return {
+        "TableName": table,
+        "Key": key,
+        "UpdateExpression": "ADD quantity :quantity",
+        "ExpressionAttributeValues": {":quantity": {"N": str(amount)}},
+    }
+
+
+@dataclass(slots=True)
+class Naive:
+    """One `UpdateItem ADD` per record; a batch that is delivered twice counts twice."""
+
+    client: Any
+    target: str
+
+    def deliver(self, batch: Sequence[dict[str, Any]]) -> None:
+        """One invocation with these records."""
+        for raw in batch:
+            for key, amount in _changes(raw):
+                self.client.update_item(**_add(self.target, key, amount))
+
+
+@dataclass(slots=True)
+class MarkerPerRecord:
+    """One `TransactWriteItems` per record: a marker that must not exist, and the ADD."""
+
+    client: Any
+    target: str
+    markers: str
+
+    def deliver(self, batch: Sequence[dict[str, Any]]) -> None:
+        """One invocation with these records."""
+        for raw in batch:
+            actions: list[Any] = [{"Update": _add(self.target, key, amount)} for key, amount in _changes(raw)]
+            marker = {
+                "TableName": self.markers,
+                "Item": {"id": {"S": raw["eventID"]}, "expires_at": {"N": "1794835658"}},
+                "ConditionExpression": "attribute_not_exists(id)",
+            }
+            try:
+                self.client.transact_write_items(TransactItems=[{"Put": marker}, *actions])
+            except self.client.exceptions.TransactionCanceledException as error:
+                if error.response["CancellationReasons"][0]["Code"] != "ConditionalCheckFailed":
+                    raise
+
+
+@dataclass(slots=True)
+class Powertools:
+    """Powertools' `BatchProcessor` with its Idempotency utility around the ADD."""
+
+    client: Any
+    target: str
+    markers: str
+    _config: IdempotencyConfig = field(init=False)
+    _handle: Callable[..., Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Decorates the record handler."""
+
+        self._config = IdempotencyConfig(event_key_jmespath="eventID")
+
+        @idempotent_function(  # type: ignore[untyped-decorator]  # Powertools'
+            data_keyword_argument="record",
+            persistence_store=DynamoDBPersistenceLayer(self.markers, boto3_client=self.client),
+            config=self._config,
+            key_prefix="benchmark",
+        )
+        def add(record: dict[str, Any]) -> None:
+            for key, amount in _changes(record):
+                self.client.update_item(**_add(self.target, key, amount))
+
+        def handle(record: DynamoDBRecord) -> None:
+            add(record=record.raw_event)
+
+        self._handle = handle
+
+    def deliver(self, batch: Sequence[dict[str, Any]]) -> None:
+        """One invocation with these records.
+
+        Raises:
+            RuntimeError: a record failed.
+        """
+        self._config.register_lambda_context(_CONTEXT)
+        processor = BatchProcessor(event_type=EventType.DynamoDBStreams)
+        answer = process_partial_response(event(*batch), self._handle, processor)
+        if answer["batchItemFailures"]:
+            raise RuntimeError(f"Powertools failed {len(answer['batchItemFailures'])} records: {processor.exceptions}")
+
+
+@dataclass(slots=True)
+class ThisWorker:
+    """The worker, as its handler sets it up."""
+
+    committer: Committer
+    definitions: Definitions
+    conflicts: int = 0
+
+    def deliver(self, batch: Sequence[dict[str, Any]]) -> None:
+        """One invocation with these records.
+
+        Raises:
+            RuntimeError: a record was not counted.
+        """
+        result = self.process(batch)
+        self.conflicts += result.commit.conflicts
+        if result.reasons or result.commit.unsettled:
+            raise RuntimeError(
+                f"not everything was counted: {result.reasons}, {len(result.commit.unsettled)} unsettled"
+            )
+
+    def process(self, batch: Sequence[dict[str, Any]]) -> BatchResult:
+        """The worker's own result."""
+        deadline = Deadline(lambda: 600.0, stop_sending=1, stop_waiting=0.1)
+        return process(batch, self.definitions, self.committer, _NOTHING_IS_PARKED, deadline)
+
+
+def _no_client() -> Any:
+    raise AssertionError("a benchmark's records are never parked")
+
+
+_NOTHING_IS_PARKED = DeadLetterQueue("", "", _no_client, _no_client)
+NAMES = ("naive", "marker per record", "Powertools", "this worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One contender over new tables.
+
+    Attributes:
+        client: what it writes with, and its log.
+        keys: key attributes of its tables by name, as a `Meter` wants them.
+    """
+
+    contender: Contender
+    client: RecordingClient
+    keys: dict[str, tuple[str, ...]]
+    definitions: Definitions
+
+    def totals(self) -> dict[str, int]:
+        """Quantity by item, as the target table has it."""
+        (aggregation,) = self.definitions.aggregations
+        return {group[0]: int(amounts[0]) for group, amounts in stored_totals(self.client, aggregation).items()}  # type: ignore[arg-type]  # reads pass through
+
+
+@contextmanager
+def set_up(name: str, endpoint: str, *, workers: int = 1) -> Iterator[Setup]:
+    """A contender over tables of its own, which are removed at the end.
+
+    Args:
+        name: one of `NAMES`.
+        workers: how many callers will use it at the same time.
+    """
+    suffix = uuid.uuid4().hex[:10]
+    defined = definitions(aggregation_text(table=f"target-{suffix}"))
+    tables = deployment.target_tables(defined)
+    other = f"other-{suffix}"
+    if name != "naive":
+        tables[other] = deployment.LEDGER if name == "this worker" else _MARKERS
+    (target,) = deployment.target_tables(defined)
+    config = handler._config(total_max_attempts=1) if name == "this worker" else Config()
+    client = RecordingClient(client_of(endpoint, config))
+    threads = ThreadPoolExecutor(MAX_IN_FLIGHT * workers)
+    contender: Contender
+    with mock.patch.dict(os.environ, {"AWS_LAMBDA_FUNCTION_NAME": "benchmark"}), threads:
+        for table, definition in tables.items():
+            create_table(client, table, definition)  # type: ignore[arg-type]  # what does not write passes through
+        match name:
+            case "naive":
+                contender = Naive(client, target)
+            case "marker per record":
+                contender = MarkerPerRecord(client, target, other)
+            case "Powertools":
+                contender = Powertools(client, target, other)
+            case _:
+                committer = Committer(client, other, deployment.LEDGER_RETENTION_DAYS, threads)  # type: ignore[arg-type]
+                contender = ThisWorker(committer, defined)
+        keys = {table: tuple(key for key, _ in definition.keys) for table, definition in tables.items()}
+        yield Setup(contender, client, keys, defined)
+        for table in tables:
+            client.delete_table(TableName=table)

@@ -1,0 +1,27 @@
+"""The chaos run in its short setting; `tests.end_to_end.chaos` says how to run the long one."""
+
+import os
+import random
+
+from tests.dynamodb_local import DynamoDBLocalUnavailableError
+from tests.end_to_end.chaos import run
+from tests.end_to_end.conftest import missing
+from worker.batch import RecordOutcome
+
+
+def test_workers_are_killed_and_answers_lost__no_total_drifts() -> None:
+    seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"repeat with CHAOS_SEED={seed}")
+
+    try:
+        report = run(3_000, seed, batch_sizes=(1, 10, 40, 120), fault_factor=2)
+    except DynamoDBLocalUnavailableError as unavailable:
+        missing(unavailable)
+
+    print(*report.lines(), sep="\n")
+    assert report.records == 3_000
+    assert not any(any(drift) for drift in report.drift.values())
+    assert report.wrong == ()
+    assert report.kills > 0
+    assert sum(report.faults.values()) > report.kills
+    assert report.outcomes[RecordOutcome.DUPLICATE] > 0
