@@ -5,7 +5,6 @@ Made from the definitions, so that README, `aggregator local` and the deployed s
 
 import json
 import shlex
-from datetime import UTC, datetime
 from typing import Any
 
 from worker.aggregations import Aggregation, Definitions, KeyType
@@ -14,6 +13,8 @@ from worker.truncation import Truncation
 
 # What the reference scenario calls things; attributes of other definitions get a value made from their name.
 _EXAMPLES = {"orderid": "178526", "item_number": "item123", "order_date": "2024-07-15", "quantity": "10"}
+# Fixed, so that the same definitions always give the same commands.
+_EXAMPLE_TIME = "2024-07-15T09:30:00Z"
 
 
 def example_item(definitions: Definitions) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def _example(name: str, kind: KeyType, truncation: Truncation | None) -> str:
         return _EXAMPLES[name]
     if kind is KeyType.NUMBER:
         return "1"
-    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}" if truncation else f"{name}-1"
+    return _EXAMPLE_TIME if truncation else f"{name}-1"
 
 
 def _set(item: dict[str, Any], path: AttributePath, value: dict[str, str]) -> None:

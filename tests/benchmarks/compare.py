@@ -186,9 +186,10 @@ def plot(results: dict[Workload, dict[str, Figures]], path: Path) -> None:
         axes.set_xlabel(label)
         axes.grid(axis="x", alpha=0.3)
     speed.set_xscale("log")
+    speed.set_xlim(left=10)
     speed.set_yticks(range(len(results)), [workload.name for workload in results])
     speed.invert_yaxis()
-    units.legend()
+    figure.legend(*units.get_legend_handles_labels(), loc="outside upper center", ncols=len(NAMES))
     figure.savefig(path, dpi=110)
 
 

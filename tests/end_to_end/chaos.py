@@ -8,8 +8,8 @@ workers and them stands a proxy that loses requests and answers, injects errors 
 batches are delivered to two workers at once or once more later; dead letters are replayed meanwhile. When all is done
 every total is compared with the fold of the source's history and with the sum of its receipts: the drift must be zero.
 
-The seed decides the history, how it is cut, what is delivered twice, and what happens to which request of which worker;
-how the processes are interleaved is up to the machine. Exits with 1 if a total is wrong.
+The seed decides the history, how it is cut into batches, and what happens to which request of which worker; how the
+processes are interleaved, and so what is retried when, is up to the machine. Exits with 1 if a total is wrong.
 """
 
 import argparse
@@ -383,13 +383,14 @@ class Chaos:
 
     def _deliver_shard(self, shard: int) -> None:
         """What an event source mapping does with one shard."""
+        cuts = random.Random(f"{self.source.seed}/cuts/{shard}")
         chance = random.Random(f"{self.source.seed}/shard/{shard}")
         settings = SETTINGS[shard % len(SETTINGS)]
         seen: deque[dict[str, Any]] = deque(maxlen=2_000)
         destination = OnFailureDestination(
             self.ministack.client("s3"), DEAD_LETTERS, "chaos", "arn:aws:lambda:us-east-1:1:function:chaos", STREAM_ARN
         )
-        while batch := self.source.take(shard, chance.choice(self.batch_sizes)):
+        while batch := self.source.take(shard, cuts.choice(self.batch_sizes)):
             seen.extend(batch)
             polled = tuple(map(PolledRecord.of, batch))
 

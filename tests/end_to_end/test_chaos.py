@@ -3,10 +3,14 @@
 import os
 import random
 
+import pytest
+
 from tests.dynamodb_local import DynamoDBLocalUnavailableError
 from tests.end_to_end.chaos import run
 from tests.end_to_end.conftest import missing
 from worker.batch import RecordOutcome
+
+pytestmark = pytest.mark.end_to_end
 
 
 def test_workers_are_killed_and_answers_lost__no_total_drifts() -> None:

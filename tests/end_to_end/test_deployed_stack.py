@@ -171,6 +171,9 @@ def test_tasks__can_be_done_as_written(deployed: DeployedStack, tmp_path: Path) 
         done = deployed.shell("\n".join([preamble(), *pages()[name].blocks()]), tmp_path)
 
         assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
+    # Read again, another test's unusable order is parked again, a moment later.
+    time.sleep(5)
+    deployed.messages()
 
 
 def test_replay_page__counts_a_record_that_the_worker_can_use_by_then(deployed: DeployedStack, tmp_path: Path) -> None:

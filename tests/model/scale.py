@@ -17,11 +17,21 @@ def scaled(examples: int) -> int:
     return max(1, round(examples * SCALE))
 
 
-def seeds(count: int) -> list[int]:
-    """Seeds of random histories: the same half every time, and half fresh; only MODEL_SEED where it is set."""
+def seeds(count: int) -> list[int | None]:
+    """Seeds of random histories: half of them the same every time, half fresh (`None`); MODEL_SEED alone where set.
+
+    A fresh one is chosen by the test itself (`chosen`), so that all processes of a test run collect the same tests.
+    """
     repeated = os.environ.get("MODEL_SEED")
     if repeated is not None:
         return [int(repeated)]
     total = scaled(count)
-    fixed = total - total // 2
-    return [*range(fixed), *(random.SystemRandom().randrange(2**32) for _ in range(total - fixed))]
+    return [*range(total - total // 2), *([None] * (total // 2))]
+
+
+def chosen(seed: int | None) -> int:
+    """The seed, or a fresh one; either way it is printed with what repeats it."""
+    if seed is None:
+        seed = random.SystemRandom().randrange(2**32)
+    print(f"repeat with MODEL_SEED={seed}")
+    return seed

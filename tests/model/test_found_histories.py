@@ -3,6 +3,7 @@
 import pytest
 
 from tests.model.hostile_world import World
+from tests.model.in_memory_dynamodb import Dialect
 from tests.model.orders import Order
 from tests.model.scheduler import Call
 from worker.batch import RecordOutcome
@@ -28,3 +29,27 @@ def test_record_twice_in_a_batch_and_not_settled__neither_is_reported_as_done(
         assert run.result.outcomes == (outcome, outcome)
         world.drain()
         world.check_totals()
+
+
+@pytest.mark.parametrize(
+    ("dialect", "outcome"), [(Dialect.AWS, RecordOutcome.DUPLICATE), (Dialect.LOCAL, RecordOutcome.PARKED)]
+)
+def test_counted_record_comes_again_to_a_total_that_can_hold_no_more__is_not_counted_twice(
+    dialect: Dialect, outcome: RecordOutcome
+) -> None:
+    """AWS tells of the receipt and of the sum that does not fit; DynamoDB Local of the sum alone.
+
+    So there the record is parked although it is counted: needlessly, but no total is touched.
+    """
+    with World(dialect) as world:
+        world.put("1", Order())
+        world.put("2", Order(quantity="9" * 38))
+        world.drain()
+        before = world.totals()
+
+        run = world.deliver(world.history[:1])
+        world.finish(run)
+
+        assert run.result is not None
+        assert run.result.outcomes == (outcome,)
+        assert world.totals() == before

@@ -5,6 +5,7 @@ and several invocations at once. A failure prints what repeats it.
 """
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -14,12 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.model.hostile_world import FATES, Limits, World
 from tests.model.in_memory_dynamodb import Dialect
 from tests.model.orders import Order
-from tests.model.scale import PHASES, scaled, seeds
+from tests.model.scale import PHASES, chosen, scaled, seeds
 
 # Few enough that changes meet in the same totals, on the same receipt pages and in the same transactions.
 ORDER_IDS = ("1", "2", "3", "4")
 QUANTITIES = ("1", "2", "10", "0", "-3", "0.1", "2.50", "12345678901234567890.5", None)
-# With these, sums get more digits than a DynamoDB number has.
+# With these, sums get more digits than a DynamoDB number has. On AWS only: DynamoDB Local tells of that before it tells
+# that a condition failed, so that a counted record, delivered again to a total that can hold no more, is parked.
 HUGE_QUANTITIES = ("9" * 38, "1e37", "-1e37", "1e-10")
 NOTE = "x" * 2500
 LIMITS = (Limits(message_bytes=3000), Limits(5, 2, 3000), Limits(2, 1, 3000))
@@ -58,12 +60,17 @@ class HostileWorld(RuleBasedStateMachine):
     @rule(orderid=st.sampled_from(ORDER_IDS), order=orders, later=st.integers(0, 2))
     def put(self, orderid: str, order: Order, later: int) -> None:
         self.world.time += later
+        self._put(orderid, order)
+
+    def _put(self, orderid: str, order: Order) -> None:
+        if order.quantity in HUGE_QUANTITIES and self.world.database.dialect is Dialect.LOCAL:
+            order = replace(order, quantity="1")
         self.world.put(orderid, order)
 
     @rule(batch=st.lists(st.tuples(st.sampled_from(ORDER_IDS), orders), min_size=2, max_size=6))
     def put_several(self, batch: list[tuple[str, Order]]) -> None:
         for orderid, order in batch:
-            self.world.put(orderid, order)
+            self._put(orderid, order)
 
     @rule(orderid=st.sampled_from(ORDER_IDS), expired=st.booleans())
     def delete(self, orderid: str, expired: bool) -> None:
@@ -219,6 +226,9 @@ def _random_write(world: World, chance: random.Random) -> None:
     if chance.random() < 0.15:
         world.delete(orderid, expired=chance.random() < 0.5)
         return
+    quantity = chance.choice(QUANTITIES) if chance.random() < 0.5 else str(chance.randrange(100))
+    if chance.random() < 0.02 and world.database.dialect is Dialect.AWS:
+        quantity = chance.choice(HUGE_QUANTITIES)
     world.put(
         orderid,
         Order(
@@ -226,7 +236,7 @@ def _random_write(world: World, chance: random.Random) -> None:
             day=chance.choice(("2024-07-15", "2024-07-16", "2024-08-01")),
             customer=chance.choice(("c1", "c2", None)),
             paid=chance.random() < 0.6,
-            quantity=chance.choice(QUANTITIES) if chance.random() < 0.5 else str(chance.randrange(100)),
+            quantity=quantity,
             price=chance.choice(("1", "0.3", "19.99")),
             note=NOTE if chance.random() < 0.05 else "",
         ),
@@ -252,9 +262,7 @@ def _random_delivery(world: World, chance: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds(8))
-def test_long_random_history__every_total_is_the_fold_of_the_source(seed: int) -> None:
-    print(f"repeat with MODEL_SEED={seed}")
-
-    world = a_random_history(seed, 120)
+def test_long_random_history__every_total_is_the_fold_of_the_source(seed: int | None) -> None:
+    world = a_random_history(chosen(seed), 120)
 
     assert len(world.history) >= 120
