@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -569,8 +570,6 @@ def test_explain__shows_receipts_that_add_up_and_says_when_they_do_not(capsys: p
 def test_verify__tells_the_latency_and_leaves_nothing_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import threading
-
     stop = threading.Event()
     with pipeline_with() as pipeline:
         delivering = threading.Thread(target=pipeline.mapping.run, args=(stop,))
@@ -589,6 +588,29 @@ def test_verify__tells_the_latency_and_leaves_nothing_behind(
         assert expected(pipeline) == {}
         ledger = list(scan(pipeline.dynamodb, pipeline.ledger_table))
         assert [item["page"]["S"] for item in ledger] == ["definition"]
+
+
+def test_verify_of_totals_by_day_alone__touches_no_real_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    by_day = tmp_path / "by_day.toml"
+    by_day.write_text(
+        BUNDLED_FILE.read_text()
+        .replace('partition_key = { name = "item_number", from = "item_number" }\n', "")
+        .replace("sort_key = { name", "partition_key = { name")
+        + 'remove = "retract"\n'
+    )
+    stop = threading.Event()
+    with running_pipeline(by_day, settings=quick) as pipeline:
+        put_orders(pipeline, 10)
+        delivering = threading.Thread(target=pipeline.mapping.run, args=(stop,))
+        delivering.start()
+        try:
+            status = main(["verify", "--timeout", "20"])
+        finally:
+            stop.set()
+            delivering.join()
+
+        assert status == 0
+        assert stored(pipeline) == expected(pipeline) == {("2024-07-15",): (Decimal(55),)}
 
 
 def test_verify_without_a_worker__fails_in_time_and_cleans_up(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -117,6 +118,8 @@ def canary_item(resources: Resources) -> dict[str, Any]:
     item = example_item(resources.definitions)
     mark = uuid.uuid4()
     text, number = f"aggregator-verify-{mark.hex[:12]}", str(-(10**30) - mark.int % 10**12)
+    # A date before all business: totals by day alone must be the canary's own, too.
+    moment = datetime(1000, 1, 1, tzinfo=UTC) + timedelta(minutes=mark.int % (800 * 365 * 1440))
     dates = {
         key.path.steps
         for aggregation in resources.definitions.aggregations
@@ -124,19 +127,16 @@ def canary_item(resources: Resources) -> dict[str, Any]:
         if key.truncation is not None
     }
     paths = {
-        (key.path.steps, key.type)
-        for aggregation in resources.definitions.aggregations
-        for key in aggregation.keys
-        if key.truncation is None
+        (key.path.steps, key.type) for aggregation in resources.definitions.aggregations for key in aggregation.keys
     } | {((name,), kind) for name, kind in resources.definitions.source.keys}
     for steps, kind in paths:
-        if steps not in dates:
-            container: Any = {"M": item}
-            for step in steps:
-                (values,) = container.values()
-                container = values[step]
-            container.clear()
-            container[kind.value] = number if kind is KeyType.NUMBER else text
+        value = f"{moment:%Y-%m-%dT%H:%M:%SZ}" if steps in dates else number if kind is KeyType.NUMBER else text
+        container: Any = {"M": item}
+        for step in steps:
+            (values,) = container.values()
+            container = values[step]
+        container.clear()
+        container[kind.value] = value
     return item
 
 
@@ -153,7 +153,11 @@ def expectations_of(resources: Resources, canary: Image) -> list[Expectation]:
         except MalformedValueError as error:
             raise CommandError(f"no canary can be made for {aggregation.name}: {error}") from error
         if value is not None and any(value[1]):
-            expectations.append(Expectation(aggregation, *value))
+            expectation = Expectation(aggregation, *value)
+            found = resources.dynamodb.get_item(TableName=aggregation.table, Key=expectation.key(), ConsistentRead=True)
+            if "Item" in found:
+                raise CommandError(f"{aggregation.table} has a row {', '.join(value[0])} already; run it again")
+            expectations.append(expectation)
     if not expectations:
         raise CommandError("no aggregation counts the canary order: each has a where that excludes it")
     return expectations
