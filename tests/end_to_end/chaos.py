@@ -295,6 +295,8 @@ class Report:
 
     Attributes:
         drift: the difference of every total from the fold of the history: zeros.
+        waiting: dead letters in the queue at the end; a record can have several.
+        refused: records that some aggregation cannot count; each waits.
         wrong: sentences about what is not as it must be; none.
     """
 
@@ -312,6 +314,7 @@ class Report:
     drift: Mapping[Total, Amounts]
     totals: Mapping[Total, Amounts]
     waiting: int
+    refused: int
     wrong: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
@@ -330,7 +333,7 @@ class Report:
         yield f"{self.outcomes.get(RecordOutcome.DUPLICATE, 0):,} duplicates skipped"
         yield (
             f"{self.given_up:,} batches given up; {self.replayed:,} dead letters replayed; "
-            f"{self.waiting:,} wait, each with a record that cannot be counted"
+            f"{self.waiting:,} wait, of {self.refused:,} records that cannot be counted"
         )
         yield "drift of every aggregate:"
         for (name, group), drift in sorted(self.drift.items()):
@@ -492,6 +495,7 @@ class Chaos:
             drift=drift,
             totals=totals,
             waiting=len(waiting),
+            refused=len(self.source.refused),
             wrong=tuple(wrong),
         )
 
