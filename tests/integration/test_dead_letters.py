@@ -49,6 +49,16 @@ def pipeline_with(handler: Handler | None = None, **settings: Any) -> Iterator[P
         yield pipeline
 
 
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """Two replays in threads of one process change one environment, and each restores what the other had set."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture
 def broken_number_parsing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """A bad deployment: the worker takes no number for a number, until the fix is deployed by calling this."""

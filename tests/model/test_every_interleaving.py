@@ -49,7 +49,7 @@ class Scenario:
         seconds: how long an invocation may take.
         shards: of the stream; with two, the first record of each has the same sequence number.
         faults: how many calls may go wrong in one run, each in one of the ways of `kinds`; the long setting
-            (MODEL_SCALE of 10 or more) allows one more.
+            (MODEL_SCALE of 10 or more) allows one more, of `THE_WORST`.
         at_least: runs that there must be, so that nothing hides that a scenario has become trivial.
     """
 
@@ -216,10 +216,11 @@ def play(scenario: Scenario, choose: Callable[[int], int]) -> None:
             world.replay([*world.messages], seconds=scenario.seconds)
         for batch in scenario.batches:
             world.deliver([world.history[index] for index in batch], seconds=scenario.seconds)
-        faults = scenario.faults + (SCALE >= 10)
-        while options := [*_options(world, scenario.kinds if faults else ())]:
+        kinds = [*[scenario.kinds] * scenario.faults, *[THE_WORST] * (SCALE >= 10), ()]
+        faults = 0
+        while options := [*_options(world, kinds[faults])]:
             faulty, act = options[choose(len(options))]
-            faults -= faulty
+            faults += faulty
             act()
         while world.network and choose(2):  # the others arrive when everything else is over
             world.arrive(0)
