@@ -50,3 +50,4 @@ def emit(metrics: Metrics, values: dict[Metric, float]) -> None:
     for metric, value in values.items():
         metrics.add_metric(name=metric.value, unit=UNITS[metric], value=value)
     metrics.flush_metrics()
+    metrics.provider.clear_metrics()  # where POWERTOOLS_METRICS_DISABLED is set, flushing keeps the values

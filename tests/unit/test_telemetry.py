@@ -53,6 +53,16 @@ def test_metrics_of_two_invocations__are_not_mixed(capsys: pytest.CaptureFixture
     assert "ApplyLag" not in second
 
 
+def test_disabled_metrics__are_not_kept_for_the_next_invocation(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as disabled:
+        disabled.setenv("POWERTOOLS_METRICS_DISABLED", "true")
+        emit(new_metrics(), {Metric.RECORDS_RECEIVED: 7})
+
+    assert emitted(capsys, {Metric.RECORDS_RECEIVED: 1})["RecordsReceived"] == [1.0]
+
+
 def test_service_name__tells_the_stacks_of_one_account_apart(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
