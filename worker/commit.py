@@ -8,20 +8,28 @@ and its records come again.
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from worker.ledger import Posting, Row, Transaction, expiry, transact_items
+from botocore.exceptions import BotoCoreError, ClientError
+
+from worker.ledger import AGGREGATE_KEY, PAGE_KEY, Posting, Row, Transaction, expiry, transact_items
+from worker.redelivery import FEWEST_TRANSACTIONS, PageKey, without_known
 from worker.settlement import Pause, settle
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
 
 # Requests in flight at once. Botocore's client is safe to share between threads.
 MAX_IN_FLIGHT = 8
+
+# "BatchGetItem", Amazon DynamoDB API reference.
+_MAX_KEYS_READ = 100
 
 # Seconds: the first pause of each kind, and the longest. Jittered between half and the whole; doubled every time.
 _PAUSES = {Pause.NONE: (0.0, 0.0), Pause.CONFLICT: (0.010, 0.500), Pause.THROTTLED: (0.050, 2.000)}
@@ -95,6 +103,8 @@ class Committer:
 
     Attributes:
         client: its own retries are off, so that every pause and every deadline is kept here.
+        actions: a transaction's actions, from it, the ledger's name and when its pages expire.
+        look_first_from: a batch of so many transactions is looked for in the ledger before it is sent (`redelivery`).
         clock, sleep, now: monotonic seconds, a pause in seconds, and the time of day in epoch seconds.
     """
 
@@ -103,6 +113,8 @@ class Committer:
     retention_days: int
     executor: Executor
     max_in_flight: int = MAX_IN_FLIGHT
+    actions: "Callable[[Transaction, str, int], list[TransactWriteItemTypeDef]]" = transact_items
+    look_first_from: int = FEWEST_TRANSACTIONS
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], float] = time.time
@@ -116,6 +128,8 @@ class Committer:
                 commit, the next delivery of the batch finds in the ledger.
         """
         outcome = Outcome()
+        if len(transactions) >= self.look_first_from:
+            transactions, outcome.duplicates = without_known(transactions, lambda keys: self._read(keys, deadline))
         # One for the whole call: a request sent again with its token must be the same request.
         expires_at = expiry(self.now(), self.retention_days)
         waiting = deque(_Attempt(transaction) for transaction in transactions)
@@ -136,6 +150,28 @@ class Committer:
         for attempt in (*waiting, *in_flight.values()):
             outcome.unsettled.extend(attempt.postings())
         return outcome
+
+    def _read(self, keys: Sequence[PageKey], deadline: Deadline) -> dict[PageKey, Collection[str]]:
+        """The attribute names of ledger pages; what cannot be read in time is left out, for the write will tell."""
+        if deadline.sending_time() <= 0:
+            return {}
+        chunks = [keys[at : at + _MAX_KEYS_READ] for at in range(0, len(keys), _MAX_KEYS_READ)]
+        pages: dict[PageKey, Collection[str]] = {}
+        pending = {self.executor.submit(self._read_chunk, chunk) for chunk in chunks}
+        while pending and (left := deadline.sending_time()) > 0:
+            done, pending = wait(pending, timeout=left, return_when=FIRST_COMPLETED)
+            for future in done:
+                with suppress(BotoCoreError, ClientError):
+                    pages |= future.result()
+        for future in pending:
+            future.cancel()
+        return pages
+
+    def _read_chunk(self, keys: Sequence[PageKey]) -> dict[PageKey, Collection[str]]:
+        wanted = [{AGGREGATE_KEY: {"S": aggregate}, PAGE_KEY: {"S": page}} for aggregate, page in keys]
+        answer = self.client.batch_get_item(RequestItems={self.ledger_table: {"Keys": wanted, "ConsistentRead": True}})
+        found = answer["Responses"].get(self.ledger_table, [])
+        return {(item[AGGREGATE_KEY]["S"], item[PAGE_KEY]["S"]): item.keys() for item in found}
 
     def _send_what_is_ready(
         self,
@@ -159,7 +195,7 @@ class Committer:
         waiting.extendleft(reversed(kept))
 
     def _send(self, attempt: _Attempt, expires_at: int) -> None:
-        items = transact_items(attempt.transaction, self.ledger_table, expires_at)
+        items = self.actions(attempt.transaction, self.ledger_table, expires_at)
         self.client.transact_write_items(TransactItems=items, ClientRequestToken=attempt.token)
 
     def _answers(

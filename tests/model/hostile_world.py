@@ -62,6 +62,7 @@ from worker.definitions import parse_definitions
 from worker.ledger import aggregate_name, receipt_name
 from worker.operations.letters import HeldMessages
 from worker.operations.replay import Replay, Selection, SendError
+from worker.redelivery import FEWEST_TRANSACTIONS
 from worker.stream import read_record
 
 LEDGER = "ledger"
@@ -88,11 +89,15 @@ def _promise(kept: bool, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much goes into a transaction, an action and a message: with small ones, few records need many calls."""
+    """How much goes into a transaction, an action and a message: with small ones, few records need many calls.
+
+    Batches of `look_first_from` transactions are looked for in the ledger before they are sent.
+    """
 
     actions: int = 100
     receipts: int = 120
     message_bytes: int = 262_144
+    look_first_from: int = FEWEST_TRANSACTIONS
 
 
 @dataclass(slots=True, eq=False)
@@ -171,7 +176,7 @@ class World:
 
     Args:
         dialect: DynamoDB's.
-        limits: how much goes into a transaction, an action and a message.
+        limits: how much goes into a transaction, an action and a message; see `Limits`.
         shards: of the source's stream; their sequence numbers overlap.
 
     Attributes:
@@ -208,7 +213,7 @@ class World:
         self._writes_checked = 0
         self._ever_parked: set[str] = set()
         self._patches = ExitStack()
-        limits = limits or Limits()
+        self.limits = limits = limits or Limits()
         self._patches.enter_context(patch("worker.commit.wait", wait))
         self._patches.enter_context(patch("worker.ledger.MAX_ACTIONS", limits.actions))
         self._patches.enter_context(patch("worker.ledger.MAX_RECEIPTS_PER_ACTION", limits.receipts))
@@ -299,10 +304,17 @@ class World:
     def _process(self, run: Run, records: Sequence[Raw]) -> BatchResult:
         """The worker's own code, with clients whose calls are stops."""
         committer = Committer(
-            Client(run.process, {"transact_write_items": self.database.transact_write_items}),  # type: ignore[arg-type]
+            Client(  # type: ignore[arg-type]
+                run.process,
+                {
+                    "transact_write_items": self.database.transact_write_items,
+                    "batch_get_item": self.database.batch_get_item,
+                },
+            ),
             LEDGER,
             RETENTION_DAYS,
             Executor(run.process),
+            look_first_from=self.limits.look_first_from,
             clock=lambda: run.time,
             sleep=run.sleep,
             now=lambda: EPOCH + run.time,

@@ -204,6 +204,14 @@ class InMemoryDynamoDB:
             item = table.items.get(key)
             return {} if item is None else {"Item": dict(item)}
 
+    def batch_get_item(self, *, RequestItems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Reads items of several tables; those that are not there are left out."""
+        responses: dict[str, list[Item]] = {}
+        for name, wanted in RequestItems.items():
+            found = [self.get_item(TableName=name, Key=key) for key in wanted["Keys"]]
+            responses[name] = [answer["Item"] for answer in found if answer]
+        return {"Responses": responses, "UnprocessedKeys": {}}
+
     def put_item(
         self,
         *,

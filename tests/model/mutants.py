@@ -143,6 +143,12 @@ MUTANTS = (
         "            return {}\n",
     ),
     _mutant(
+        "take any receipt on a page for one of this batch",
+        "worker/redelivery.py",
+        " if posting.receipt in names}",
+        "}",
+    ),
+    _mutant(
         "use the token again for another payload",
         "worker/commit.py",
         "            if settlement.same_request:\n                again.token = attempt.token\n",

@@ -24,7 +24,7 @@ QUANTITIES = ("1", "2", "10", "0", "-3", "0.1", "2.50", "12345678901234567890.5"
 # that a condition failed, so that a counted record, delivered again to a total that can hold no more, is parked.
 HUGE_QUANTITIES = ("9" * 38, "1e37", "-1e37", "1e-10")
 NOTE = "x" * 2500
-LIMITS = (Limits(message_bytes=3000), Limits(5, 2, 3000), Limits(2, 1, 3000))
+LIMITS = (Limits(message_bytes=3000), Limits(5, 2, 3000, look_first_from=1), Limits(2, 1, 3000))
 FAULTS = tuple(fate for fate in FATES if fate != "carried_out")
 # After these an invocation is over: in a long history they must not end all before it has come to anything.
 FATAL = ("denied", "killed_before", "killed_after")

@@ -549,6 +549,7 @@ class Watched:
         self._requests = 0
         self._lock = threading.Lock()
         self._carry_out = self.client.transact_write_items
+        self.batch_get_item = self.client.batch_get_item
 
     def transact_write_items(self, *, TransactItems: list[dict[str, Any]], ClientRequestToken: str) -> None:  # noqa: N803
         keys = Request(ClientRequestToken, TransactItems).keys()
