@@ -37,6 +37,30 @@ FUNCTION_TIMEOUT_SECONDS = 60
 # Megabytes. CPU comes with memory (1,769 MB are one core); peak use for the largest event, 6 MB, is under 200 MB.
 FUNCTION_MEMORY_MB = 1_024
 
+# --- The scheduled reconcile --------------------------------------------------------------------------------------
+# Seconds: the longest that Lambda allows.
+RECONCILE_TIMEOUT_SECONDS = 900
+# Seconds of them for reading the source. The other half is for the totals, which can be as many as the items, for the
+# stream to pass the last item read, and for looking again at totals that differ.
+RECONCILE_READING_SECONDS = 450
+# Bytes of items a second: 10,000 items of 100 bytes. One core reads and sums up three times as many (38,000 items of 60
+# bytes, tests/benchmarks/snapshot.py), and more bytes of larger ones; a table on demand gives 12 MB/s from the start.
+RECONCILE_BYTES_PER_SECOND = 1_000_000
+# A larger table cannot be compared in time for certain; `aggregator reconcile` on a machine has all the time it needs.
+# Only the function can know how large a table is, and it refuses before it reads anything of it.
+MAX_SCHEDULED_RECONCILE_BYTES = RECONCILE_READING_SECONDS * RECONCILE_BYTES_PER_SECOND
+# Megabytes: one core. The items pass through one thread, so a second core would idle; memory stays flat.
+RECONCILE_MEMORY_MB = 1_769
+# Megabytes of /tmp, the most there can be, where the items' contributions are gathered and sorted: up to 300 bytes for
+# each item and aggregation, so the largest table in items of 100 bytes fits seven times. A run pays $0.0003 for it.
+RECONCILE_STORAGE_MB = 10_240
+# Two at once would read the table twice, to say the same.
+RECONCILE_CONCURRENCY = 1
+# One that failed would read the whole table again, and fail again: somebody must look, and the schedule comes again.
+RECONCILE_RETRY_ATTEMPTS = 0
+# Seconds that a run waits for the one before it to end, if the two would otherwise be at work at once.
+RECONCILE_WAITS_SECONDS = 1_800
+
 # --- Lifetimes, in days -------------------------------------------------------------------------------------------
 STREAM_RETENTION_DAYS = 1
 # SQS keeps no message longer.
@@ -107,6 +131,21 @@ def filter_patterns(definitions: Definitions) -> tuple[str, ...]:
     if any(aggregation.remove is not RemovePolicy.IGNORE for aggregation in definitions.aggregations):
         names.append("REMOVE")
     return (json.dumps({"eventName": names}),)
+
+
+def check_scheduled_reconcile(definitions: Definitions, *, nothing_removed: bool) -> None:
+    """Refuses a schedule that could never find anything: what an aggregation keeps of deleted items has no source.
+
+    Raises:
+        DeploymentError: no aggregation's totals can be told from the source alone.
+    """
+    if nothing_removed or any(one.remove is RemovePolicy.RETRACT for one in definitions.aggregations):
+        return
+    raise DeploymentError(
+        "a scheduled reconcile would prove nothing: every aggregation keeps what deleted items had contributed, which "
+        "the source can no longer tell; add -c reconcileNothingRemoved=true if items are never deleted, or define "
+        'remove = "retract"'
+    )
 
 
 def shortest_ledger_retention(dead_letter_object_days: int = DEAD_LETTER_OBJECT_DAYS) -> int:

@@ -142,7 +142,14 @@ def very_late_ms(maximum_record_age_seconds: int) -> int:
 
 def alarm_settings(metrics: StackMetrics) -> list[AlarmSetting]:
     """Every alarm, in the order of the dashboard: late, lost, not exact, at a high price."""
-    return [*_late(metrics), *_failing(metrics), *_waiting(metrics), *_lost(metrics), *_slowed_down(metrics)]
+    return [
+        *_late(metrics),
+        *_failing(metrics),
+        *_waiting(metrics),
+        *_lost(metrics),
+        *_reconciled(metrics),
+        *_slowed_down(metrics),
+    ]
 
 
 def _late(metrics: StackMetrics) -> list[AlarmSetting]:
@@ -251,6 +258,28 @@ def _lost(metrics: StackMetrics) -> list[AlarmSetting]:
             "Lambda could not write batches that it gave up to the bucket: they are about to be lost.",
             metrics.lambda_function("DestinationDeliveryFailures"),
             threshold=1,
+        ),
+    ]
+
+
+def _reconciled(metrics: StackMetrics) -> list[AlarmSetting]:
+    """What the scheduled reconcile has found. Between two runs the alarms stay as the last one left them."""
+    if metrics.reconcile is None:
+        return []
+    return [
+        AlarmSetting(
+            "aggregate-drift",
+            "Totals differ from what the source says, and no record on its way explains it.",
+            metrics.worker(Metric.AGGREGATE_DRIFT, "Maximum"),
+            threshold=1,
+            missing=cw.TreatMissingData.IGNORE,
+        ),
+        AlarmSetting(
+            "reconcile-failed",
+            "The scheduled reconcile did not come to an end: whether the totals are right is not known.",
+            metrics.lambda_function("Errors", function=metrics.reconcile),
+            threshold=1,
+            missing=cw.TreatMissingData.IGNORE,
         ),
     ]
 

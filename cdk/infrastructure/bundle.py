@@ -1,9 +1,9 @@
-"""What is uploaded as the function: the worker, the definitions file and the pinned dependencies, without Docker.
+"""What is uploaded as a function: its code, the definitions file and the pinned dependencies, without Docker.
 
 Everything installed is pure Python, so the same bundle runs on Lambda's arm64 and on the machine that tests it. boto3
-is in it, pinned like the rest, since the runtime's own is another version tomorrow. Two things make its cold start
-quick: bytecode of the runtime's own version (imports take 0.18 s instead of 0.46), and of botocore's service models
-only those that the worker uses (5.7 MB to fetch instead of 21). tests/end_to_end prints both figures.
+is in it, pinned like the rest, since the runtime's own is another version tomorrow. Two things make the worker's cold
+start quick: bytecode of the runtime's own version (imports take 0.18 s instead of 0.46), and of botocore's service
+models only those that it uses (5.7 MB to fetch instead of 21). tests/end_to_end prints both figures.
 """
 
 import functools
@@ -13,7 +13,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,8 @@ WORKER = Path(worker.__file__).parent
 # which takes the versions that the tests ran with; only the `aggregator` command needs rich.
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 
-# Not imported by the function: the operators' command, the pipeline on one machine, and what is about deploying.
-_NOT_BUNDLED = {"operations", "local", "deployment.py", "verification.py", "__pycache__"}
-# The services of which the worker makes clients; the others' models are never read.
-_SERVICES = {"dynamodb", "s3", "sqs"}
+# Imported by no function: the operators' command, the pipeline on one machine, and what is about deploying.
+_NEVER_BUNDLED = frozenset({"operations", "local", "deployment.py", "verification.py", "__pycache__"})
 _SECONDS_TO_INSTALL = 300
 # Where Lambda unpacks it, for the file names in tracebacks.
 _TASK_ROOT = "/var/task"
@@ -46,30 +45,63 @@ class BundlingError(Exception):
     """The bundle could not be made; the message says what is missing, or what the installer said."""
 
 
-@jsii.implements(cdk.ILocalBundling)
-class FunctionBundling:
-    """Makes the bundle when the CDK asks for it.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What one function's bundle holds.
 
     Attributes:
-        error: why `try_bundle` failed; the CDK passes the exception on as one of its own.
+        left_out: files and folders of the package that the function does not import.
+        services: of which it makes clients; the others' models are never read.
+    """
+
+    left_out: frozenset[str]
+    services: frozenset[str]
+
+
+WORKER_CONTENTS = Contents(_NEVER_BUNDLED | {"reconciliation"}, frozenset({"dynamodb", "s3", "sqs"}))
+RECONCILE_CONTENTS = Contents(_NEVER_BUNDLED, frozenset({"dynamodb", "dynamodbstreams"}))
+
+
+class FunctionBundling:
+    """Makes the functions' bundles when the CDK asks for them.
+
+    Attributes:
+        error: why one could not be made; the CDK passes the exception on as one of its own.
     """
 
     def __init__(self, definitions_file: Path) -> None:
         self._definitions_file = definitions_file
         self.error: BundlingError | None = None
 
-    def code(self) -> lambda_.Code:
-        """The function's code. Its hash is that of all it is made from, so nothing is installed just to be compared."""
+    def code(self, contents: Contents = WORKER_CONTENTS) -> lambda_.Code:
+        """A function's code. Its hash is that of all it is made from, so nothing is installed just to be compared."""
         return lambda_.Code.from_asset(
             str(WORKER),
             asset_hash_type=cdk.AssetHashType.CUSTOM,
-            asset_hash=asset_hash(self._definitions_file),
+            asset_hash=asset_hash(self._definitions_file, contents),
             bundling=cdk.BundlingOptions(
                 # Must be given, and is never used: bundling succeeds here or fails.
                 image=RUNTIME.bundling_image,
-                local=self,
+                local=_LocalBundling(self, contents),
             ),
         )
+
+    def make(self, contents: Contents, target: Path) -> None:
+        """Makes one; see `bundle`."""
+        try:
+            bundle(self._definitions_file, target, contents)
+        except BundlingError as error:
+            self.error = error
+            raise
+
+
+@jsii.implements(cdk.ILocalBundling)
+class _LocalBundling:
+    """One bundle, as the CDK asks for it."""
+
+    def __init__(self, bundling: FunctionBundling, contents: Contents) -> None:
+        self._bundling = bundling
+        self._contents = contents
 
     def try_bundle(self, output_dir: str, *_: Any, **__: Any) -> bool:
         """Called by the CDK, which has no bundle of this hash yet.
@@ -77,23 +109,19 @@ class FunctionBundling:
         Raises:
             BundlingError: see there.
         """
-        try:
-            bundle(self._definitions_file, Path(output_dir))
-        except BundlingError as error:
-            self.error = error
-            raise
+        self._bundling.make(self._contents, Path(output_dir))
         return True
 
 
-def bundle(definitions_file: Path, target: Path) -> None:
+def bundle(definitions_file: Path, target: Path, contents: Contents = WORKER_CONTENTS) -> None:
     """Fills the folder `target` with what the function needs.
 
     Raises:
         BundlingError: the dependencies could not be installed, or not be compiled.
     """
     _install(target)
-    _prune(target)
-    for path in _worker_files():
+    _prune(target, contents.services)
+    for path in files_of(contents):
         copy = target / "worker" / path.relative_to(WORKER)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
@@ -108,17 +136,18 @@ def bundle(definitions_file: Path, target: Path) -> None:
         _compile(python, target)
 
 
-def asset_hash(definitions_file: Path) -> str:
+def asset_hash(definitions_file: Path, contents: Contents = WORKER_CONTENTS) -> str:
     """SHA-256 of everything that the bundle is made from, this recipe included.
 
     Whether there is bytecode counts too, so that a bundle made where Python 3.13 is missing is replaced later; its
     content does not, because two machines can compile one source to different bytes.
     """
     digest = hashlib.sha256()
-    inputs = [(path.relative_to(WORKER).as_posix(), path) for path in _worker_files()]
+    inputs = [(path.relative_to(WORKER).as_posix(), path) for path in files_of(contents)]
     inputs += [("definitions", definitions_file), ("requirements", REQUIREMENTS), ("recipe", Path(__file__))]
     for name, path in inputs:
         digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    digest.update(",".join(sorted(contents.services)).encode())
     digest.update(b"compiled" if python_of_the_runtime() else b"not compiled")
     return digest.hexdigest()
 
@@ -153,11 +182,12 @@ def _is_of_the_runtime(python: str) -> bool:
     return done.stdout.strip() == PYTHON_VERSION
 
 
-def _worker_files() -> list[Path]:
+def files_of(contents: Contents) -> list[Path]:
+    """The files of the package that one function gets."""
     return sorted(
         path
         for path in WORKER.rglob("*")
-        if path.is_file() and not _NOT_BUNDLED.intersection(path.relative_to(WORKER).parts)
+        if path.is_file() and not contents.left_out.intersection(path.relative_to(WORKER).parts)
     )
 
 
@@ -177,10 +207,10 @@ def _install(target: Path) -> None:
         )
 
 
-def _prune(target: Path) -> None:
+def _prune(target: Path, services: Collection[str]) -> None:
     models = target / "botocore" / "data"
     for path in models.iterdir():
-        if path.is_dir() and path.name not in _SERVICES:
+        if path.is_dir() and path.name not in services:
             shutil.rmtree(path)
     shutil.rmtree(target / "bin", ignore_errors=True)
     (target / ".lock").unlink(missing_ok=True)

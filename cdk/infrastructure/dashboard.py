@@ -63,7 +63,9 @@ def _question(text: str) -> cw.TextWidget:
     return cw.TextWidget(markdown=f"## {text}", width=_ROW, height=1)
 
 
-def _graph(title: str, width: int, left: Sequence[cw.IMetric], unit: str, *, stacked: bool = False) -> cw.GraphWidget:
+def _graph(
+    title: str, width: int, left: Sequence[cw.IMetric], unit: str, *, stacked: bool = False, since: str | None = None
+) -> cw.GraphWidget:
     return cw.GraphWidget(
         title=title,
         width=width,
@@ -71,6 +73,7 @@ def _graph(title: str, width: int, left: Sequence[cw.IMetric], unit: str, *, sta
         left=left,
         left_y_axis=cw.YAxisProps(min=0, label=unit, show_units=False),
         stacked=stacked,
+        start=since,
     )
 
 
@@ -125,10 +128,16 @@ def _is_it_losing_anything(metrics: StackMetrics) -> list[cw.IWidget]:
 
 
 def _is_it_exact(metrics: StackMetrics) -> list[cw.IWidget]:
+    drift: list[cw.IWidget] = []
+    if metrics.reconcile is not None:
+        # A value for each reconcile: of its own two weeks, whatever the rest of the screen shows.
+        found = metrics.worker(Metric.AGGREGATE_DRIFT, "Maximum", _HOUR)
+        drift = [_graph("Totals that differ from the source", 6, [found], "at each reconcile", since="-P14D")]
     return [
+        *drift,
         _graph(
             "What became of the records received",
-            12,
+            6 if drift else 12,
             [metrics.worker(outcome) for outcome in _OUTCOMES],
             "in 5 minutes",
             stacked=True,

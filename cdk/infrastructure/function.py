@@ -147,6 +147,12 @@ class AggregationFunction(Construct):
                 resources=[tables.ledger.table_arn, *targets],
             ),
             iam.PolicyStatement(
+                # Whether a big batch has been delivered before.
+                sid="ReadReceipts",
+                actions=["dynamodb:BatchGetItem"],
+                resources=[tables.ledger.table_arn],
+            ),
+            iam.PolicyStatement(
                 sid="GuardDefinitions",
                 actions=["dynamodb:GetItem", "dynamodb:PutItem"],
                 resources=[tables.ledger.table_arn],
@@ -164,10 +170,10 @@ class AggregationFunction(Construct):
                 resources=[dead_letters.queue.queue_arn],
             ),
             iam.PolicyStatement(
-                # The worker's large parked records, and the documents that Lambda writes with this role.
+                # The documents that Lambda writes with this role, and the worker's large parked records.
                 sid="StoreDeadLetters",
                 actions=["s3:PutObject"],
-                resources=[f"{bucket_arn}/{PARKED_PREFIX}*", f"{bucket_arn}/{ON_FAILURE_PREFIX}*"],
+                resources=[f"{bucket_arn}/{ON_FAILURE_PREFIX}*", f"{bucket_arn}/{PARKED_PREFIX}*"],
                 conditions={"StringEquals": {"s3:ResourceAccount": account}},
             ),
             iam.PolicyStatement(

@@ -27,6 +27,7 @@ class StackMetrics:
         service: the dimension of the worker's own metrics.
         mapping_id: the event source mapping's UUID.
         targets: the target tables by name.
+        reconcile: the function of the scheduled reconcile, where there is one.
     """
 
     service: str
@@ -35,6 +36,7 @@ class StackMetrics:
     queue: sqs.IQueue
     ledger: dynamodb.ITable
     targets: Mapping[str, dynamodb.ITable]
+    reconcile: lambda_.IFunction | None = None
 
     def worker(self, metric: Metric, statistic: str = "Sum", period: cdk.Duration = FIVE_MINUTES) -> cw.Metric:
         """One of the worker's own."""
@@ -46,12 +48,22 @@ class StackMetrics:
             period=period,
         )
 
-    def lambda_function(self, name: str, statistic: str = "Sum", period: cdk.Duration = FIVE_MINUTES) -> cw.Metric:
-        """See "Types of metrics for Lambda functions", AWS Lambda developer guide."""
+    def lambda_function(
+        self,
+        name: str,
+        statistic: str = "Sum",
+        period: cdk.Duration = FIVE_MINUTES,
+        *,
+        function: lambda_.IFunction | None = None,
+    ) -> cw.Metric:
+        """Of the worker, or of another function.
+
+        See "Types of metrics for Lambda functions", AWS Lambda developer guide.
+        """
         return cw.Metric(
             namespace="AWS/Lambda",
             metric_name=name,
-            dimensions_map={"FunctionName": self.function.function_name},
+            dimensions_map={"FunctionName": (function or self.function).function_name},
             statistic=statistic,
             period=period,
         )

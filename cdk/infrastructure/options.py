@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from infrastructure.schedule import mistake_in
 from worker.definitions import BUNDLED_FILE
 from worker.deployment import STACK_NAME
 
@@ -33,6 +34,9 @@ class Options:
         throwaway: for trying out: tables, bucket, queue and logs are deleted with the stack.
         reserved_concurrency: of the function; `None` reserves nothing.
         alarm_email: an address subscribed to the alarms' topic.
+        reconcile: when the totals are compared with the source, as an EventBridge schedule; `None` is never.
+        reconcile_nothing_removed: nobody ever deletes items of the source, so that totals which keep what was deleted
+            can be compared too.
     """
 
     stack_name: str = STACK_NAME
@@ -40,9 +44,19 @@ class Options:
     throwaway: bool = False
     reserved_concurrency: int | None = None
     alarm_email: str | None = None
+    reconcile: str | None = None
+    reconcile_nothing_removed: bool = False
 
 
-_FLAGS = ("stackName", "definitions", "throwaway", "reservedConcurrency", "alarmEmail")
+_FLAGS = (
+    "stackName",
+    "definitions",
+    "throwaway",
+    "reservedConcurrency",
+    "alarmEmail",
+    "reconcile",
+    "reconcileNothingRemoved",
+)
 
 
 def read_options(context: Mapping[str, object]) -> Options:
@@ -60,12 +74,22 @@ def read_options(context: Mapping[str, object]) -> Options:
             known = next(flag for flag in _FLAGS if flag.lower() == close[0])
             raise OptionError(f"-c {key}: unknown flag; did you mean {known}?")
     default = Options()
+    reconcile = _schedule(context.get("reconcile", default.reconcile))
+    nothing_removed = _truth(
+        "reconcileNothingRemoved", context.get("reconcileNothingRemoved", default.reconcile_nothing_removed)
+    )
+    if nothing_removed and reconcile is None:
+        raise OptionError(
+            '-c reconcileNothingRemoved=true: is about a schedule; give one, as in -c reconcile="rate(1 day)"'
+        )
     return Options(
         _stack_name(context.get("stackName", default.stack_name)),
         Path(str(context.get("definitions", default.definitions_file))),
         _truth("throwaway", context.get("throwaway", default.throwaway)),
         _concurrency(context.get("reservedConcurrency", default.reserved_concurrency)),
         _email(context.get("alarmEmail", default.alarm_email)),
+        reconcile,
+        nothing_removed,
     )
 
 
@@ -96,6 +120,15 @@ def _concurrency(value: object) -> int | None:
         f"-c reservedConcurrency={value}: a whole number from 1 to {_MAX_RESERVED_CONCURRENCY} is needed; "
         "leave the flag out to reserve nothing"
     )
+
+
+def _schedule(value: object) -> str | None:
+    if value is None:
+        return None
+    text = str(value)
+    if mistake := mistake_in(text):
+        raise OptionError(f"-c reconcile={text}: {mistake}")
+    return text
 
 
 def _email(value: object) -> str | None:

@@ -10,6 +10,7 @@ from infrastructure.dead_letters import DeadLetters
 from infrastructure.function import AggregationFunction
 from infrastructure.metrics import StackMetrics
 from infrastructure.options import Options
+from infrastructure.reconcile import ScheduledReconcile
 from infrastructure.tables import Tables
 from worker import deployment
 from worker.aggregations import Definitions
@@ -18,7 +19,7 @@ from worker.verification import put_item_command, query_command
 
 
 class AggregationStack(cdk.Stack):
-    """Source table, function, totals, ledger, dead letters, alarms and dashboard."""
+    """Source table, function, totals, ledger, dead letters, alarms and dashboard; a scheduled reconcile if wanted."""
 
     def __init__(
         self,
@@ -32,8 +33,11 @@ class AggregationStack(cdk.Stack):
         """Adds the stack to the app.
 
         Raises:
-            DeploymentError: the ledger would forget a receipt while its record can still come back.
+            DeploymentError: the ledger would forget a receipt while its record can still come back, or a scheduled
+                reconcile could prove nothing.
         """
+        if options.reconcile is not None:
+            deployment.check_scheduled_reconcile(definitions, nothing_removed=options.reconcile_nothing_removed)
         deployment.check_ledger_retention(deployment.LEDGER_RETENTION_DAYS, deployment.DEAD_LETTER_OBJECT_DAYS)
         super().__init__(
             scope,
@@ -53,6 +57,17 @@ class AggregationStack(cdk.Stack):
             reserved_concurrency=options.reserved_concurrency,
             throwaway=options.throwaway,
         )
+        reconcile = None
+        if options.reconcile is not None:
+            reconcile = ScheduledReconcile(
+                self,
+                "Reconcile",
+                schedule=options.reconcile,
+                nothing_removed=options.reconcile_nothing_removed,
+                tables=tables,
+                bundling=bundling,
+                throwaway=options.throwaway,
+            )
         metrics = StackMetrics(
             service=self.stack_name,
             function=worker.function,
@@ -60,6 +75,7 @@ class AggregationStack(cdk.Stack):
             queue=dead_letters.queue,
             ledger=tables.ledger,
             targets=tables.targets,
+            reconcile=reconcile.function if reconcile is not None else None,
         )
         alarms = Alarms(self, "Alarms", metrics=metrics, email=options.alarm_email)
         dashboard = AggregationDashboard(self, "Dashboard", metrics=metrics, alarms=alarms.alarms)
@@ -78,6 +94,10 @@ class AggregationStack(cdk.Stack):
         self._output(Output.FUNCTION_NAME, worker.function.function_name, "The worker")
         self._output(Output.EVENT_SOURCE_MAPPING, worker.mapping.ref, "What feeds the worker from the stream")
         self._output("LogGroupName", worker.log_group.log_group_name, "The worker's log")
+        if reconcile is not None:
+            name = reconcile.function.function_name
+            self._output("ReconcileFunctionName", name, "What compares the totals with the source")
+            self._output("ReconcileLogGroupName", reconcile.log_group.log_group_name, "Its log, with what it found")
         self._output("AlarmTopicArn", alarms.topic.topic_arn, "Where alarms go: subscribe to it")
         self._output("DashboardName", dashboard.name, "The dashboard in CloudWatch")
         self._output("PutItemCommand", put_item_command(definitions), "Puts an order, to see the worker work")

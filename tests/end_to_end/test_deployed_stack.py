@@ -84,7 +84,9 @@ class DeployedStack:
 def deployed(ministack: Ministack, tmp_path_factory: pytest.TempPathFactory) -> DeployedStack:
     output = tmp_path_factory.mktemp("cdk.out")
     start = time.monotonic()
-    for command in (["bootstrap"], ["deploy", "--require-approval", "never", "--no-notices"]):
+    # With all that is optional: the runbooks look at it, too.
+    optional = ["-c", "reconcile=rate(1 day)", "-c", "reconcileNothingRemoved=true"]
+    for command in (["bootstrap"], ["deploy", "--require-approval", "never", "--no-notices", *optional]):
         done = cdk(*command, output=output, environment=ministack.environment)
         assert done.returncode == 0, done.stdout + done.stderr
     stack = DeployedStack(ministack, time.monotonic() - start)

@@ -21,3 +21,15 @@ def other_stack() -> Stack:
 def throwaway_stack() -> Stack:
     """The stack with `-c throwaway=true`."""
     return synthesized(throwaway=True)
+
+
+@pytest.fixture(scope="session")
+def reconcile_stack() -> Stack:
+    """The shipped definitions with a scheduled reconcile."""
+    return synthesized(reconcile="rate(1 day)", reconcile_nothing_removed=True)
+
+
+@pytest.fixture(scope="session")
+def other_reconcile_stack() -> Stack:
+    """The other definitions, of which one retracts what is deleted, with a scheduled reconcile."""
+    return synthesized(OTHER_DEFINITIONS, reconcile="cron(0 3 * * ? *)")

@@ -49,6 +49,14 @@ EXPECTED = {
     ),
 }
 
+RECONCILE = {
+    "aggregate-drift": (WORKER, "AggregateDrift", "Maximum", 300, 1, 1, 1, "ignore", "aggregate-drift"),
+    "reconcile-failed": (
+        *(("AWS/Lambda", {"FunctionName": "<ReconcileFunction>"}), "Errors", "Sum", 300, 1, 1, 1, "ignore"),
+        "reconcile-failed",
+    ),
+}
+
 
 def throttling(table: str) -> tuple[Any, ...]:
     of_table = ("AWS/DynamoDB", {"TableName": table})
@@ -106,6 +114,13 @@ def test_alarms_of_other_definitions__watch_every_target(other_stack: Stack) -> 
     assert alarms(other_stack) == {f"DynamoDBAggregationWorker-{name}": alarm for name, alarm in expected.items()}
 
 
+def test_alarms_of_a_scheduled_reconcile__come_with_it(stack: Stack, reconcile_stack: Stack) -> None:
+    """They stay as a run has left them until the next one: missing data is nearly all there is."""
+    expected = {f"DynamoDBAggregationWorker-{name}": alarm for name, alarm in RECONCILE.items()}
+
+    assert alarms(reconcile_stack) == alarms(stack) | expected
+
+
 def test_target_table_named_ledger__has_alarms_beside_the_ledgers() -> None:
     stack = synthesized(BUNDLED_FILE.read_text().replace('table = "item_count_by_date"', 'table = "ledger"'))
 
@@ -122,15 +137,15 @@ def test_metrics_of_the_worker__carry_the_service_that_the_function_reports() ->
     assert dimensions == {"service": function["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"]}
 
 
-def test_every_alarm__tells_the_topic_when_it_begins_and_when_it_is_over(stack: Stack) -> None:
-    for alarm in stack.of_type("CloudWatch::Alarm").values():
+def test_every_alarm__tells_the_topic_when_it_begins_and_when_it_is_over(reconcile_stack: Stack) -> None:
+    for alarm in reconcile_stack.of_type("CloudWatch::Alarm").values():
         properties = plain(alarm["Properties"])
         assert properties["AlarmActions"] == properties["OKActions"] == ["<AlarmsTopic>"]
         assert "InsufficientDataActions" not in properties
 
 
-def test_every_description__is_a_sentence_before_the_runbook(stack: Stack) -> None:
-    for alarm in stack.of_type("CloudWatch::Alarm").values():
+def test_every_description__is_a_sentence_before_the_runbook(reconcile_stack: Stack) -> None:
+    for alarm in reconcile_stack.of_type("CloudWatch::Alarm").values():
         meaning, _, _ = alarm["Properties"]["AlarmDescription"].partition(" Runbook: ")
         assert re.fullmatch(r"[A-Z][^.]{20,}\.", meaning), meaning
 

@@ -3,6 +3,7 @@
 That the bundle runs is shown in tests/end_to_end.
 """
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -15,7 +16,16 @@ import pytest
 from packaging.requirements import Requirement
 
 from infrastructure import bundle
-from infrastructure.bundle import REQUIREMENTS, BundlingError, asset_hash, python_of_the_runtime
+from infrastructure.bundle import (
+    RECONCILE_CONTENTS,
+    REQUIREMENTS,
+    WORKER_CONTENTS,
+    BundlingError,
+    Contents,
+    asset_hash,
+    files_of,
+    python_of_the_runtime,
+)
 from worker.definitions import BUNDLED_FILE
 
 ROOT = Path(__file__).parents[2]
@@ -57,13 +67,79 @@ def test_hash__changes_with_what_is_bundled(copied_worker: Path, tmp_path: Path)
     assert len({before, after_code, asset_hash(other_definitions)}) == 3
 
 
+@pytest.mark.parametrize("contents", [WORKER_CONTENTS, RECONCILE_CONTENTS], ids=["worker", "reconcile"])
 @pytest.mark.parametrize("file", ["deployment.py", "verification.py", "operations/new.py", "local/new.py"])
-def test_hash__does_not_change_with_what_is_not_bundled(file: str, copied_worker: Path) -> None:
-    before = asset_hash(BUNDLED_FILE)
+def test_hash__does_not_change_with_what_is_not_bundled(file: str, contents: Contents, copied_worker: Path) -> None:
+    before = asset_hash(BUNDLED_FILE, contents)
 
     (copied_worker / file).write_text("# changed")
 
-    assert asset_hash(BUNDLED_FILE) == before
+    assert asset_hash(BUNDLED_FILE, contents) == before
+
+
+def test_reconciliation__is_bundled_for_the_reconcile_only(copied_worker: Path) -> None:
+    before = asset_hash(BUNDLED_FILE), asset_hash(BUNDLED_FILE, RECONCILE_CONTENTS)
+
+    (copied_worker / "reconciliation" / "new.py").write_text("# changed")
+
+    assert asset_hash(BUNDLED_FILE) == before[0]
+    assert asset_hash(BUNDLED_FILE, RECONCILE_CONTENTS) != before[1]
+
+
+@pytest.mark.parametrize(
+    ("handler", "contents"),
+    [
+        ("worker.handler", WORKER_CONTENTS),
+        ("worker.reconciliation.scheduled", RECONCILE_CONTENTS),
+    ],
+)
+def test_bundle__holds_all_that_the_function_imports(handler: str, contents: Contents) -> None:
+    """Also what it imports only when it runs: every `import` statement in what it reaches counts."""
+    reached, waiting = set[str](), {handler}
+    while waiting:
+        module = waiting.pop()
+        reached.add(module)
+        waiting |= imported_by(module) - reached
+
+    bundled = {module_of(file) for file in files_of(contents) if file.suffix == ".py"}
+    assert reached <= bundled, reached - bundled
+    assert not [module for module in reached if module.startswith(("worker.operations", "worker.local"))]
+
+
+def imported_by(module: str) -> set[str]:
+    """The modules of the package that one of them imports, outside `if TYPE_CHECKING`."""
+    tree = ast.parse(file_of(module).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.partition(".")[0] == "worker" and file_of(name).is_file()}
+
+
+def file_of(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_service_models__are_those_of_the_clients(tmp_path: Path) -> None:
+    models = tmp_path / "botocore" / "data"
+    for service in ("dynamodb", "dynamodbstreams", "s3", "sqs", "ec2"):
+        (models / service).mkdir(parents=True)
+
+    bundle._prune(tmp_path, WORKER_CONTENTS.services)
+    of_the_worker = {path.name for path in models.iterdir()}
+    (models / "dynamodbstreams").mkdir()
+    bundle._prune(tmp_path, RECONCILE_CONTENTS.services)
+
+    assert of_the_worker == {"dynamodb", "s3", "sqs"}
+    assert {path.name for path in models.iterdir()} == {"dynamodb", "dynamodbstreams"}
 
 
 def test_hash__tells_bytecode_from_none(monkeypatch: pytest.MonkeyPatch) -> None:

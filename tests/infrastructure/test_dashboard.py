@@ -5,6 +5,8 @@ import json
 import re
 from typing import Any
 
+import pytest
+
 from tests.infrastructure.stacks import Stack, synthesized
 from worker.definitions import BUNDLED_FILE
 from worker.telemetry import NAMESPACE, Metric
@@ -30,25 +32,40 @@ def test_dashboard__asks_its_questions_from_top_to_bottom(stack: Stack) -> None:
     assert [widget["y"] for widget in found] == sorted(widget["y"] for widget in found)
 
 
-def test_rows__fill_the_screen_without_overlap(stack: Stack) -> None:
-    for _, row in itertools.groupby(widgets(stack), key=lambda widget: widget["y"]):
+@pytest.mark.parametrize("which", ["stack", "reconcile_stack"])
+def test_rows__fill_the_screen_without_overlap(which: str, request: pytest.FixtureRequest) -> None:
+    found = widgets(request.getfixturevalue(which))
+
+    for _, row in itertools.groupby(found, key=lambda widget: widget["y"]):
         edges = [(widget["x"], widget["x"] + widget["width"]) for widget in row]
         assert edges[0][0] == 0
         assert edges[-1][1] == 24
         assert all(right == left for (_, right), (left, _) in itertools.pairwise(edges))
 
 
-def test_top__shows_every_alarm(stack: Stack) -> None:
-    shown = widgets(stack)[0]["properties"]["alarms"]
+def test_top__shows_every_alarm(reconcile_stack: Stack) -> None:
+    shown = widgets(reconcile_stack)[0]["properties"]["alarms"]
 
-    assert len(shown) == len(stack.of_type("CloudWatch::Alarm"))
+    assert len(shown) == len(reconcile_stack.of_type("CloudWatch::Alarm"))
 
 
-def test_worker_metrics__are_those_that_it_emits(stack: Stack) -> None:
+def test_worker_metrics__are_those_that_it_emits(stack: Stack, reconcile_stack: Stack) -> None:
+    received = Metric.RECORDS_RECEIVED  # which is the sum of the stacked outcomes
+
+    assert worker_metrics(reconcile_stack) == set(Metric) - {received}
+    assert worker_metrics(stack) == set(Metric) - {received, Metric.AGGREGATE_DRIFT}
+
+
+def worker_metrics(stack: Stack) -> set[str]:
     body = json.dumps(widgets(stack))
+    return set(re.findall(rf'"{NAMESPACE}", "(\w+)", "service", "DynamoDBAggregationWorker"', body))
 
-    shown = set(re.findall(rf'"{NAMESPACE}", "(\w+)", "service", "DynamoDBAggregationWorker"', body))
-    assert shown == set(Metric) - {Metric.RECORDS_RECEIVED}  # which is the sum of the stacked outcomes
+
+def test_drift__is_shown_over_weeks_whatever_the_screen_shows(reconcile_stack: Stack) -> None:
+    (drift,) = (widget for widget in widgets(reconcile_stack) if "AggregateDrift" in json.dumps(widget))
+
+    assert drift["properties"]["start"] == "-P14D"
+    assert drift["properties"]["title"] == "Totals that differ from the source"
 
 
 def test_cost__counts_the_writes_of_ledger_and_targets(other_stack: Stack) -> None:

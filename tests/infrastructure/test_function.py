@@ -126,6 +126,7 @@ def test_role__may_do_exactly_this(stack: Stack) -> None:
             ["<TablesLedger.Arn>", "<TablesTargetitemcountbydate.Arn>"],
             None,
         ),
+        ("ReadReceipts", "dynamodb:BatchGetItem", "<TablesLedger.Arn>", None),
         (
             "GuardDefinitions",
             ["dynamodb:GetItem", "dynamodb:PutItem"],

@@ -44,18 +44,18 @@ def pages_of_alarms(stack: Stack) -> set[str]:
     return {re.search(r"runbooks/([\w-]+)\.md", description)[1] for description in descriptions}  # type: ignore[index]
 
 
-def test_every_alarm__has_a_page_and_every_page_an_alarm_or_a_task(stack: Stack) -> None:
-    of_alarms = pages_of_alarms(stack)
+def test_every_alarm__has_a_page_and_every_page_an_alarm_or_a_task(reconcile_stack: Stack) -> None:
+    of_alarms = pages_of_alarms(reconcile_stack)
     of_tasks = set(index_rows("Tasks"))
 
     assert of_alarms | of_tasks == PAGES.keys()
     assert not of_alarms & of_tasks
 
 
-def test_index__names_each_page_once(stack: Stack) -> None:
+def test_index__names_each_page_once(reconcile_stack: Stack) -> None:
     alarms, tasks = index_rows("Alarms"), index_rows("Tasks")
 
-    assert sorted(alarms) == sorted(pages_of_alarms(stack))
+    assert sorted(alarms) == sorted(pages_of_alarms(reconcile_stack))
     assert sorted(alarms + tasks) == sorted(PAGES)
 
 
@@ -87,7 +87,7 @@ def test_cdk_cli__is_the_version_of_its_readme_with_options_it_has(file: Path) -
         assert called == version
         assert command == "deploy"
         # Those of `cdk deploy --help`, and the app's flags.
-        assert re.fullmatch(r"( --revert-drift| -c reservedConcurrency=\d+)*", options)
+        assert re.fullmatch(r"( --revert-drift| -c (reservedConcurrency=\d+|definitions=FILE))*", options)
 
 
 @pytest.mark.parametrize("name", ["README", *PAGES])

@@ -56,7 +56,7 @@ def test_every_output__says_what_it_is(stack: Stack) -> None:
 
 
 def test_no_flags__are_the_defaults() -> None:
-    assert read_options({}) == Options("DynamoDBAggregationWorker", BUNDLED_FILE, False, None, None)
+    assert read_options({}) == Options("DynamoDBAggregationWorker", BUNDLED_FILE, False, None, None, None, False)
 
 
 def test_flags__are_read_as_the_cdk_cli_passes_them() -> None:
@@ -66,9 +66,13 @@ def test_flags__are_read_as_the_cdk_cli_passes_them() -> None:
         "throwaway": "true",
         "reservedConcurrency": "20",
         "alarmEmail": "night@example.com",
+        "reconcile": "rate(1 day)",
+        "reconcileNothingRemoved": "true",
     }
 
-    assert read_options(context) == Options("Second", Path("mine.toml"), True, 20, "night@example.com")
+    assert read_options(context) == Options(
+        "Second", Path("mine.toml"), True, 20, "night@example.com", "rate(1 day)", True
+    )
 
 
 def test_flags_in_cdk_json__may_have_json_types() -> None:
@@ -97,6 +101,11 @@ def test_what_the_cdk_puts_into_the_context__is_no_mistyped_flag() -> None:
         ({"stackName": "ends-"}, "not ending in one"),
         ({"stackName": "x" * 31}, "up to 29 more"),
         ({"alarmEmail": "nobody"}, "-c alarmEmail=nobody: an e-mail address is needed"),
+        ({"reconcile": "true"}, "-c reconcile=true: a schedule like rate(1 day) or cron(0 3 * * ? *) is needed"),
+        ({"reconcile": "rate(5 minutes)"}, "-c reconcile=rate(5 minutes): at most once an hour"),
+        ({"reconcileNothingRemoved": "true"}, "-c reconcileNothingRemoved=true: is about a schedule; give one"),
+        ({"reconcile": "rate(1 day)", "reconcileNothingRemoved": "1"}, "reconcileNothingRemoved=1: true or false"),
+        ({"reconcileNothingremoved": "true"}, "unknown flag; did you mean reconcileNothingRemoved?"),
     ],
 )
 def test_unusable_flag__is_refused_with_what_it_takes(context: dict[str, Any], message: str) -> None:

@@ -23,12 +23,11 @@ ACKNOWLEDGED = {
 }
 
 
-def synth(output: Path, prelude: str = "pass", **context: str) -> subprocess.CompletedProcess[str]:
+def synth(output: Path, prelude: str = "pass", **context: Any) -> subprocess.CompletedProcess[str]:
     """Runs the app as the CDK CLI does, but without bundling; `prelude` runs first."""
-    flags = json.loads((CDK / "cdk.json").read_text())["context"]
     environment = os.environ | {
         "CDK_OUTDIR": str(output),
-        "CDK_CONTEXT_JSON": json.dumps({**flags, "aws:cdk:bundling-stacks": [], **context}),
+        "CDK_CONTEXT_JSON": json.dumps({"aws:cdk:bundling-stacks": [], **context}),
     }
     program = f"import sys; sys.path.insert(0, '.'); {prelude}; import app"
     return subprocess.run(
@@ -44,19 +43,32 @@ def other_definitions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["shipped", "other"])
-def assembly(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, other_definitions: Path) -> Path:
-    """A folder as `cdk synth` writes it: without flags, or with all of them."""
-    output = tmp_path_factory.mktemp("assembly")
+def flags(request: pytest.FixtureRequest, other_definitions: Path) -> dict[str, str]:
+    """No flags of the app, or all of them."""
     every_flag = {
         "definitions": str(other_definitions),
         "throwaway": "true",
         "reservedConcurrency": "5",
         "alarmEmail": "night@example.com",
+        "reconcile": "cron(0 3 * * ? *)",
+        "reconcileNothingRemoved": "true",
     }
-    done = synth(output, **({} if request.param == "shipped" else every_flag))
+    return {} if request.param == "shipped" else every_flag
+
+
+@pytest.fixture(scope="module")
+def assembly(flags: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `cdk synth` writes it."""
+    output = tmp_path_factory.mktemp("assembly")
+    done = synth(output, **flags)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return output
+
+
+def template(assembly: Path) -> Any:
+    (file,) = assembly.glob("*.template.json")
+    return json.loads(file.read_text())
 
 
 def report(assembly: Path) -> dict[str, Any]:
@@ -88,6 +100,22 @@ def test_cfn_lint__has_no_error_and_no_warning(assembly: Path) -> None:
     done = subprocess.run([*cfn_lint, "--template", str(template)], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_feature_flags_that_the_cdk_recommends__would_change_nothing(
+    assembly: Path, flags: dict[str, str], tmp_path: Path
+) -> None:
+    """So cdk.json sets none of them."""
+    artifacts = json.loads((assembly / "manifest.json").read_text())["artifacts"]
+    (known,) = (one["properties"]["flags"] for one in artifacts.values() if one["type"] == "cdk:feature-flag-report")
+    recommended = {name: flag["recommendedValue"] for name, flag in known.items()}
+
+    done = synth(tmp_path, **flags, **recommended)
+
+    assert len(recommended) > 50
+    assert not any("userValue" in flag for flag in known.values())
+    assert done.returncode == 0, done.stderr
+    assert template(tmp_path) == template(assembly)
 
 
 def test_finding_of_cdk_nag__fails_the_synthesis(tmp_path: Path) -> None:
@@ -136,6 +164,14 @@ def test_unusable_flag__is_one_sentence(tmp_path: Path) -> None:
     done = synth(tmp_path, throwaway="perhaps")
 
     assert (done.returncode, done.stderr) == (1, "error: -c throwaway=perhaps: true or false is needed\n")
+
+
+def test_reconcile_that_could_prove_nothing__is_one_sentence(tmp_path: Path) -> None:
+    done = synth(tmp_path, reconcile="rate(1 day)")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: a scheduled reconcile would prove nothing: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_missing_definitions_file__is_one_sentence(tmp_path: Path) -> None:
