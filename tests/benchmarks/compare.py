@@ -29,8 +29,9 @@ from worker.local.ministack import running_ministack
 # records only.
 LONGEST_ONE_BY_ONE = 300
 WORKER = "this worker"
-# The optimising compiler, which a benchmark has the time for.
-_JVM_OPTIONS = ("-Xmx1g", "-XX:-UsePerfData")
+# The optimising compiler alone, which a benchmark has the time for, and a collector without threads of its own, which
+# would take a processor from the client.
+_JVM_OPTIONS = ("-Xmx1g", "-Xmn400m", "-XX:+UseSerialGC", "-XX:-TieredCompilation", "-XX:-UsePerfData")
 
 
 @dataclass(slots=True)
@@ -216,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", metavar="TEXT", help="only workloads whose name contains this")
     parser.add_argument("--rounds", type=int, metavar="N", help="timed rounds of each workload (default: 5)")
     parser.add_argument(
-        "--warm-up", type=float, default=5, metavar="S", help="seconds for each contender (default: %(default)s)"
+        "--warm-up", type=float, default=15, metavar="S", help="seconds for each contender (default: %(default)s)"
     )
     parser.add_argument(
         "--server", choices=("dynamodb-local", "ministack"), default="dynamodb-local", help="default: %(default)s"
