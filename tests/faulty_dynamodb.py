@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from tests.model.in_memory_dynamodb import InMemoryDynamoDB
 from worker import deployment
 from worker.aggregations import Definitions
-from worker.ledger import AGGREGATE_KEY, EXPIRES_AT, PAGE_KEY, read_receipt
+from worker.ledger import AGGREGATE_KEY, NO_RECEIPTS, PAGE_KEY, read_receipt
 
 LEDGER = "ledger"
 
@@ -79,9 +79,9 @@ class FaultyDynamoDB(InMemoryDynamoDB):
         return sorted(
             (page[AGGREGATE_KEY]["S"], page[PAGE_KEY]["S"], name, read_receipt(value))
             for page in self.tables[LEDGER].items.values()
-            if "fingerprint" not in page
+            if "#" in page[AGGREGATE_KEY]["S"]  # no aggregation's definition, and no marker of its backfill
             for name, value in page.items()
-            if name not in (AGGREGATE_KEY, PAGE_KEY, EXPIRES_AT)
+            if name not in NO_RECEIPTS
         )
 
 

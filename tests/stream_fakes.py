@@ -88,12 +88,15 @@ class FakeStreamsClient:
 
     exceptions = _Exceptions
 
-    def __init__(self, *shards: FakeShard, shards_per_page: int = 100, records_per_page: int = 1000) -> None:
+    def __init__(
+        self, *shards: FakeShard, shards_per_page: int = 100, records_per_page: int = 1000, status: str = "ENABLED"
+    ) -> None:
         self.shards = {shard.shard_id: shard for shard in shards}
         self.shards_per_page = shards_per_page
         self.records_per_page = records_per_page
         self.iterator_requests: list[tuple[str, str]] = []
         self.limits: list[int] = []
+        self.status = status
         self.describe_calls = 0
         self._generation = 0
 
@@ -111,7 +114,8 @@ class FakeStreamsClient:
         start = ids.index(request["ExclusiveStartShardId"]) + 1 if "ExclusiveStartShardId" in request else 0
         page = ids[start : start + self.shards_per_page]
         more = {"LastEvaluatedShardId": page[-1]} if start + len(page) < len(ids) else {}
-        return {"StreamDescription": {"Shards": [self.shards[one].description() for one in page]} | more}
+        shards = [self.shards[one].description() for one in page]
+        return {"StreamDescription": {"Shards": shards, "StreamStatus": self.status} | more}
 
     def get_shard_iterator(self, **request: Any) -> dict[str, Any]:
         shard = self.shards[request["ShardId"]]

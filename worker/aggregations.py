@@ -130,7 +130,8 @@ class Aggregation:
 
     `measures` stand in the order of their names, and so do the amounts of every contribution and receipt.
     `definition` is all that the totals depend on, as canonical text (`definitions.describe`), by which a changed
-    definition is noticed.
+    definition is noticed. `since`, in epoch seconds, is where the totals begin in a stream that is older than they are:
+    records created before it are not counted, whenever and however often they come.
     """
 
     name: str
@@ -140,6 +141,7 @@ class Aggregation:
     remove: RemovePolicy
     where: Where | None = None
     definition: str = ""
+    since: int | None = None
 
     def value(self, image: Image) -> tuple[Group, tuple[Decimal, ...]] | None:
         """The group an image belongs to and its amount for each measure.
@@ -199,7 +201,8 @@ def contributions(
     """What a record changes, in every aggregation it touches.
 
     A record that moves between groups has two contributions to one aggregation. An aggregation that cannot use the
-    record refuses it whole, old image and new: none of its totals is touched, the other aggregations' are.
+    record refuses it whole, old image and new: none of its totals is touched, the other aggregations' are. One whose
+    `since` is after the record's creation has nothing to do with it, and does not look at it.
 
     Raises:
         StreamViewTypeError: an image that must be there is not: the stream does not deliver both images.
@@ -207,6 +210,8 @@ def contributions(
     found: list[Contribution] = []
     refusals: list[Refusal] = []
     for aggregation in aggregations:
+        if aggregation.since is not None and record.created_at < aggregation.since:
+            continue
         try:
             found.extend(_contributions(aggregation, record))
         except MalformedValueError as error:

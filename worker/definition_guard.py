@@ -40,17 +40,33 @@ def check_definitions(client: "DynamoDBClient", ledger_table: str, aggregations:
         ClientError: the ledger cannot be read or written.
     """
     for aggregation in aggregations:
-        key = {AGGREGATE_KEY: {"S": aggregation.name}, PAGE_KEY: {"S": DEFINITION_PAGE}}
-        found: dict[str, Any] | None = client.get_item(TableName=ledger_table, Key=key, ConsistentRead=True).get("Item")
-        if found is None:
-            found = _record(client, ledger_table, aggregation)
-        if found.get("fingerprint", {}).get("S") != fingerprint(aggregation):
-            was = found.get("definition", {}).get("S", "{}")
-            raise DefinitionChangedError(
-                f"aggregation {aggregation.name!r} has changed since its totals were begun "
-                f"({_differences(was, aggregation.definition)}): restore the definition, or give the aggregation "
-                "a new name and backfill it"
-            )
+        _check(aggregation, _found(client, ledger_table, aggregation) or _record(client, ledger_table, aggregation))
+
+
+def recorded_at(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregation) -> int | None:
+    """When the first worker that knew the aggregation began, in epoch seconds; `None` if none has yet.
+
+    Raises:
+        ClientError: the ledger cannot be read.
+    """
+    found = _found(client, ledger_table, aggregation)
+    return None if found is None else int(found.get(RECORDED_AT, {"N": "0"})["N"])
+
+
+def _found(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregation) -> dict[str, Any] | None:
+    """The definition that stands in the ledger."""
+    key = {AGGREGATE_KEY: {"S": aggregation.name}, PAGE_KEY: {"S": DEFINITION_PAGE}}
+    return client.get_item(TableName=ledger_table, Key=key, ConsistentRead=True).get("Item")
+
+
+def _check(aggregation: Aggregation, found: dict[str, Any]) -> None:
+    if found.get("fingerprint", {}).get("S") != fingerprint(aggregation):
+        was = found.get("definition", {}).get("S", "{}")
+        raise DefinitionChangedError(
+            f"aggregation {aggregation.name!r} has changed since its totals were begun "
+            f"({_differences(was, aggregation.definition)}): restore the definition, or give the aggregation "
+            "a new name and backfill it"
+        )
 
 
 def _record(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregation) -> dict[str, Any]:

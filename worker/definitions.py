@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 _MAX_KEY_NAME_BYTES = 255
 _MAX_FACTORS = 8
 _ASTERISK_OUTSIDE_QUOTES = re.compile(r'\*(?=(?:[^"]*"[^"]*")*[^"]*$)')
+# RFC 3339, "Date and Time on the Internet: Timestamps", in whole seconds: the stream's own times have no finer ones.
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _VIEW_TYPE = "NEW_AND_OLD_IMAGES"
 
 
@@ -203,8 +206,9 @@ def _aggregation(raw: object, index: int, source: Source) -> Aggregation:
     measures = _measures(entry, {key.name for key in keys})
     remove = RemovePolicy(entry.choice("remove", list(RemovePolicy), RemovePolicy.IGNORE))
     where = _where(entry)
+    since = _since(entry)
     entry.done()
-    aggregation = Aggregation(str(name), table, tuple(keys), measures, remove, where)
+    aggregation = Aggregation(str(name), table, tuple(keys), measures, remove, where, since=since)
     return replace(aggregation, definition=describe(aggregation, source))
 
 
@@ -216,6 +220,27 @@ def _where(entry: _Entry) -> Where | None:
         return Where(expression)
     except ValueError as error:
         raise entry.error("where", str(error)) from error
+
+
+def _since(entry: _Entry) -> int | None:
+    """Epoch seconds from a text, or from TOML's own offset date-time."""
+    needed = "a time with an offset in whole seconds, such as '2026-11-24T12:00:00Z',"
+    value = entry.take("since", str | datetime, needed, None)  # type: ignore[arg-type]
+    if value is None:
+        return None
+    text = value.isoformat() if isinstance(value, datetime) else value
+    mistake = entry.error("since", f"{needed} is needed, not {text!r}")
+    if not _MOMENT.fullmatch(text):
+        raise mistake
+    try:
+        return int(datetime.fromisoformat(text.upper()).astimezone(UTC).timestamp())
+    except (ValueError, OverflowError) as error:
+        raise mistake from error
+
+
+def moment_text(epoch_seconds: int) -> str:
+    """A `since` as its one spelling: `2026-11-24T12:00:00Z`."""
+    return f"{datetime.fromtimestamp(epoch_seconds, UTC).isoformat(timespec='seconds').removesuffix('+00:00')}Z"
 
 
 def _group_key(entry: _Entry, max_bytes: int) -> GroupKey:
@@ -334,10 +359,13 @@ def _rows_apart(first: Aggregation, second: Aggregation) -> bool:
 def describe(aggregation: Aggregation, source: Source) -> str:
     """All that an aggregation's totals depend on, as canonical JSON: defaults written out, keys in one order.
 
-    Two files that mean the same give the same text; the ledger keeps it to notice a changed definition.
+    Two files that mean the same give the same text; the ledger keeps it to notice a changed definition. `since` is
+    there only where it is set, so that definitions without it keep the text they have always had.
     """
+    since = {} if aggregation.since is None else {"since": moment_text(aggregation.since)}
     return json.dumps(
-        {
+        since
+        | {
             "source": source.table,
             "table": aggregation.table,
             "keys": [

@@ -31,6 +31,12 @@ AGGREGATE_KEY = "aggregate"
 PAGE_KEY = "page"
 EXPIRES_AT = "expires_at"
 DEFINITION_PAGE = "definition"
+# Pages that hold no stream record's receipt. They never expire, since nothing else proves what they added; and they
+# sort behind every page of a stream, which begins with a year.
+BACKFILL_PAGE = "backfill"
+REPAIR_PAGE_PREFIX = "repair|"
+# The attributes of an aggregate's page that are no receipts.
+NO_RECEIPTS = frozenset((AGGREGATE_KEY, PAGE_KEY, EXPIRES_AT))
 
 # "Service, account, and table quotas", Amazon DynamoDB developer guide: 100 actions a transaction; an expression has at
 # most 4 KB and 300 operators, which a condition over 120 receipts keeps below (3.6 KB, 239 operators).
@@ -143,6 +149,11 @@ def page_name(created_at: int, stream_label: str) -> str:
     return f"{datetime.fromtimestamp(created_at, UTC):%Y-%m-%dT%H:%M:%SZ}|{stream_label}"
 
 
+def is_stream_page(page: str) -> bool:
+    """Whether a page holds receipts of stream records, and neither a backfill's, a repair's nor a definition."""
+    return page[:1].isdecimal()
+
+
 def receipt_name(record: StreamRecord) -> str:
     """The attribute that proves a record's contribution to be in.
 
@@ -241,6 +252,33 @@ def transact_items(transaction: Transaction, ledger_table: str, expires_at: int)
         items.extend(_post_receipts(page, ledger_table, expires_at) for page in change.pages)
         items.append(_add_totals(change))
     return items
+
+
+def starting_value_items(transaction: Transaction, ledger_table: str, _: int) -> "list[TransactWriteItemTypeDef]":
+    """The actions of a backfill's transaction: for each row a page with the starting value's receipt, then its ADD.
+
+    Unlike a record's receipt it is alone on its page, under the condition that there is no such page at all, and it
+    never expires: an aggregate has one starting value, and this is its only proof.
+    """
+    items: list[TransactWriteItemTypeDef] = []
+    for change in transaction:
+        items.extend(_post_starting_value(posting, ledger_table) for posting in change.postings)
+        items.append(_add_totals(change))
+    return items
+
+
+def _post_starting_value(posting: Posting, ledger_table: str) -> "TransactWriteItemTypeDef":
+    return {
+        "Update": {
+            "TableName": ledger_table,
+            "Key": {AGGREGATE_KEY: {"S": posting.aggregate.name}, PAGE_KEY: {"S": posting.page}},
+            "UpdateExpression": "SET #receipt = :receipt",
+            "ConditionExpression": "attribute_not_exists(#aggregate)",
+            "ExpressionAttributeNames": {"#receipt": posting.receipt, "#aggregate": AGGREGATE_KEY},
+            "ExpressionAttributeValues": {":receipt": receipt_value(posting.amounts)},
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+    }
 
 
 def _post_receipts(page: PageChange, ledger_table: str, expires_at: int) -> "TransactWriteItemTypeDef":

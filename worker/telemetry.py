@@ -25,6 +25,7 @@ class Metric(StrEnum):
     TRANSACTIONS_COMMITTED = "TransactionsCommitted"
     TRANSACTION_CONFLICTS = "TransactionConflicts"
     APPLY_LAG = "ApplyLag"  # milliseconds from the creation of a batch's oldest applied record to its commit
+    AGGREGATE_DRIFT = "AggregateDrift"  # aggregates that a reconcile found to differ from the source, and left so
 
 
 UNITS = dict.fromkeys(Metric, MetricUnit.Count) | {Metric.APPLY_LAG: MetricUnit.Milliseconds}

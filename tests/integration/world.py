@@ -18,7 +18,7 @@ from worker.batch import BatchResult, process
 from worker.commit import MAX_IN_FLIGHT, Committer, Deadline
 from worker.dead_letters import DeadLetterQueue, ParkedRecord
 from worker.definitions import parse_definitions
-from worker.ledger import AGGREGATE_KEY, EXPIRES_AT, PAGE_KEY, aggregate_name, read_receipt
+from worker.ledger import AGGREGATE_KEY, NO_RECEIPTS, aggregate_name, read_receipt
 from worker.local.pipeline import create_table
 from worker.numbers import EXACT
 from worker.operations.recompute import scan, stored_totals
@@ -104,11 +104,9 @@ class World:
         """Every receipt's contribution, by the ledger's name of its aggregate."""
         found: dict[str, list[tuple[Decimal, ...]]] = {}
         for page in scan(self.client, self.ledger_table):
-            receipts = [
-                read_receipt(value)
-                for name, value in page.items()
-                if name not in (AGGREGATE_KEY, PAGE_KEY, EXPIRES_AT, "fingerprint", "definition")
-            ]
+            if "#" not in page[AGGREGATE_KEY]["S"]:  # an aggregation's definition, or the marker of its backfill
+                continue
+            receipts = [read_receipt(value) for name, value in page.items() if name not in NO_RECEIPTS]
             found.setdefault(page[AGGREGATE_KEY]["S"], []).extend(receipts)
         return found
 

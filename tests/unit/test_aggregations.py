@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.definition_texts import ITEM_NUMBER, aggregation, aggregation_text, definitions
-from tests.records import DAY, insert, modify, order, remove, stream_record, validated
+from tests.records import CREATED_AT, DAY, insert, modify, order, remove, stream_record, validated
 from worker.aggregations import Aggregation, contributions
 from worker.stream import StreamViewTypeError
 
@@ -105,6 +105,28 @@ def test_modify_of_a_counted_order__keeps_the_count() -> None:
 def test_modify_without_an_old_image__raises() -> None:
     with pytest.raises(StreamViewTypeError, match="NEW_AND_OLD_IMAGES"):
         validated(stream_record("MODIFY", new=order()))
+
+
+# --- since ---
+
+
+SINCE = aggregation(aggregation_text('remove = "retract"\nsince = "2024-07-15T09:40:00Z"'))  # = CREATED_AT
+
+
+@pytest.mark.parametrize(("seconds_later", "counted"), [(-1, False), (0, True), (1, True)])
+@pytest.mark.parametrize("make", [lambda at: insert(created_at=at), lambda at: remove(created_at=at)])
+def test_since__leaves_out_what_was_created_before(make: Any, seconds_later: int, counted: bool) -> None:
+    raw = make(CREATED_AT + seconds_later)
+
+    assert bool(found(SINCE, raw)) is counted
+    assert found(with_policy("retract"), raw)
+
+
+def test_record_from_before_since__is_not_refused_either() -> None:
+    broken = order(item_number={"N": "5"})
+
+    assert found(SINCE, insert(broken, created_at=CREATED_AT - 1)) == []
+    assert refusal(SINCE, insert(broken, created_at=CREATED_AT))
 
 
 # --- REMOVE ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from tests.definition_texts import aggregation, aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, FaultyDynamoDB, client_error
 from tests.postings import REFERENCE
 from worker.aggregations import Aggregation
-from worker.definition_guard import DefinitionChangedError, check_definitions, fingerprint
+from worker.definition_guard import DefinitionChangedError, check_definitions, fingerprint, recorded_at
 
 
 class Calls:
@@ -55,6 +55,17 @@ def test_new_aggregation__is_recorded_once() -> None:
     assert item["recorded_at"] == {"N": "1721036400"}
     assert "expires_at" not in item
     assert (calls.reads, calls.writes) == (2, 1)
+
+
+@freeze_time("2024-07-15T09:40:00.9Z")
+def test_moment_at_which_an_aggregation_was_recorded__can_be_asked_for_and_is_not_made_up() -> None:
+    calls = Calls()
+    client: Any = calls
+
+    assert recorded_at(client, LEDGER, aggregation()) is None
+    assert calls.writes == 0
+    check(calls, aggregation())
+    assert recorded_at(client, LEDGER, aggregation()) == 1_721_036_400
 
 
 def test_every_aggregation__is_recorded_by_its_name() -> None:

@@ -127,6 +127,12 @@ def test_names_of_255_bytes__are_allowed(name: str) -> None:
     assert summed.measures[0].name == name
 
 
+def test_since__is_read_in_epoch_seconds() -> None:
+    assert aggregation().since is None
+    assert aggregation(aggregation_text('since = "1970-01-02T00:00:01Z"')).since == 86_401
+    assert aggregation(aggregation_text('since = "1970-01-02T00:00:01+00:30"')).since == 86_401 - 1_800
+
+
 # --- Mistakes in the file as a whole --------------------------------------------------------------------------------
 
 
@@ -281,6 +287,30 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         (aggregation_text(table="a!"), NAMED + "table: 'a!' is no DynamoDB table name"),
         (aggregation_text(table="t" * 256), NAMED + "table: 'ttt"),
         (aggregation_text(table="Order_by_item"), NAMED + "table: is the source table itself"),
+        # Where it begins.
+        *(
+            (
+                aggregation_text(f"since = {moment}"),
+                NAMED + "since: a time with an offset in whole seconds, such as '2026-11-24T12:00:00Z', is needed, not",
+            )
+            for moment in (
+                '"yesterday"',
+                '"2026-11-24"',
+                '"2026-11-24T12:00Z"',
+                '"2026-11-24T12:00:00"',
+                '"2026-11-24T12:00:00.5Z"',
+                '"2026-11-24T12:00:00 Z"',
+                '"20261124T120000Z"',
+                '"2026-02-30T12:00:00Z"',
+                '"0001-01-01T00:00:00+10:00"',
+                '""',
+                "5",
+                "true",
+                "2026-11-24",
+                "2026-11-24T12:00:00",
+                "2026-11-24T12:00:00.5Z",
+            )
+        ),
         # Its keys.
         ('[[aggregations]]\nname = "a"\ntable = "abc"', "aggregation 'a': partition_key: is missing; a table, { name"),
         (aggregation_text(partition_key='"item_number"'), NAMED + "partition_key: a table, { name = …, from = … }, is"),
@@ -407,7 +437,7 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         (aggregation_text('counts = "a"'), NAMED + "counts: unknown key; did you mean 'count'?"),
         (
             aggregation_text("xyz = 1"),
-            NAMED + "xyz: unknown key; known are count, name, partition_key, remove, sort_ke",
+            NAMED + "xyz: unknown key; known are count, name, partition_key, remove, since, s",
         ),
     ],
 )
@@ -572,10 +602,31 @@ def test_existing_source_of_the_same_name__means_the_same() -> None:
         aggregation_text('remove = "retract"'),
         aggregation_text('remove = "retract_unless_expired"'),
         aggregation_text("where = \"status == 'paid'\""),
+        aggregation_text('since = "2026-11-24T12:00:00Z"'),
     ],
 )
 def test_anything_that_totals_depend_on__makes_another_description(text: str) -> None:
     assert aggregation(text).definition != PLAIN
+
+
+def test_description_with_since__never_changes_either() -> None:
+    found = aggregation(aggregation_text('since = "2026-11-24T12:00:00Z"')).definition
+
+    assert json.loads(found) == json.loads(PLAIN) | {"since": "2026-11-24T12:00:00Z"}
+    assert '"remove": "ignore", "since": "2026-11-24T12:00:00Z", "source": "Order_by_item"' in found
+
+
+def test_since_in_another_offset__means_the_same() -> None:
+    spellings = [
+        '"2026-11-24T12:00:00Z"',
+        '"2026-11-24t14:00:00+02:00"',
+        "2026-11-24T12:00:00Z",
+        "2026-11-24 07:00:00-05:00",
+    ]
+
+    found = {aggregation(aggregation_text(f"since = {spelling}")).definition for spelling in spellings}
+
+    assert len(found) == 1
 
 
 def test_another_source__makes_another_description() -> None:
@@ -635,7 +686,9 @@ def _toml(value: object) -> str:
 @pytest.mark.filterwarnings("ignore:deprecated string literal syntax:PendingDeprecationWarning")
 @given(
     st.dictionaries(
-        st.sampled_from(["name", "table", "partition_key", "sort_key", "sum", "count", "where", "remove", "other"]),
+        st.sampled_from(
+            ["name", "table", "partition_key", "sort_key", "sum", "count", "where", "remove", "since", "other"]
+        ),
         VALUES,
     )
 )

@@ -4,6 +4,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -16,7 +17,10 @@ from tests.definition_texts import aggregation_text, definitions
 from tests.postings import postings, transaction, transactions
 from tests.records import CREATED_AT, DAY, STREAM_ARN, STREAM_LABEL, insert, modify, order, remove, validated
 from worker.ledger import (
+    BACKFILL_PAGE,
+    DEFINITION_PAGE,
     MAX_RECEIPTS_PER_ACTION,
+    REPAIR_PAGE_PREFIX,
     Aggregate,
     Posting,
     Row,
@@ -24,6 +28,7 @@ from worker.ledger import (
     Transaction,
     aggregate_name,
     expiry,
+    is_stream_page,
     pack,
     page_name,
     plan,
@@ -31,6 +36,7 @@ from worker.ledger import (
     receipt_name,
     receipt_value,
     row_changes,
+    starting_value_items,
     transact_items,
 )
 from worker.numbers import fits
@@ -219,6 +225,16 @@ def test_aggregations_of_two_tables__have_rows_of_their_own() -> None:
     assert first.aggregate.row is not second.aggregate.row
 
 
+@given(st.integers(0, 253_402_300_799), st.text())
+def test_pages_of_a_stream__sort_before_all_others_and_are_told_apart(second: int, label: str) -> None:
+    page = page_name(second, label)
+
+    assert is_stream_page(page)
+    for other in (BACKFILL_PAGE, DEFINITION_PAGE, REPAIR_PAGE_PREFIX + "000001"):
+        assert not is_stream_page(other)
+        assert page < other
+
+
 # --- Transactions ---------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +267,28 @@ def test_transaction_of_one_record__is_a_receipt_and_an_add() -> None:
             "ExpressionAttributeValues": {":0": {"N": "2.50"}},
         }
     }
+
+
+def test_starting_value__is_a_page_of_its_own_that_never_expires() -> None:
+    (planned,) = plan([replace(transaction(insert())[0].postings[0], page=BACKFILL_PAGE, receipt="since yesterday")])[0]
+
+    page, total = starting_value_items(planned, "ledger", 2_000_000_000)
+
+    assert page == {
+        "Update": {
+            "TableName": "ledger",
+            "Key": {
+                "aggregate": {"S": 'item_count_by_date#["item123","2024-07-15"]'},
+                "page": {"S": "backfill"},
+            },
+            "UpdateExpression": "SET #receipt = :receipt",
+            "ConditionExpression": "attribute_not_exists(#aggregate)",
+            "ExpressionAttributeNames": {"#receipt": "since yesterday", "#aggregate": "aggregate"},
+            "ExpressionAttributeValues": {":receipt": {"N": "10"}},
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+    }
+    assert total == transact_items(transaction(insert()), "ledger", 0)[-1]
 
 
 def test_records_of_one_aggregate_and_second__share_one_page_and_one_add() -> None:

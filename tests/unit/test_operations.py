@@ -4,22 +4,25 @@ import argparse
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
+from tests.definition_texts import SOURCE, aggregation_text
 from worker.definitions import load_definitions
 from worker.deployment import STACK_NAME, Output
 from worker.operations import resources as resources_module
 from worker.operations.cli import build_parser, main
 from worker.operations.errors import CommandError
-from worker.operations.explain import Explanation, receipts_of
+from worker.operations.explain import Explanation, Receipt, receipts_of
 from worker.operations.letters import trusted_until
 from worker.operations.output import duration
 from worker.operations.resources import Resources
 from worker.operations.status import facts_of
 from worker.operations.stream_range import StreamRangeError, read_range
+from worker.operations.verify import canary_item, expectations_of
 from worker.verification import example_item, put_item_command, query_command
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -288,6 +291,35 @@ def test_verdict__tells_drift_from_expired_receipts(
     assert verdict in told.verdict()
 
 
+def test_backfill_and_repair_receipts__are_shown_as_such_in_order() -> None:
+    aggregate = {"aggregate": {"S": "item_count_by_date#…"}}
+    pages: list[dict[str, Any]] = [
+        aggregate | {"page": {"S": "2026-01-02T03:04:05Z|label"}, "12.ab": {"N": "1"}, "9.cd": {"N": "2"}},
+        aggregate | {"page": {"S": "2026-01-04T03:04:05Z|label"}, "13.ab": {"N": "3"}},
+        aggregate | {"page": {"S": "backfill"}, "since 2026-01-02T00:00:00Z": {"N": "40"}},
+        aggregate | {"page": {"S": "repair|000001"}, "2026-01-03T00:00:00Z|a1b2": {"N": "-5"}},
+    ]
+
+    receipts = sorted(receipts_of(pages), key=Receipt.order)
+
+    assert [(receipt.time, receipt.described(), int(*receipt.amounts)) for receipt in receipts] == [
+        ("2026-01-02T00:00:00Z", "backfill: what the source held when the aggregation began (since)", 40),
+        ("2026-01-02T03:04:05Z", "9", 2),
+        ("2026-01-02T03:04:05Z", "12", 1),
+        ("2026-01-03T00:00:00Z", "repair a1b2", -5),
+        ("2026-01-04T03:04:05Z", "13", 3),
+    ]
+
+
+def test_backfill_from_the_streams_beginning__says_so() -> None:
+    (receipt,) = receipts_of([{"page": {"S": "backfill"}, "stream 2026-01-02T00:00:00.000": {"N": "40"}}])
+
+    assert (receipt.time, receipt.described()) == (
+        "2026-01-02T00:00:00.000",
+        "backfill: what the source held when the stream began",
+    )
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (59, "59 s"), (61, "1 min"), (7_200, "2 h"), (90_000, "1 d"), (-61, "-1 min")]
 )
@@ -304,6 +336,10 @@ def test_duration__is_in_its_largest_unit(seconds: int, text: str) -> None:
         ["replay", "--sequence-number", "x"],
         ["local", "--port", "0"],
         ["explain", "table"],
+        ["backfill", "--catch-up-until", "yesterday"],
+        ["backfill", "--catch-up-until", "2026-11-24T12:00:00"],
+        ["backfill", "--segments", "0"],
+        ["backfill", "--rate", "-1"],
         ["no-such-command"],
         [],
     ],
@@ -325,6 +361,19 @@ def test_explain_with_the_wrong_number_of_keys__is_one_clear_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize(("since", "expected"), [("2000-01-01T00:00:00Z", 1), ("9000-01-01T00:00:00Z", 0)])
+def test_canary__is_not_expected_in_an_aggregation_that_begins_later(
+    since: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "aggregations.toml"
+    file.write_text(SOURCE + aggregation_text(f'since = "{since}"') + aggregation_text(name="other", table="other"))
+    resources, _ = resources_with({}, {"get_item": {}}, monkeypatch, "--definitions", str(file))
+
+    expectations = expectations_of(resources, canary_item(resources))
+
+    assert len(expectations) == expected + 1
 
 
 def test_example__is_counted_by_the_reference_definitions() -> None:

@@ -1,13 +1,19 @@
 """How a stream's shards are found and read."""
 
 import logging
+import time
 from typing import Any
 
 import pytest
 
 from tests.stream_fakes import STREAM_ARN, FakeShard, FakeStreamsClient, get_records_record
-from worker.local.mapping_settings import StartingPosition
-from worker.local.stream_shards import Shard, StreamShards
+from worker.reconciliation.stream_shards import (
+    IncompleteDescriptionError,
+    Shard,
+    StartingPosition,
+    StreamShards,
+    TrimmedError,
+)
 
 
 def shards_of(client: FakeStreamsClient, start: StartingPosition = "TRIM_HORIZON") -> StreamShards:
@@ -180,3 +186,143 @@ def test_records_trimmed_before_they_were_read__reading_goes_on_with_the_oldest_
     with caplog.at_level(logging.WARNING):
         assert (read_numbers(shard), read_numbers(shard)) == ([], [4, 5])
     assert "records that were not read yet have left the stream" in caplog.text
+
+
+def strict_shards_of(client: FakeStreamsClient, start: StartingPosition = "TRIM_HORIZON") -> StreamShards:
+    typed: Any = client
+    return StreamShards(typed, STREAM_ARN, start, refuse_trimmed=True)
+
+
+@pytest.mark.parametrize("expired", [True, False])
+def test_records_trimmed_before_they_were_read__refused_where_none_may_be_missed(expired: bool) -> None:
+    source = FakeShard("only").put(*(get_records_record(number) for number in range(1, 6)))
+    client = FakeStreamsClient(source)
+    (shard,) = strict_shards_of(client).readable()
+    assert read_numbers(shard, 1) == [1]
+
+    source.trimmed = 3
+    if expired:
+        client.expire_iterators()
+
+    with pytest.raises(TrimmedError, match="only"):
+        read_numbers(shard)
+
+
+def test_records_trimmed_before_the_first_answer__horizon_is_where_the_oldest_is_left() -> None:
+    source = FakeShard("only").put(*(get_records_record(number) for number in range(1, 6)))
+    (shard,) = strict_shards_of(FakeStreamsClient(source)).readable()
+
+    source.trimmed = 3
+
+    assert (read_numbers(shard), read_numbers(shard)) == ([], [4, 5])
+
+
+def test_child_trimmed_before_its_first_answer__refused_where_none_may_be_missed() -> None:
+    child = FakeShard("child", "parent").put(get_records_record(1), get_records_record(2))
+    client = FakeStreamsClient(FakeShard("parent", closed=True), child)
+    shards = strict_shards_of(client)
+    shards.finish(shards.readable()[0])
+    (shard,) = shards.readable()
+
+    child.trimmed = 1
+
+    with pytest.raises(TrimmedError):
+        read_numbers(shard)
+
+
+def test_latest_expired_before_any_record__position_is_lost_and_that_is_refused() -> None:
+    client = FakeStreamsClient(FakeShard("only"))
+    (shard,) = strict_shards_of(client, "LATEST").readable()
+    assert read_numbers(shard) == []
+
+    client.expire_iterators()
+
+    with pytest.raises(TrimmedError, match="its position is lost"):
+        read_numbers(shard)
+
+
+def test_latest_expired_behind_a_record__reading_goes_on_there() -> None:
+    source = FakeShard("only")
+    client = FakeStreamsClient(source)
+    (shard,) = strict_shards_of(client, "LATEST").readable()
+    source.put(get_records_record(1))
+    assert read_numbers(shard) == [1]
+    source.put(get_records_record(2))
+
+    client.expire_iterators()
+
+    assert (read_numbers(shard), read_numbers(shard)) == ([], [2])
+
+
+def test_shard_gone_before_it_was_read__refused_where_none_may_be_missed() -> None:
+    client = FakeStreamsClient(FakeShard("parent"), FakeShard("child", "parent", closed=True))
+    shards = strict_shards_of(client)
+    assert ids(shards) == ["parent"]
+
+    del client.shards["child"]
+
+    with pytest.raises(TrimmedError, match="child"):
+        shards.readable(describe=True)
+
+
+def test_parent_listed_later_than_its_child__child_waits_for_it() -> None:
+    client = FakeStreamsClient(FakeShard("root"))
+    shards = strict_shards_of(client)
+    assert ids(shards) == ["root"]
+
+    client.add(FakeShard("grandchild", "child"))
+
+    assert [shard.shard_id for shard in shards.readable(describe=True)] == ["root"]
+    assert shards.successors_known_at is None
+    client.add(FakeShard("child", "root"))
+    root = shards.readable(describe=True)[0]
+    shards.finish(root)
+    (child,) = shards.readable()
+    shards.finish(child)
+    assert ids(shards) == ["grandchild"]
+
+
+def test_parent_listed_after_its_child_was_read__refused_since_the_order_is_lost() -> None:
+    client = FakeStreamsClient(FakeShard("child", "parent"))
+    shards = strict_shards_of(client)
+    assert ids(shards) == ["child"]
+
+    client.add(FakeShard("parent", closed=True))
+
+    with pytest.raises(IncompleteDescriptionError, match="parent"):
+        shards.readable(describe=True)
+
+
+def test_successors__known_once_every_closed_shard_has_one() -> None:
+    client = FakeStreamsClient(FakeShard("closed", closed=True), status="ENABLED")
+    shards = strict_shards_of(client)
+    shards.readable()
+    assert shards.successors_known_at is None
+
+    client.add(FakeShard("next", "closed"))
+    before = time.monotonic()
+    shards.readable(describe=True)
+
+    assert shards.successors_known_at is not None
+    assert before <= shards.successors_known_at <= time.monotonic()
+
+
+def test_successors_after_a_shard_is_finished__unknown_until_the_next_description() -> None:
+    client = FakeStreamsClient(FakeShard("closed", closed=True), FakeShard("next", "closed"), status="ENABLED")
+    shards = strict_shards_of(client)
+    (closed,) = shards.readable()
+    assert shards.successors_known_at is not None
+
+    shards.finish(closed)
+
+    assert shards.successors_known_at is None
+    assert ids(shards) == ["next"]
+    assert shards.successors_known_at is not None
+
+
+def test_successors_of_a_disabled_stream__there_are_none() -> None:
+    shards = strict_shards_of(FakeStreamsClient(FakeShard("closed", closed=True), status="DISABLED"))
+
+    shards.readable()
+
+    assert shards.successors_known_at is not None

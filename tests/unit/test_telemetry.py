@@ -10,7 +10,7 @@ from worker.telemetry import NAMESPACE, Metric, emit, new_logger, new_metrics
 # The names that alarms, the dashboard and the runbooks rely on.
 NAMES = [
     *("RecordsReceived", "RecordsApplied", "RecordsDuplicate", "RecordsNotCounted", "RecordsParked", "RecordsRetried"),
-    *("TransactionsCommitted", "TransactionConflicts", "ApplyLag"),
+    *("TransactionsCommitted", "TransactionConflicts", "ApplyLag", "AggregateDrift"),
 ]
 
 

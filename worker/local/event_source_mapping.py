@@ -27,7 +27,7 @@ from worker.local.filter_criteria import FilterPattern, is_delivered
 from worker.local.local_function import Handler, LocalFunction
 from worker.local.mapping_settings import MappingSettings
 from worker.local.on_failure_destination import OnFailureDestination
-from worker.local.stream_shards import Shard, StreamShards
+from worker.reconciliation.stream_shards import Shard, StreamShards
 from worker.stream import from_get_records
 
 if TYPE_CHECKING:

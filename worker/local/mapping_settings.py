@@ -5,11 +5,10 @@ Sources: "Lambda parameters for Amazon DynamoDB event source mappings", AWS Lamb
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from worker.local.filter_criteria import FilterPattern
-
-StartingPosition = Literal["TRIM_HORIZON", "LATEST"]
+from worker.reconciliation.stream_shards import StartingPosition
 
 # A stream keeps its records for 24 hours, so nothing older is ever delivered.
 STREAM_RETENTION_SECONDS = 24 * 60 * 60

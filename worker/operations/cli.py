@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,17 @@ def build_parser() -> argparse.ArgumentParser:
         prog="aggregator", description="Exact running totals from a DynamoDB stream: try, operate, repair."
     )
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_local, _add_dead_letters, _add_replay, _add_explain, _add_verify, _add_status):
+    for add in (
+        _add_demo,
+        _add_local,
+        _add_dead_letters,
+        _add_replay,
+        _add_explain,
+        _add_backfill,
+        _add_reconcile,
+        _add_verify,
+        _add_status,
+    ):
         add(commands)
     return parser
 
@@ -123,12 +134,88 @@ def _add_explain(commands: "_Commands") -> None:
     explain = commands.add_parser(
         "explain",
         help="show which records made a total",
-        description="Prints the receipts of one row in order, their sum, and the stored total beside it.",
+        description="Prints the receipts of one row in order (records, a backfill, repairs), their sum, and the stored "
+        "total beside it.",
     )
     explain.add_argument("table", metavar="TABLE", help="the target table")
     explain.add_argument("keys", metavar="KEY", nargs="+", help="the row's partition key, and its sort key if any")
     resources.add_options(explain)
     explain.set_defaults(run=_explain)
+
+
+def _add_backfill(commands: "_Commands") -> None:
+    backfill = commands.add_parser(
+        "backfill",
+        help="add what the source table held before the worker's first record",
+        description="Adds what the source table held when its stream began, or at an aggregation's since, to the "
+        "totals, exactly once, while the table is written to and the worker runs. Needs every record since then in the "
+        "stream (24 hours). Safe to interrupt, to repeat, and to run twice at once.",
+    )
+    backfill.add_argument(
+        "names", metavar="AGGREGATION", nargs="*", help="only these (default: all that are not finished)"
+    )
+    backfill.add_argument(
+        "--segments", type=_positive(int), default=4, metavar="N", help="parallel readers of the table (default: 4)"
+    )
+    backfill.add_argument("--rate", type=_positive(float), metavar="RCU", help="read units a second, at most")
+    backfill.add_argument(
+        "--export", metavar="s3://BUCKET/PREFIX", help="read a table export (DynamoDB JSON) in place of the table"
+    )
+    backfill.add_argument(
+        "--state", type=Path, metavar="FILE", help="where a killed run goes on (default: a file in your cache folder)"
+    )
+    backfill.add_argument("--dry-run", action="store_true", help="do all but write, and say what would be added")
+    backfill.add_argument(
+        "--catch-up-until",
+        type=_moment,
+        metavar="TIME",
+        help="post records created until then here too, because workers without the aggregation may have handled them: "
+        "needed where such workers came back (default: ten minutes after the first worker with it started)",
+    )
+    resources.add_options(backfill)
+    backfill.set_defaults(run=_backfill)
+
+
+def _add_reconcile(commands: "_Commands") -> None:
+    reconcile = commands.add_parser(
+        "reconcile",
+        help="compare every total with the source, and correct what differs",
+        description="Recomputes every total from the source table while it is written to, and lists those that differ: "
+        "drift is a difference that no record on its way accounts for. With --repair each is corrected, with a receipt "
+        "that explain shows. Exit status 0 only if every total is right by now.",
+    )
+    reconcile.add_argument("names", metavar="AGGREGATION", nargs="*", help="only these (default: all)")
+    reconcile.add_argument("--repair", action="store_true", help="correct what drifts")
+    reconcile.add_argument(
+        "--nothing-removed",
+        action="store_true",
+        help="no item was ever removed: compare aggregations that keep what removed items contributed, too",
+    )
+    reconcile.add_argument(
+        "--patience",
+        type=_positive(float),
+        default=60.0,
+        metavar="SECONDS",
+        help="how long a difference must stay the same to be drift (default: 60)",
+    )
+    reconcile.add_argument(
+        "--segments", type=_positive(int), default=4, metavar="N", help="parallel readers of the table (default: 4)"
+    )
+    reconcile.add_argument("--rate", type=_positive(float), metavar="RCU", help="read units a second, at most")
+    reconcile.add_argument(
+        "--export", metavar="s3://BUCKET/PREFIX", help="read a table export (DynamoDB JSON) in place of the table"
+    )
+    reconcile.add_argument("--csv", action="store_true", help="CSV on standard output: a line for each measure")
+    reconcile.add_argument("--no-metric", action="store_true", help="leave out the metric AggregateDrift")
+    reconcile.add_argument(
+        "--stream-lag",
+        type=_positive(float),
+        default=10.0,
+        metavar="SECONDS",
+        help="how long a record may take to appear in the stream (default: 10)",
+    )
+    resources.add_options(reconcile)
+    reconcile.set_defaults(run=_reconcile)
 
 
 def _add_verify(commands: "_Commands") -> None:
@@ -160,6 +247,17 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 65_535):
         raise argparse.ArgumentTypeError(f"{text!r} is no port from 1 to 65535")
     return int(text)
+
+
+def _moment(text: str) -> int:
+    """Epoch seconds."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = datetime.min  # noqa: DTZ901 - refused below, as one without an offset
+    if moment.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time with an offset, such as 2026-11-24T12:00:00Z")
+    return int(moment.timestamp())
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -216,6 +314,38 @@ def _explain(options: argparse.Namespace) -> int:
     from worker.operations.explain import explain
 
     return explain(resources.Resources.of(options), options.table, options.keys, as_json=options.json)
+
+
+def _backfill(options: argparse.Namespace) -> int:
+    from worker.operations.backfill import Request, backfill
+
+    request = Request(
+        tuple(options.names),
+        options.segments,
+        options.rate,
+        options.export,
+        options.state,
+        options.dry_run,
+        options.catch_up_until,
+    )
+    return backfill(resources.Resources.of(options), request, as_json=options.json)
+
+
+def _reconcile(options: argparse.Namespace) -> int:
+    from worker.operations.reconcile import Request, reconcile
+
+    request = Request(
+        tuple(options.names),
+        repair=options.repair,
+        nothing_removed=options.nothing_removed,
+        patience=options.patience,
+        segments=options.segments,
+        rate=options.rate,
+        export=options.export,
+        metric=not options.no_metric,
+        stream_lag=options.stream_lag,
+    )
+    return reconcile(resources.Resources.of(options), request, as_json=options.json, as_csv=options.csv)
 
 
 def _verify(options: argparse.Namespace) -> int:

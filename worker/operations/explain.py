@@ -1,19 +1,37 @@
-"""`aggregator explain`: which records made a total, from the ledger's receipts."""
+"""`aggregator explain`: what made a total, from the ledger's receipts: records, a backfill, repairs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from enum import StrEnum
 from functools import reduce
 from typing import Any
 
 from worker.aggregations import Aggregation, Definitions, Group, KeyType
 from worker.definition_guard import RECORDED_AT
-from worker.ledger import AGGREGATE_KEY, DEFINITION_PAGE, EXPIRES_AT, PAGE_KEY, aggregate_name, read_receipt
+from worker.ledger import (
+    AGGREGATE_KEY,
+    BACKFILL_PAGE,
+    DEFINITION_PAGE,
+    NO_RECEIPTS,
+    PAGE_KEY,
+    REPAIR_PAGE_PREFIX,
+    aggregate_name,
+    read_receipt,
+)
 from worker.numbers import EXACT, canonical_text, parse_number
 from worker.operations.errors import CommandError
 from worker.operations.output import console, print_json, print_table
 from worker.operations.resources import Resources
+
+
+class ReceiptKind(StrEnum):
+    """What a receipt stands for."""
+
+    BACKFILL = "backfill"  # what the source held when the stream began, or at the aggregation's `since`
+    RECORD = "record"  # one stream record
+    REPAIR = "repair"  # a correction by `aggregator reconcile --repair`
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +39,35 @@ class Receipt:
     """One receipt of an aggregate.
 
     Attributes:
-        second: the record's creation, as its page says.
-        stream: the stream's label.
+        time: the record's creation, as its page says; the moment that a backfill added up; when a repair was made.
+        stream: the stream's label, of a record.
+        name: the record's sequence number; what a backfill's moment is, `stream` (its beginning) or `since`; the
+            repair's run.
         amounts: the contribution, in the order of the measures' names.
     """
 
-    second: str
+    kind: ReceiptKind
+    time: str
     stream: str
-    sequence_number: str
+    name: str
     amounts: tuple[Decimal, ...]
+
+    def described(self) -> str:
+        """What stands in the table beside the time."""
+        if self.kind is ReceiptKind.BACKFILL:
+            moment = "the stream began" if self.name == "stream" else "the aggregation began (since)"
+            return f"backfill: what the source held when {moment}"
+        return self.name if self.kind is ReceiptKind.RECORD else f"repair {self.name}"
+
+    def order(self) -> tuple[bool, str, ReceiptKind, int]:
+        """The starting value first, then as time went; a shard's records as they were written."""
+        is_record = self.kind is ReceiptKind.RECORD
+        return (
+            self.kind is not ReceiptKind.BACKFILL,
+            self.time,
+            self.kind,
+            int(self.name) if is_record else 0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +142,7 @@ def explanations_of(resources: Resources, table: str, keys: Sequence[str], now: 
         yield Explanation(
             aggregation,
             group,
-            tuple(sorted(receipts_of(pages), key=lambda receipt: (receipt.second, int(receipt.sequence_number)))),
+            tuple(sorted(receipts_of(pages), key=Receipt.order)),
             None if row is None else tuple(_amount(row, measure.name) for measure in aggregation.measures),
             _may_have_expired(resources, aggregation, now),
         )
@@ -113,10 +151,21 @@ def explanations_of(resources: Resources, table: str, keys: Sequence[str], now: 
 def receipts_of(pages: Iterable[Mapping[str, Any]]) -> Iterator[Receipt]:
     """The receipts on ledger pages."""
     for page in pages:
-        second, _, stream = page[PAGE_KEY]["S"].partition("|")
         for name, value in page.items():
-            if name not in (AGGREGATE_KEY, PAGE_KEY, EXPIRES_AT):
-                yield Receipt(second, stream, name.partition(".")[0], read_receipt(value))
+            if name not in NO_RECEIPTS:
+                yield _receipt(page[PAGE_KEY]["S"], name, read_receipt(value))
+
+
+def _receipt(page: str, name: str, amounts: tuple[Decimal, ...]) -> Receipt:
+    """A receipt from the names of its page and its attribute."""
+    if page == BACKFILL_PAGE:
+        moment, _, time = name.partition(" ")
+        return Receipt(ReceiptKind.BACKFILL, time, "", moment, amounts)
+    if page.startswith(REPAIR_PAGE_PREFIX):
+        time, _, run = name.partition("|")
+        return Receipt(ReceiptKind.REPAIR, time, "", run, amounts)
+    time, _, stream = page.partition("|")
+    return Receipt(ReceiptKind.RECORD, time, stream, name.partition(".")[0], amounts)
 
 
 def _aggregations_of(definitions: Definitions, table: str) -> list[Aggregation]:
@@ -179,12 +228,7 @@ def _as_json(explanation: Explanation) -> dict[str, Any]:
         "aggregation": explanation.aggregation.name,
         "group": list(explanation.group),
         "receipts": [
-            {
-                "time": receipt.second,
-                "sequenceNumber": receipt.sequence_number,
-                "stream": receipt.stream,
-                "contribution": by_measure(receipt.amounts),
-            }
+            _receipt_as_json(receipt) | {"contribution": by_measure(receipt.amounts)}
             for receipt in explanation.receipts
         ],
         "sum": by_measure(explanation.sum),
@@ -194,15 +238,21 @@ def _as_json(explanation: Explanation) -> dict[str, Any]:
     }
 
 
+def _receipt_as_json(receipt: Receipt) -> dict[str, str]:
+    facts = {"kind": receipt.kind.value, "time": receipt.time}
+    if receipt.kind is ReceiptKind.RECORD:
+        return facts | {"sequenceNumber": receipt.name, "stream": receipt.stream}
+    return facts | ({"run": receipt.name} if receipt.kind is ReceiptKind.REPAIR else {"begins": receipt.name})
+
+
 def _print(explanation: Explanation) -> None:
     measures = [measure.name for measure in explanation.aggregation.measures]
     rows: list[tuple[str, ...]] = [
-        (receipt.second, receipt.sequence_number, *map(canonical_text, receipt.amounts))
-        for receipt in explanation.receipts
+        (receipt.time, receipt.described(), *map(canonical_text, receipt.amounts)) for receipt in explanation.receipts
     ]
     rows.append(("", "sum of the receipts", *map(canonical_text, explanation.sum)))
     total = explanation.total
     rows.append(("", "stored total", *(["no row"] * len(measures) if total is None else map(canonical_text, total))))
     title = f"{explanation.aggregation.name}: {', '.join(explanation.group)}"
-    print_table(title, ("time", "sequence number", *measures), rows)
+    print_table(title, ("time", "receipt of", *measures), rows)
     console().print(explanation.verdict())

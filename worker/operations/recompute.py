@@ -54,12 +54,18 @@ def scan(client: "DynamoDBClient", table: str) -> Iterator[Image]:
 
 
 def stored_totals(client: "DynamoDBClient", aggregation: Aggregation) -> dict[Group, tuple[Decimal, ...]]:
-    """An aggregation's totals as they stand in its table; rows that hold none of its measures are left out."""
+    """An aggregation's totals as they stand in its table.
+
+    Rows that hold none of its measures are left out, and those under another prefix: they are of an aggregation that
+    shares the table, maybe with measures of the same names.
+    """
     found = {}
     for row in scan(client, aggregation.table):
         if not any(measure.name in row for measure in aggregation.measures):
             continue
         group = tuple(row[key.name][key.type.value] for key in aggregation.keys)
+        if not all(text.startswith(key.prefix) for key, text in zip(aggregation.keys, group, strict=True)):
+            continue
         found[group] = tuple(
             Decimal(row[measure.name]["N"]) if measure.name in row else Decimal(0) for measure in aggregation.measures
         )

@@ -84,7 +84,7 @@ def _dead_letters(resources: Resources) -> list[Fact]:
 
 def _metrics(resources: Resources, now: datetime) -> list[Fact]:
     function = {"Name": "FunctionName", "Value": resources.function}
-    service = {"Name": "service", "Value": _service(resources)}
+    service = {"Name": "service", "Value": service_of(resources)}
     counted = (Metric.RECORDS_APPLIED, Metric.RECORDS_DUPLICATE, Metric.RECORDS_PARKED)
     queries: list[dict[str, Any]] = [_query("age", "AWS/Lambda", "IteratorAge", [function], "Maximum")]
     queries += [_query(metric.name.lower(), NAMESPACE, metric.value, [service], "Sum") for metric in counted]
@@ -115,7 +115,7 @@ def _query(name: str, namespace: str, metric: str, dimensions: list[dict[str, st
     }
 
 
-def _service(resources: Resources) -> str:
+def service_of(resources: Resources) -> str:
     """The dimension under which this deployment's metrics stand: what the function's environment says."""
     try:
         configuration = resources.client("lambda").get_function_configuration(FunctionName=resources.function)

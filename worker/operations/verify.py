@@ -1,7 +1,8 @@
 """`aggregator verify`: puts a canary order through a running deployment and waits for its total.
 
-The canary has source keys and group values of its own, so that it touches nobody's totals, and everything it leaves
-behind is removed: the order, the rows of its totals, and its receipts.
+The canary has source keys and group values of its own, so that it touches nobody's totals, and it is removed again: the
+order, and the rows of its totals. Its receipts stay until they expire as all do, so that whoever reads the stream again
+does not count it anew.
 """
 
 import time
@@ -14,10 +15,10 @@ from typing import Any
 
 from worker.aggregations import Aggregation, Group, KeyType, RemovePolicy
 from worker.attribute_paths import Image, MalformedValueError
-from worker.ledger import AGGREGATE_KEY, PAGE_KEY, aggregate_name
 from worker.operations.errors import CommandError
 from worker.operations.output import console, print_json
 from worker.operations.resources import Resources
+from worker.reconciliation.canary import CANARY_NUMBER, CANARY_TEXT
 from worker.verification import example_item
 
 _POLL_SECONDS = 0.1
@@ -97,27 +98,13 @@ class Verification:
                 self._await(expectation, (Decimal(0),) * len(expectation.amounts), deleted)
         for expectation in expectations:
             dynamodb.delete_item(TableName=expectation.aggregation.table, Key=expectation.key())
-            self._delete_receipts(aggregate_name(expectation.aggregation.name, expectation.group))
-
-    def _delete_receipts(self, name: str) -> None:
-        dynamodb = self.resources.dynamodb
-        pages = dynamodb.query(
-            TableName=self.resources.ledger_table,
-            KeyConditionExpression="#aggregate = :name",
-            ExpressionAttributeNames={"#aggregate": AGGREGATE_KEY},
-            ExpressionAttributeValues={":name": {"S": name}},
-            ConsistentRead=True,
-        )["Items"]
-        for page in pages:
-            key = {AGGREGATE_KEY: page[AGGREGATE_KEY], PAGE_KEY: page[PAGE_KEY]}
-            dynamodb.delete_item(TableName=self.resources.ledger_table, Key=key)
 
 
 def canary_item(resources: Resources) -> dict[str, Any]:
     """The example item with keys and groups that nobody else has."""
     item = example_item(resources.definitions)
     mark = uuid.uuid4()
-    text, number = f"aggregator-verify-{mark.hex[:12]}", str(-(10**30) - mark.int % 10**12)
+    text, number = f"{CANARY_TEXT}{mark.hex[:12]}", str(CANARY_NUMBER - mark.int % 10**12)
     # A date before all business: totals by day alone must be the canary's own, too.
     moment = datetime(1000, 1, 1, tzinfo=UTC) + timedelta(minutes=mark.int % (800 * 365 * 1440))
     dates = {
@@ -152,14 +139,15 @@ def expectations_of(resources: Resources, canary: Image) -> list[Expectation]:
             value = aggregation.value(canary)
         except MalformedValueError as error:
             raise CommandError(f"no canary can be made for {aggregation.name}: {error}") from error
-        if value is not None and any(value[1]):
+        begins_later = aggregation.since is not None and aggregation.since > time.time()
+        if value is not None and any(value[1]) and not begins_later:
             expectation = Expectation(aggregation, *value)
             found = resources.dynamodb.get_item(TableName=aggregation.table, Key=expectation.key(), ConsistentRead=True)
             if "Item" in found:
                 raise CommandError(f"{aggregation.table} has a row {', '.join(value[0])} already; run it again")
             expectations.append(expectation)
     if not expectations:
-        raise CommandError("no aggregation counts the canary order: each has a where that excludes it")
+        raise CommandError("no aggregation counts the canary order: each has a where that excludes it, or begins later")
     return expectations
 
 

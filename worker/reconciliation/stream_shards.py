@@ -1,14 +1,15 @@
 """Reads a DynamoDB stream: its shards, parents before children, page by page through `GetRecords`.
 
-Source: "Change data capture for DynamoDB Streams", Amazon DynamoDB developer guide. Knows nothing of batches or
-functions.
+Source: "Change data capture for DynamoDB Streams", Amazon DynamoDB developer guide. Knows nothing of batches,
+functions or aggregations.
 """
 
 import logging
 import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
-
-from worker.local.mapping_settings import StartingPosition
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodbstreams.client import DynamoDBStreamsClient
@@ -16,23 +17,61 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+StartingPosition = Literal["TRIM_HORIZON", "LATEST"]
+
 # A new shard shows when its parent ends, and then it is looked for at once; this is for one that shows otherwise.
 _DESCRIBE_EVERY_SECONDS = 5.0
 # Most records of one GetRecords page (API reference).
 MAX_PAGE_RECORDS = 1000
 
 
+class TrimmedError(Exception):
+    """Records that were to be read have left the stream (it keeps them for 24 hours)."""
+
+
+class IncompleteDescriptionError(Exception):
+    """The stream's description left out a shard whose child has been read by now; reading must begin again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One answer of `GetRecords`.
+
+    Attributes:
+        records: as the API returns them; none is no end.
+        asked_at: when the request began, by `time.monotonic`.
+        server_time: the service's own clock as it answered, in epoch seconds; `None` if the answer does not say.
+    """
+
+    records: list[dict[str, Any]]
+    asked_at: float
+    server_time: float | None
+
+
 class Shard:
-    """One shard and how far it has been read."""
+    """One shard and how far it has been read.
+
+    With `refuse_trimmed` records that cannot be read any more raise `TrimmedError`; otherwise reading goes on with the
+    oldest that is left. At its first answer a shard `at_horizon` may begin with whatever is the oldest by then.
+    """
 
     def __init__(
-        self, client: "DynamoDBStreamsClient", stream_arn: str, shard_id: str, start: StartingPosition
+        self,
+        client: "DynamoDBStreamsClient",
+        stream_arn: str,
+        shard_id: str,
+        start: StartingPosition,
+        *,
+        refuse_trimmed: bool = False,
+        at_horizon: bool = False,
     ) -> None:
         self.shard_id = shard_id
         self.exhausted = False
         self._client = client
         self._stream_arn = stream_arn
-        self._start: Literal["TRIM_HORIZON", "LATEST"] = start
+        self._start: StartingPosition = start
+        self._refuse_trimmed = refuse_trimmed
+        self._at_horizon = at_horizon
         self._last_sequence_number: str | None = None
         self._iterator = self._new_iterator()
 
@@ -42,18 +81,36 @@ class Shard:
         Sets `exhausted` once the shard is closed and read to its end. An iterator that has expired (after 15 minutes)
         is replaced by one behind the last record read. When the records there have been trimmed, reading goes on with
         the oldest that is left.
+
+        Raises:
+            TrimmedError: records have been trimmed, and the shard refuses that.
+        """
+        page = self.read_page(limit)
+        return [] if page is None else page.records
+
+    def read_page(self, limit: int = MAX_PAGE_RECORDS) -> Page | None:
+        """As `read`; `None` where there was no answer, because the iterator had to be replaced.
+
+        Raises:
+            TrimmedError: records have been trimmed, and the shard refuses that.
         """
         if self.exhausted:
-            return []
+            return None
+        asked_at = time.monotonic()
         try:
             page = self._client.get_records(ShardIterator=self._iterator, Limit=max(1, min(limit, MAX_PAGE_RECORDS)))
         except self._client.exceptions.ExpiredIteratorException:
+            if self._refuse_trimmed and self._last_sequence_number is None and self._start == "LATEST":
+                raise TrimmedError(
+                    f"shard {self.shard_id} was not read for 15 minutes, and its position is lost: begin again"
+                ) from None
             self._iterator = self._new_iterator()
-            return []
+            return None
         except self._client.exceptions.TrimmedDataAccessException:
             self._restart_at_the_horizon()
             self._iterator = self._new_iterator()
-            return []
+            return None
+        self._at_horizon = False
         records: list[dict[str, Any]] = [dict(record) for record in page["Records"]]
         if records:
             self._last_sequence_number = records[-1]["dynamodb"]["SequenceNumber"]
@@ -62,7 +119,7 @@ class Shard:
             self._iterator = next_iterator
         else:
             self.exhausted = True
-        return records
+        return Page(records, asked_at, _server_time(page))
 
     def _new_iterator(self) -> str:
         request: GetShardIteratorInputTypeDef = {
@@ -85,6 +142,8 @@ class Shard:
             return self._client.get_shard_iterator(**request)["ShardIterator"]
 
     def _restart_at_the_horizon(self) -> None:
+        if self._refuse_trimmed and not self._at_horizon:
+            raise TrimmedError(f"shard {self.shard_id}: records that were not read yet have left the stream")
         logger.warning(
             "shard %s: records that were not read yet have left the stream; reading goes on with the oldest left",
             self.shard_id,
@@ -93,35 +152,69 @@ class Shard:
         self._last_sequence_number = None
 
 
+def _server_time(answer: Mapping[str, Any]) -> float | None:
+    """The answer's `Date` header, which has whole seconds."""
+    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    try:
+        return None if date is None else parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None
+
+
 class StreamShards:
     """The shards of a stream that can be read now.
 
-    A shard becomes readable when its parent is finished, or is no longer listed.
+    A shard becomes readable when its parent is finished, or is no longer listed. With `refuse_trimmed` a parent that is
+    not listed can be one that left the stream only at the first look; later it must be one that is still to be listed,
+    since descriptions lag behind.
     """
 
-    def __init__(self, client: "DynamoDBStreamsClient", stream_arn: str, starting_position: StartingPosition) -> None:
+    def __init__(
+        self,
+        client: "DynamoDBStreamsClient",
+        stream_arn: str,
+        starting_position: StartingPosition,
+        *,
+        refuse_trimmed: bool = False,
+    ) -> None:
         self._client = client
         self._stream_arn = stream_arn
         self._starting_position = starting_position
+        self._refuse_trimmed = refuse_trimmed
         self._readable: dict[str, Shard] = {}
         self._finished: set[str] = set()
+        self._unread: set[str] = set()
+        self._taken_as_trimmed: set[str] = set()
         self._described_at: float | None = None
+        self._successors_known_at: float | None = None
         self._stale = True
 
-    def readable(self) -> list[Shard]:
-        """The shards to read from, after a look at the stream's description where one is due.
+    @property
+    def successors_known_at(self) -> float | None:
+        """When the stream was last described whole, by `time.monotonic`; `None` if it has to be described again.
+
+        A description can lag behind: while a shard is closed but the one that follows it is not listed, more must come
+        (the DynamoDB Streams Kinesis adapter, too, asks again then). A disabled stream's last shards have none.
+        """
+        return None if self._stale else self._successors_known_at
+
+    def readable(self, *, describe: bool = False) -> list[Shard]:
+        """The shards to read from, after a look at the stream's description where one is due, or asked for.
 
         Raises:
             botocore.exceptions.ClientError: there is no such stream.
+            TrimmedError: a shard has left the stream before it was read, and that is refused.
+            IncompleteDescriptionError: a shard appears only after its child, and order matters (`refuse_trimmed`).
         """
         now = time.monotonic()
         if (
-            self._stale
+            describe
+            or self._stale
             or self._described_at is None
             or not self._readable
             or now - self._described_at >= _DESCRIBE_EVERY_SECONDS
         ):
-            self._describe(first=self._described_at is None)
+            self._describe(now, first=self._described_at is None)
             self._described_at = now
             self._stale = False
         return list(self._readable.values())
@@ -132,25 +225,56 @@ class StreamShards:
         self._finished.add(shard.shard_id)
         self._stale = True
 
-    def _describe(self, *, first: bool) -> None:
-        listed = self._listed_shards()
+    def _describe(self, now: float, *, first: bool) -> None:
+        listed, enabled = self._listed_shards()
+        closed = {
+            shard_id
+            for shard_id, shard in listed.items()
+            if "EndingSequenceNumber" in shard.get("SequenceNumberRange", {})
+        }
         if first and self._starting_position == "LATEST":
             # Closed shards hold nothing from now on.
-            self._finished = {
-                shard["ShardId"]
-                for shard in listed.values()
-                if "EndingSequenceNumber" in shard.get("SequenceNumberRange", {})
-            }
+            self._finished = set(closed)
+        if self._refuse_trimmed:
+            self._check_description(listed.keys())
         for shard_id, shard in listed.items():
+            if shard_id in self._readable or shard_id in self._finished:
+                continue
             parent = shard.get("ParentShardId")
-            parent_is_done = parent not in listed or parent in self._finished
-            if shard_id in self._readable or shard_id in self._finished or not parent_is_done:
+            if parent is not None and not self._is_done(parent, parent in listed, first=first):
                 continue
             # A shard that appears later holds what came after the start, so all of it counts.
             start = self._starting_position if first else "TRIM_HORIZON"
-            self._readable[shard_id] = Shard(self._client, self._stream_arn, shard_id, start)
+            self._readable[shard_id] = Shard(
+                self._client,
+                self._stream_arn,
+                shard_id,
+                start,
+                refuse_trimmed=self._refuse_trimmed,
+                at_horizon=first and start == "TRIM_HORIZON",
+            )
+        self._unread = listed.keys() - self._finished - self._readable.keys()
+        parents = {shard.get("ParentShardId") for shard in listed.values()}
+        without_child = (closed | (self._finished & listed.keys())) - parents
+        without_parent = {listed[shard_id].get("ParentShardId") for shard_id in self._unread} - listed.keys()
+        self._successors_known_at = None if (enabled and without_child) or without_parent else now
 
-    def _listed_shards(self) -> dict[str, dict[str, Any]]:
+    def _is_done(self, parent: str, listed: bool, *, first: bool) -> bool:
+        if parent in self._finished:
+            return True
+        if listed or (self._refuse_trimmed and not first):
+            return False
+        self._taken_as_trimmed.add(parent)
+        return True
+
+    def _check_description(self, listed: Collection[str]) -> None:
+        if lost := self._unread.difference(listed):
+            raise TrimmedError(f"shard {min(lost)} has left the stream before it was read")
+        if late := self._taken_as_trimmed.intersection(listed):
+            raise IncompleteDescriptionError(f"shard {min(late)} was not listed before its child was read: begin again")
+
+    def _listed_shards(self) -> tuple[dict[str, dict[str, Any]], bool]:
+        """All shards by their id, and whether the stream is enabled (then a closed shard has a successor)."""
         shards: dict[str, dict[str, Any]] = {}
         last_shard_id: str | None = None
         while True:
@@ -163,4 +287,4 @@ class StreamShards:
             shards |= {shard["ShardId"]: dict(shard) for shard in description["Shards"]}
             last_shard_id = description.get("LastEvaluatedShardId")
             if last_shard_id is None:
-                return shards
+                return shards, description.get("StreamStatus") in ("ENABLED", "ENABLING")

@@ -1,0 +1,19 @@
+"""`aggregator backfill` as a process of its own, for a stream that shows a record as soon as it is written.
+
+    python -m tests.integration.backfill_process backfill --state FILE …
+
+DynamoDB Local and ministack do; waiting for a lag that they do not have would only make tests slow.
+"""
+
+import functools
+import sys
+
+from worker.operations import backfill
+from worker.operations.cli import main
+from worker.reconciliation.stream_reader import StreamReader
+
+PromptReader = functools.partial(StreamReader, stream_lag=0.0, empty_pages=1, poll_interval=0.0)
+
+if __name__ == "__main__":
+    setattr(backfill, StreamReader.__name__, PromptReader)
+    sys.exit(main())

@@ -1,0 +1,621 @@
+"""Reconcile and repair of tables that are written to all the time, against DynamoDB Local."""
+
+import base64
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import random
+import threading
+import time
+import uuid
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from botocore.exceptions import ConnectionClosedError
+
+from tests.dynamodb_local import DynamoDBLocal
+from tests.integration.busy_table import (
+    Follower,
+    Orders,
+    Writer,
+    busy,
+    create_without_stream,
+    drift,
+    enable_stream,
+    load,
+)
+from tests.integration.world import ClientWith, World, a_world, side_by_side
+from worker.aggregations import Aggregation, Group
+from worker.definition_guard import check_definitions
+from worker.operations.explain import ReceiptKind, explanations_of
+from worker.operations.recompute import scan
+from worker.operations.resources import Resources
+from worker.reconciliation.backfill import CUT, FINISHED_AT, STARTED_AT, read_marker
+from worker.reconciliation.items import ExportSource, ItemSource, ScanSource
+from worker.reconciliation.reconcile import Reconciliation, Report, Verdict
+from worker.reconciliation.spool import Spool
+from worker.reconciliation.stream_reader import StreamReader
+from worker.stream import from_get_records
+
+DEFINITIONS = """
+[source]
+table = "SOURCE"
+partition_key = "orderid"
+
+[[aggregations]]
+name = "sold"
+table = "TARGET"
+partition_key = { name = "item_number", from = "item_number" }
+sort_key = { name = "order_date", from = "order_date", truncate = "day" }
+sum = { quantity = "quantity" }
+count = "orders"
+remove = "retract"
+
+[[aggregations]]
+name = "ever_sold"
+table = "TARGET-ever"
+partition_key = { name = "item_number", from = "item_number" }
+sum = { quantity = "quantity" }
+"""
+ITEMS, DAYS = 60, 6
+
+
+@dataclass(slots=True)
+class Shop:
+    """A source table that is written to, its totals, and a worker that keeps them."""
+
+    world: World
+    streams: Any
+    source: str
+    stream_arn: str
+    orders: Orders
+    existing: int
+    follower: Follower
+
+    @property
+    def sold(self) -> Aggregation:
+        return self.world.definitions.aggregations[0]
+
+    def writer(self, seed: int, **options: Any) -> Writer:
+        return Writer(self.world.client, self.source, self.orders, self.existing, random.Random(seed), **options)
+
+    def reader(self, start: Any) -> StreamReader:
+        return StreamReader(self.streams, self.stream_arn, start, stream_lag=0.0, empty_pages=1, poll_interval=0.0)
+
+    def reconcile(
+        self,
+        *,
+        letters: Callable[[], Sequence[Any]] | None = None,
+        client: Any = None,
+        items: ItemSource | None = None,
+        patience: float = 0.6,
+        **options: Any,
+    ) -> Report:
+        """One run; it repairs if there are `letters`."""
+        with ThreadPoolExecutor(8) as executor, Spool(None) as spool:
+            return Reconciliation(
+                client=client or self.world.client,
+                definitions=self.world.definitions,
+                aggregations=self.world.definitions.aggregations,
+                ledger_table=self.world.ledger_table,
+                items=items or ScanSource(self.world.client, self.source, segments=2),
+                reader=self.reader("LATEST" if letters is None and items is None else "TRIM_HORIZON"),
+                executor=executor,
+                patience=patience,
+                letters=letters,
+                **options,
+            ).run(spool)
+
+    def repair(self, **options: Any) -> Report:
+        """One run that repairs; nothing waits in the dead-letter queue."""
+        return self.reconcile(letters=list, **options)
+
+    def add_behind_the_workers_back(self, group: Group, quantity: int, orders: int = 0) -> None:
+        self.world.client.update_item(
+            TableName=self.sold.table,
+            Key=key_of(group),
+            UpdateExpression="ADD quantity :quantity, orders :orders",
+            ExpressionAttributeValues={":quantity": {"N": str(quantity)}, ":orders": {"N": str(orders)}},
+        )
+
+    def delete_row(self, group: Group) -> bool:
+        """Whether the row was there and not zero."""
+        row = self.world.client.delete_item(TableName=self.sold.table, Key=key_of(group), ReturnValues="ALL_OLD").get(
+            "Attributes", {}
+        )
+        return any(Decimal(row[name]["N"]) for name in ("quantity", "orders") if name in row)
+
+    def next_record(self) -> dict[str, Any]:
+        """The stream's next record, which the worker does not get."""
+        (record,) = [record for shard in self.follower._shards.readable() for record in shard.read(1000)]
+        return from_get_records(record, self.stream_arn)
+
+    def explained(self, group: Group) -> Any:
+        """What `aggregator explain` says."""
+        resources: Any = Resources(Namespace(), {})
+        resources.__dict__.update(
+            definitions=self.world.definitions,
+            ledger_table=self.world.ledger_table,
+            ledger_retention_days=60,
+            _clients={"dynamodb": self.world.client},
+        )
+        (explanation,) = explanations_of(resources, self.sold.table, group, datetime.now(UTC))
+        return explanation
+
+    def assert_exact(self) -> None:
+        """Of the aggregation whose items tell: every total is the fold of the source; nobody may be writing."""
+        self.follower.drain()
+        assert drift(self.world, self.source, [self.sold]) == {}
+        assert self.world.dead_letters.parked == []
+
+
+def key_of(group: Group) -> dict[str, Any]:
+    return {"item_number": {"S": group[0]}, "order_date": {"S": group[1]}}
+
+
+def groups(report: Report, *verdicts: Verdict) -> set[Group]:
+    """The groups of `sold` that have one of these verdicts."""
+    return {
+        finding.group
+        for finding in report.findings
+        if finding.verdict in verdicts and finding.aggregation.name == "sold"
+    }
+
+
+@pytest.fixture
+def shop(dynamodb_local: DynamoDBLocal) -> Iterator[Shop]:
+    """300 orders, all counted."""
+    with a_shop(dynamodb_local) as shop:
+        yield shop
+
+
+@contextmanager
+def a_shop(server: DynamoDBLocal) -> Iterator[Shop]:
+    client = server.client("dynamodb")
+    source = f"orders-{uuid.uuid4().hex[:12]}"
+    create_without_stream(client, source)
+    stream_arn = enable_stream(client, source)
+    with a_world(client, DEFINITIONS.replace("SOURCE", source)) as world:
+        check_definitions(client, world.ledger_table, world.definitions.aggregations)
+        streams = server.client("dynamodbstreams")
+        follower = Follower(world, streams, stream_arn, world.definitions, pause=0.005)
+        shop = Shop(world, streams, source, stream_arn, Orders(items=ITEMS, days=DAYS), 300, follower)
+        chance = random.Random(7)
+        load(client, source, [shop.orders.order(str(number), chance) for number in range(shop.existing)])
+        follower.drain()
+        yield shop
+    client.delete_table(TableName=source)
+
+
+@pytest.fixture
+def seed() -> int:
+    number = random.randrange(2**32)
+    print(f"seed {number}")
+    return number
+
+
+def plant(shop: Shop, seed: int) -> set[Group]:
+    """100 drifts of three kinds."""
+    chance = random.Random(seed)
+    groups = [(f"item{item}", f"2024-07-{day + 1:02}") for item in range(ITEMS) for day in range(DAYS)]
+    chance.shuffle(groups)
+    candidates = iter(groups)
+    planted: set[Group] = set()
+    for group in itertools.islice(candidates, 50):
+        quantity, orders = chance.choice([(1, 0), (-7, 0), (0, 1), (3, -2), (10**20, 0)])
+        shop.add_behind_the_workers_back(group, quantity, orders)
+        planted.add(group)
+    while len(planted) < 80:
+        group = next(candidates)
+        if shop.delete_row(group):
+            planted.add(group)
+    for number in range(20):
+        group = (f"nobody-ordered-{number}", "2024-07-01")
+        shop.add_behind_the_workers_back(group, 1 + number, 1)
+        planted.add(group)
+    return planted
+
+
+def test_healthy_busy_table__has_no_drift(shop: Shop, seed: int) -> None:
+    with busy(shop.writer(seed), shop.writer(seed + 1), shop.follower):
+        time.sleep(0.5)
+
+        live = shop.reconcile()
+        whole = shop.repair()
+
+    assert (live.drifted, live.undecided, whole.drifted, whole.undecided) == (0, 0, 0, 0)
+    assert {finding.verdict for finding in (*live.findings, *whole.findings)} <= {Verdict.UNPROVABLE}
+    assert live.aggregates > 200
+    assert live.records > 20
+    assert not [page for page in scan(shop.world.client, shop.world.ledger_table) if "repair" in page["page"]["S"]]
+    shop.assert_exact()
+
+
+def test_100_planted_drifts__are_found_and_repaired_while_writes_go_on(shop: Shop, seed: int) -> None:
+    with busy(shop.writer(seed), shop.writer(seed + 1), shop.follower):
+        planted = plant(shop, seed)
+
+        found = shop.reconcile()
+        repaired = shop.repair()
+        afterwards = shop.reconcile()
+
+    assert len(planted) == 100
+    assert groups(found, Verdict.DRIFT) == planted
+    assert (found.drifted, found.undecided) == (100, 0)
+    assert groups(repaired, Verdict.REPAIRED) == planted
+    assert (repaired.drifted, repaired.undecided) == (0, 0)
+    assert (afterwards.drifted, afterwards.undecided) == (0, 0)
+    shop.assert_exact()
+    for group in planted:
+        explanation = shop.explained(group)
+        assert explanation.matches
+        repairs = [receipt for receipt in explanation.receipts if receipt.kind is ReceiptKind.REPAIR]
+        assert repairs
+
+
+def test_difference_is_what_was_planted__measure_by_measure(shop: Shop) -> None:
+    group = ("item1", "2024-07-01")
+    shop.add_behind_the_workers_back(group, 5, -1)
+
+    (finding,) = (one for one in shop.reconcile().findings if one.verdict is Verdict.DRIFT)
+
+    assert (finding.aggregation.name, finding.group) == ("sold", group)
+    assert finding.difference == (Decimal(-1), Decimal(5))  # orders, quantity
+
+
+def test_aggregation_that_keeps_what_was_removed__is_compared_only_if_nothing_was(shop: Shop) -> None:
+    table = shop.world.definitions.aggregations[1].table
+    shop.world.client.update_item(
+        TableName=table,
+        Key={"item_number": {"S": "item1"}},
+        UpdateExpression="ADD quantity :one",
+        ExpressionAttributeValues={":one": {"N": "1"}},
+    )
+
+    careful, told, repaired = shop.reconcile(), shop.reconcile(nothing_removed=True), shop.repair()
+
+    assert [(one.group, one.verdict) for one in careful.findings] == [(("item1",), Verdict.UNPROVABLE)]
+    assert [(one.group, one.verdict) for one in told.findings] == [(("item1",), Verdict.DRIFT)]
+    assert [(one.group, one.verdict) for one in repaired.findings] == [(("item1",), Verdict.UNPROVABLE)]
+    assert (careful.drifted, careful.undecided) == (0, 0)
+
+
+def test_removals_while_it_runs__do_not_look_like_drift_of_what_they_leave(shop: Shop, seed: int) -> None:
+    """Before the run nothing was removed; what is removed during it, the stream tells."""
+    chance = random.Random(seed)
+    numbers = list(range(shop.existing))
+    chance.shuffle(numbers)
+
+    def remove() -> None:
+        if numbers:
+            shop.world.client.delete_item(TableName=shop.source, Key={"orderid": {"S": str(numbers.pop())}})
+        time.sleep(0.005)
+
+    class Removing(ScanSource):
+        def pages(self, resume: Any) -> Any:
+            for page in super().pages(resume):
+                for _ in range(30):
+                    remove()
+                yield page
+
+    with busy(shop.follower):
+        items = Removing(shop.world.client, shop.source, segments=2)
+        with ThreadPoolExecutor(8) as executor, Spool(None) as spool:
+            report = Reconciliation(
+                client=shop.world.client,
+                definitions=shop.world.definitions,
+                aggregations=shop.world.definitions.aggregations,
+                ledger_table=shop.world.ledger_table,
+                items=items,
+                reader=shop.reader("LATEST"),
+                executor=executor,
+                patience=0.6,
+                nothing_removed=True,
+            ).run(spool)
+
+    assert len(numbers) < shop.existing - 30
+    assert report.findings == ()
+
+
+# --- The worker stands still ------------------------------------------------------------------------------------------
+
+
+def test_worker_that_moves_on_within_the_patience__is_no_drift(shop: Shop, seed: int) -> None:
+    writer = shop.writer(seed)
+    for _ in range(100):
+        writer()  # nobody has counted these: they are in flight when the run begins
+    wakes_at = time.monotonic() + 1.5
+
+    def sleepy_follower() -> None:
+        if time.monotonic() < wakes_at:
+            time.sleep(0.05)
+        else:
+            shop.follower()
+
+    with busy(writer, sleepy_follower):
+        report = shop.reconcile(patience=4.0)
+
+    assert (report.drifted, report.undecided) == (0, 0)
+    shop.assert_exact()
+
+
+def test_worker_that_stands_still__is_not_taken_for_healthy(shop: Shop, seed: int) -> None:
+    writer = shop.writer(seed)
+    for _ in range(30):
+        writer()
+    before = shop.reconcile(patience=0.4)
+
+    with busy(writer):
+        during = shop.reconcile(patience=0.8)
+        whole = shop.repair(patience=0.8)
+
+    # With nothing behind the cut, records in flight cannot be told from drift; with something, they can.
+    assert before.drifted
+    assert (during.drifted, during.undecided > 0) == (0, True)
+    assert (whole.drifted, whole.undecided > 0) == (0, True)
+    shop.assert_exact()
+
+
+# --- Dead letters -----------------------------------------------------------------------------------------------------
+
+
+def test_record_that_waits_in_the_dead_letter_queue__is_not_repaired_and_leaves_no_drift_when_replayed(
+    shop: Shop,
+) -> None:
+    """The letter's record has left the stream, as after a day: a new stream begins without it."""
+    client = shop.world.client
+    order = {"orderid": {"S": "parked"}, "item_number": {"S": "item1"}, "order_date": {"S": "2024-07-01"}}
+    client.put_item(TableName=shop.source, Item=order | {"quantity": {"N": "12"}})
+    letter = shop.next_record()
+    client.update_table(TableName=shop.source, StreamSpecification={"StreamEnabled": False})
+    shop.stream_arn = enable_stream(client, shop.source)
+    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 1_000)
+    shop.add_behind_the_workers_back(("item2", "2024-07-01"), 1_000)
+
+    waiting = shop.reconcile(letters=lambda: [letter])
+    shop.world.deliver([letter])
+    again = shop.reconcile(letters=lambda: [letter])  # not deleted yet; its receipts stand
+    last = shop.reconcile()
+
+    assert groups(waiting, Verdict.WAITS) == {("item1", "2024-07-01")}
+    assert groups(waiting, Verdict.REPAIRED) == {("item2", "2024-07-01")}
+    assert waiting.drifted == 1
+    assert groups(again, Verdict.REPAIRED) == {("item1", "2024-07-01")}
+    assert last.drifted == 0
+    shop.assert_exact()
+
+
+def test_record_still_in_the_stream_and_in_the_dead_letter_queue__is_reported_and_not_repaired(shop: Shop) -> None:
+    client = shop.world.client
+    order = {"orderid": {"S": "parked"}, "item_number": {"S": "item1"}, "order_date": {"S": "2024-07-01"}}
+    client.put_item(TableName=shop.source, Item=order | {"quantity": {"N": "12"}})
+    letter = shop.next_record()
+
+    waiting = shop.reconcile(letters=lambda: [letter])
+    shop.world.deliver([letter])
+    replayed = shop.reconcile(letters=lambda: [letter])
+
+    (finding,) = (one for one in waiting.findings if one.aggregation.name == "sold")
+    assert (finding.verdict, finding.difference) == (Verdict.WAITS, (Decimal(-1), Decimal(-12)))
+    assert replayed.drifted == 0
+    shop.assert_exact()
+
+
+def test_malformed_order_that_was_corrected__comes_right_by_a_repair_once_its_letters_are_discarded(
+    shop: Shop,
+) -> None:
+    client = shop.world.client
+    order = {"orderid": {"S": "0"}, "item_number": {"S": "item1"}, "order_date": {"S": "2024-07-01"}}
+    client.put_item(TableName=shop.source, Item=order | {"quantity": {"S": "twelve"}})
+    client.put_item(TableName=shop.source, Item=order | {"quantity": {"N": "12"}})
+    shop.follower.drain()
+    letters = [parked.record for parked in shop.world.dead_letters.parked]
+    shop.world.dead_letters.parked.clear()
+    assert len(letters) == 2
+
+    waiting = shop.reconcile(letters=lambda: letters)
+    repaired = shop.reconcile(letters=list)
+
+    assert groups(waiting, Verdict.REPAIRED) == set()
+    assert ("item1", "2024-07-01") in groups(waiting, Verdict.WAITS)
+    assert ("item1", "2024-07-01") in groups(repaired, Verdict.REPAIRED)
+    assert drift(shop.world, shop.source, [shop.sold]) == {}
+
+
+# --- Repairs that meet trouble ----------------------------------------------------------------------------------------
+
+
+def test_two_repairs_at_once__correct_once(shop: Shop, seed: int) -> None:
+    planted = plant(shop, seed)
+    barrier = threading.Barrier(2)
+
+    def together() -> list[Any]:
+        barrier.wait()
+        return []
+
+    with busy(shop.writer(seed), shop.follower):
+        reports = side_by_side(lambda: shop.reconcile(letters=together), lambda: shop.reconcile(letters=together))
+
+    assert [report.drifted for report in reports] == [0, 0]
+    corrections = [page for page in scan(shop.world.client, shop.world.ledger_table) if "repair|" in page["page"]["S"]]
+    assert len(corrections) == len(planted)
+    shop.assert_exact()
+
+
+def test_repair_whose_answers_are_lost__corrects_once(shop: Shop, seed: int) -> None:
+    planted = plant(shop, seed)
+    calls = itertools.count()
+
+    def loses_answers(**request: Any) -> Any:
+        answer = shop.world.client.transact_write_items(**request)
+        if next(calls) % 2 == 0:
+            raise ConnectionClosedError(endpoint_url="http://lost")
+        return answer
+
+    with busy(shop.writer(seed), shop.follower):
+        report = shop.repair(client=ClientWith(shop.world.client, loses_answers))
+
+    assert groups(report, Verdict.REPAIRED) == planted
+    shop.assert_exact()
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the write", "after the write"])
+def test_repair_that_is_killed__the_next_one_corrects_the_rest_once(shop: Shop, seed: int, before: bool) -> None:
+    class Killed(BaseException):
+        pass
+
+    planted = plant(shop, seed)
+    calls = itertools.count()
+
+    def dies(**request: Any) -> Any:
+        call = next(calls)
+        if before and call >= 10:
+            raise Killed
+        answer = shop.world.client.transact_write_items(**request)
+        if call >= 10:
+            raise Killed
+        return answer
+
+    with busy(shop.writer(seed), shop.follower):
+        with pytest.raises(Killed):
+            shop.repair(client=ClientWith(shop.world.client, dies))
+        report = shop.repair()
+
+    assert 0 < len(groups(report, Verdict.REPAIRED)) < len(planted)
+    assert report.drifted == 0
+    corrections = [page for page in scan(shop.world.client, shop.world.ledger_table) if "repair|" in page["page"]["S"]]
+    assert len(corrections) == len(planted)
+    shop.assert_exact()
+
+
+def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop) -> None:
+    """Every write and every batch is about one total."""
+    numbers = itertools.count()
+
+    def write() -> None:
+        time.sleep(0.002)
+        order = {"orderid": {"S": f"hot-{next(numbers)}"}, "item_number": {"S": "item1"}}
+        shop.world.client.put_item(
+            TableName=shop.source, Item=order | {"order_date": {"S": "2024-07-01"}, "quantity": {"N": "1"}}
+        )
+
+    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 1_000)
+
+    with busy(write, write, shop.follower):
+        report = shop.repair()
+
+    assert groups(report, Verdict.REPAIRED) == {("item1", "2024-07-01")}
+    shop.assert_exact()
+
+
+def test_unfinished_backfill__is_not_repaired_over(shop: Shop) -> None:
+    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+    label = shop.stream_arn.rsplit("/", 1)[1]
+    marker = {"aggregate": {"S": "sold"}, "page": {"S": "backfill"}, STARTED_AT: {"N": "1"}}
+    shop.world.client.put_item(TableName=shop.world.ledger_table, Item=marker | {CUT: {"S": f"stream {label}"}})
+
+    refused = shop.repair()
+    shop.world.client.put_item(TableName=shop.world.ledger_table, Item=marker | {CUT: {"S": "stream of old"}})
+    repaired = shop.repair()
+
+    (finding,) = (one for one in refused.findings if one.verdict is Verdict.DRIFT)
+    assert "finish its backfill first" in finding.note
+    assert any("not finished" in hint for hint in refused.hints)
+    assert groups(repaired, Verdict.REPAIRED) == {("item1", "2024-07-01")}
+    taken_over = read_marker(shop.world.client, shop.world.ledger_table, "sold")
+    assert taken_over is not None
+    assert (taken_over.cut, taken_over.finished_at is not None) == ("repair", True)
+
+
+def test_repair_of_what_was_never_backfilled__closes_it_to_a_backfill(shop: Shop) -> None:
+    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+
+    shop.repair()
+
+    marker = shop.world.client.get_item(
+        TableName=shop.world.ledger_table, Key={"aggregate": {"S": "sold"}, "page": {"S": "backfill"}}
+    )["Item"]
+    assert (marker[CUT], FINISHED_AT in marker) == ({"S": "repair"}, True)
+
+
+# --- Exports ----------------------------------------------------------------------------------------------------------
+
+
+class ExportBucket:
+    """S3 with one export of a table, made of the table as it is."""
+
+    def __init__(self, shop: Shop) -> None:
+        items = list(scan(shop.world.client, shop.source))
+        description = shop.world.client.describe_table(TableName=shop.source)["Table"]
+        self.objects: dict[str, bytes] = {}
+        files = []
+        for number in range(3):
+            part = items[number::3]
+            body = gzip.compress(b"".join(json.dumps({"Item": item}).encode() + b"\n" for item in part))
+            key = f"prefix/AWSDynamoDB/01-export/data/{number}.json.gz"
+            self.objects[key] = body
+            checksum = base64.b64encode(hashlib.md5(body).digest()).decode()
+            files.append({"itemCount": len(part), "md5Checksum": checksum, "etag": "x", "dataFileS3Key": key})
+        manifest = "prefix/AWSDynamoDB/01-export/manifest-files.json"
+        self.objects[manifest] = "\n".join(map(json.dumps, files)).encode()
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        summary = {
+            "version": "2020-06-30",
+            "exportArn": f"{description['TableArn']}/export/01-export",
+            "startTime": now,
+            "endTime": now,
+            "tableArn": description["TableArn"],
+            "tableId": "id",
+            "exportTime": now,
+            "s3Bucket": "bucket",
+            "s3Prefix": "prefix",
+            "s3SseAlgorithm": "AES256",
+            "manifestFilesS3Key": manifest,
+            "billedSizeBytes": 0,
+            "itemCount": len(items),
+            "outputFormat": "DYNAMODB_JSON",
+            "exportType": "FULL_EXPORT",
+        }
+        self.objects["prefix/AWSDynamoDB/01-export/manifest-summary.json"] = json.dumps(summary).encode()
+
+    def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
+        return {"Body": io.BytesIO(self.objects[Key])}
+
+    def get_paginator(self, operation: str) -> Any:
+        bucket = self
+
+        class Paginator:
+            def paginate(self, *, Bucket: str, Prefix: str) -> Iterator[dict[str, Any]]:  # noqa: N803
+                yield {"Contents": [{"Key": key} for key in bucket.objects if key.startswith(Prefix)]}
+
+        assert operation == "list_objects_v2"
+        return Paginator()
+
+
+def test_export_in_s3__gives_the_same_report_as_a_scan(shop: Shop, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The test's stream is seconds old; the margin is for an export's minute of fuzziness.
+    monkeypatch.setattr("worker.reconciliation.snapshot._EXPORT_FUZZ", datetime.resolution)
+    with busy(shop.writer(seed), shop.writer(seed + 1), shop.follower):
+        planted = plant(shop, seed)
+        bucket: Any = ExportBucket(shop)
+        time.sleep(0.3)
+
+        exported = shop.reconcile(items=ExportSource(bucket, "bucket", "prefix", table=shop.source))
+        scanned = shop.reconcile()
+
+    assert groups(exported, Verdict.DRIFT) == groups(scanned, Verdict.DRIFT) == planted
+
+    def differences(report: Report) -> dict[Group, Any]:
+        return {one.group: one.difference for one in report.findings if one.verdict is Verdict.DRIFT}
+
+    assert differences(exported) == differences(scanned)
+    assert exported.items > 100

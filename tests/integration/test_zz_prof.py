@@ -1,0 +1,670 @@
+"""Backfill of tables that are written to all the time: totals end without drift, whatever happens to the tool."""
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dynamodb_local import DynamoDBLocal
+from tests.integration.backfill_process import PromptReader
+from tests.integration.busy_table import (
+    Follower,
+    Orders,
+    Writer,
+    busy,
+    create_without_stream,
+    drift,
+    enable_stream,
+    load,
+)
+from tests.integration.world import World, a_world
+from worker.aggregations import Definitions
+from worker.definitions import moment_text
+from worker.ledger import BACKFILL_PAGE, aggregate_name, is_stream_page
+from worker.local.ministack import Ministack, running_ministack
+from worker.operations.cli import main
+from worker.operations.recompute import scan, totals_of
+from worker.reconciliation import backfill as core
+from worker.reconciliation import stream_reader
+from worker.reconciliation.backfill import read_marker
+from worker.reconciliation.spool import Spool
+from worker.reconciliation.stream_shards import Shard, StreamShards
+
+ROOT = Path(__file__).parents[2]
+SOLD = """
+[[aggregations]]
+name = "sold"
+table = "TARGET"
+partition_key = { name = "item_number", from = "item_number" }
+sort_key = { name = "order_date", from = "order_date", truncate = "day" }
+sum = { quantity = "quantity" }
+count = "orders"
+remove = "retract"
+"""
+BY_CUSTOMER = """
+[[aggregations]]
+name = "by_customer"
+table = "TARGET-by-customer"
+partition_key = { name = "customer", from = "customer", type = "N" }
+sum = { quantity = "quantity" }
+remove = "retract"
+"""
+# Shares its rows with `sold`.
+LATER = """
+[[aggregations]]
+name = "later"
+table = "TARGET"
+partition_key = { name = "item_number", from = "item_number" }
+sort_key = { name = "order_date", from = "order_date", truncate = "day" }
+sum = { large_quantity = "quantity" }
+where = "quantity > `50`"
+remove = "retract"
+"""
+
+
+@dataclass(slots=True)
+class Shop:
+    """A source table, its totals, and the command over them."""
+
+    world: World
+    source: str
+    stream_arn: str
+    text: str
+    streams: Any
+    folder: Path
+    environment: dict[str, str]
+    orders: Orders
+    existing: int
+    # Seconds from now until which the backfill takes workers for ones that do not know everything yet.
+    takeover: int = 0
+    followers: list[Follower] = field(default_factory=list)
+
+    def follower(self, *names: str) -> Follower:
+        """A worker that starts now and knows the aggregations with these names, or all."""
+        follower = Follower(self.world, self.streams, self.stream_arn, self.world.definitions)
+        follower.deploy(self.knowing(*names))
+        self.followers.append(follower)
+        return follower
+
+    def knowing(self, *names: str) -> Definitions:
+        """The definitions with these aggregations only, or all."""
+        aggregations = tuple(one for one in self.world.definitions.aggregations if not names or one.name in names)
+        return replace(self.world.definitions, aggregations=aggregations)
+
+    def writer(self, seed: int, **options: Any) -> Writer:
+        """Somebody who changes orders."""
+        return Writer(self.world.client, self.source, self.orders, self.existing, random.Random(seed), **options)
+
+    def definitions_file(self, text: str | None = None) -> Path:
+        """A definitions file with this text, or with all aggregations."""
+        file = self.folder / f"{uuid.uuid4().hex}.toml"
+        file.write_text(self.text if text is None else text)
+        return file
+
+    def arguments(self, *arguments: str, state: str = "spool", text: str | None = None) -> list[str]:
+        """The command line of a backfill."""
+        return [
+            "backfill",
+            *("--state", str(self.folder / state)),
+            *("--definitions", str(self.definitions_file(text))),
+            *("--catch-up-until", moment_text(int(time.time()) + self.takeover)),
+            *arguments,
+        ]
+
+    def backfill(self, *arguments: str, state: str = "spool", text: str | None = None) -> int:
+        """Runs the command in this process."""
+        return main(self.arguments(*arguments, state=state, text=text))
+
+    def start(self, *arguments: str, state: str) -> "subprocess.Popen[str]":
+        """Runs the command in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.backfill_process", *self.arguments(*arguments, state=state)],
+            cwd=ROOT,
+            env={**os.environ, **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def assert_exact(self) -> None:
+        """When nobody writes any more: no total has drifted, and receipts prove every one."""
+        for follower in self.followers:
+            follower.drain()
+        assert drift(self.world, self.source, self.world.definitions.aggregations) == {}
+        self.world.assert_totals_are_the_sum_of_receipts()
+        assert self.world.dead_letters.parked == []
+
+
+@contextmanager
+def a_shop(
+    server: Any,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *aggregations: str,
+    existing: int,
+    environment: Mapping[str, str],
+    orders: Orders = Orders(),  # noqa: B008 - frozen
+    more: tuple[dict[str, Any], ...] = (),
+) -> Iterator[Shop]:
+    """A table that has held orders for years, whose stream is switched on just now."""
+    client = server.client("dynamodb")
+    suffix = uuid.uuid4().hex[:12]
+    source = f"orders-{suffix}"
+    create_without_stream(client, source)
+    chance = random.Random(existing)
+    load(client, source, [*(orders.order(str(number), chance) for number in range(existing)), *more])
+    stream_arn = enable_stream(client, source)
+    text = f'[source]\ntable = "{source}"\npartition_key = "orderid"\n' + "".join(aggregations)
+    text = text.replace("TARGET", f"totals-{suffix}")
+    with a_world(client, text) as world:
+        environment = {**environment, "LEDGER_TABLE": world.ledger_table, "LEDGER_RETENTION_DAYS": "60"}
+        environment["XDG_CACHE_HOME"] = str(folder)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("worker.operations.backfill.StreamReader", PromptReader)
+        streams = server.client("dynamodbstreams")
+        yield Shop(world, source, stream_arn, text, streams, folder, environment, orders, existing)
+    client.delete_table(TableName=source)
+
+
+def local_environment(dynamodb_local: DynamoDBLocal) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": dynamodb_local.endpoint,
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCOUNT_ID_ENDPOINT_MODE": "disabled",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+@pytest.fixture
+def shop(dynamodb_local: DynamoDBLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    """Twenty old orders, of which one has text where a number belongs."""
+    broken = {"orderid": {"S": "broken"}, "item_number": {"S": "item1"}, "order_date": {"S": "2024-07-01"}}
+    with a_shop(
+        dynamodb_local,
+        tmp_path,
+        monkeypatch,
+        SOLD,
+        BY_CUSTOMER,
+        existing=20,
+        environment=local_environment(dynamodb_local),
+        more=({**broken, "customer": {"N": "1"}, "quantity": {"S": "ten"}},),
+    ) as shop:
+        shop.takeover = -2  # all is over before a test begins
+        yield shop
+
+
+# --- While everything runs ------------------------------------------------------------------------------------------
+
+WAITING = "waiting for workers"
+# Where each of ten runs is killed: the stage, and how many seconds at most after its beginning; and whether the spool
+# is lost with the machine that held it.
+KILLS = (
+    ("", 1.0, False),
+    ("reading items", 0.2, False),
+    ("reading items", 2.0, True),
+    ("reading items", 2.0, False),
+    ("reading the stream", 0.1, False),
+    ("adding up", 0.3, False),
+    (WAITING, 0.3, False),
+    ("posting records", 0.3, False),
+    ("posting starting values", 0.2, False),
+    ("posting starting values", 0.4, True),
+)
+
+
+def test_adopting_a_busy_table__ends_without_drift_whatever_happens_to_the_tool(
+    dynamodb_local: DynamoDBLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    environment = local_environment(dynamodb_local)
+    with a_shop(
+        dynamodb_local,
+        tmp_path,
+        monkeypatch,
+        *(SOLD, BY_CUSTOMER, LATER),
+        existing=50_000,
+        environment=environment,
+        orders=Orders(customers=8_000),
+    ) as shop:
+        worker = shop.follower("sold", "by_customer")
+        writers = [shop.writer(seed + number) for number in range(3)]
+        with busy(worker, *writers):
+            print('BEGIN', time.time(), flush=True, file=open("/tmp/prof.log","a"))
+            killed_ten_times(shop, random.Random(seed))
+
+            print('BOTH', time.time(), flush=True, file=open("/tmp/prof.log","a"))
+            both = [shop.start("sold", "--json", state=state) for state in ("one", "other")]
+            told = [one.communicate(timeout=60) for one in both]
+            assert [one.returncode for one in both] == [0, 0], told
+            added = [json.loads(output)["aggregations"] for output, _ in told]
+            assert sum(one["added"] for part in added for one in part) == 40 * 5
+
+            print('LATER', time.time(), flush=True, file=open("/tmp/prof.log","a"))
+            first_that_know = worker.records
+            worker.deploy(shop.knowing())
+            capsys.readouterr()
+            assert shop.backfill("--json", state="later") == 0
+            (later,) = json.loads(capsys.readouterr().out)["aggregations"]
+            assert (later["name"], later["aggregates"]) == ("later", 40 * 5)
+            assert first_that_know > 0
+            assert later["recordsCaughtUp"] > 0
+
+            print("AGAIN", time.time(), flush=True, file=open("/tmp/prof.log","a"))
+            assert shop.backfill("--json", state="again") == 0
+            again = json.loads(capsys.readouterr().out)
+            assert (again["aggregations"], len(again["finishedBefore"])) == ([], 3)
+        assert all(writer.writes > 100 for writer in writers)
+        print('EXACT', time.time(), [w.writes for w in writers], flush=True, file=open("/tmp/prof.log","a"))
+        shop.assert_exact()
+        print('DONE', time.time(), flush=True, file=open("/tmp/prof.log","a"))
+        assert not list(tmp_path.glob("spool*")), "the spool has done its work"
+
+
+def killed_ten_times(shop: Shop, chance: random.Random) -> None:
+    """Kills `backfill by_customer` at ten moments, each time continuing; then lets it finish."""
+    for stage, longest, lost in KILLS:
+        more = ("--catch-up-until", moment_text(int(time.time()) + 60)) if stage == WAITING else ()
+        process = shop.start("by_customer", "--rate", "600", *more, state="spool")
+        reached = threading.Event()
+        lines: list[str] = []
+        reading = threading.Thread(target=_watch, args=(process, stage, reached, lines))
+        reading.start()
+        if stage:
+            reached.wait(60)
+        time.sleep(longest * chance.random())
+        process.kill(); print('KILL', stage, time.time(), flush=True, file=open("/tmp/prof.log","a"))
+        reading.join()
+        process.communicate()
+        assert process.returncode == -9, f"it ended before it could be killed while {stage}: {lines}"
+        if lost:
+            for file in shop.folder.glob("spool*"):
+                file.unlink()
+    print("LAST", time.time(), flush=True, file=open("/tmp/prof.log","a"))
+    last = shop.start("by_customer", "--json", state="spool")
+    output, errors = last.communicate(timeout=60)
+    assert last.returncode == 0, errors
+    (result,) = json.loads(output)["aggregations"]
+    assert result["added"] < result["aggregates"], "earlier runs had posted some"
+
+
+def _watch(process: "subprocess.Popen[str]", stage: str, reached: threading.Event, lines: list[str]) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        lines.append(line)
+        if stage and stage in line:
+            reached.set()
+    reached.set()
+
+
+@pytest.fixture(scope="module")
+def ministack() -> Iterator[Ministack]:
+    """Has second-granular stream times, which DynamoDB Local has not, and S3."""
+    with running_ministack() as server:
+        yield server
+
+
+def test_since__is_exact_with_records_on_both_sides_of_it(
+    ministack: Ministack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    since = int(time.time()) + 6
+    monkeypatch.setattr(core, "SINCE_MARGIN", 2)
+    with a_shop(
+        ministack,
+        tmp_path,
+        monkeypatch,
+        *(BY_CUSTOMER, SOLD + f'since = "{moment_text(since)}"\n'),
+        existing=300,
+        environment=ministack.environment,
+    ) as shop:
+        worker = shop.follower("by_customer")
+        with busy(worker, *(shop.writer(seed) for seed in range(3))):
+            time.sleep(max(0.0, since + 1.5 - time.time()))
+            worker.deploy(shop.knowing())
+            time.sleep(2)
+            assert shop.backfill("--json") == 0
+            results = {one["name"]: one for one in json.loads(capsys.readouterr().out)["aggregations"]}
+        shop.assert_exact()
+
+        assert results["sold"]["cut"] == f"since {moment_text(since)}"
+        assert results["sold"]["recordsCaughtUp"] > 0
+        seconds = [
+            int(record["dynamodb"]["ApproximateCreationDateTime"].timestamp())
+            for shard in StreamShards(shop.streams, shop.stream_arn, "TRIM_HORIZON").readable()
+            for record in iter_records(shard)
+        ]
+        before, after = sum(second < since for second in seconds), sum(second >= since for second in seconds)
+        print(f"{before} records before since, {after} after")
+        assert min(before, after) > 100
+        counted = [
+            page["page"]["S"]
+            for page in scan(shop.world.client, shop.world.ledger_table)
+            if page["aggregate"]["S"].startswith("sold#") and is_stream_page(page["page"]["S"])
+        ]
+        assert min(counted) >= moment_text(since)
+
+
+def test_export_in_place_of_the_table__is_exact_too(
+    ministack: Ministack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = ministack.environment
+    with a_shop(ministack, tmp_path, monkeypatch, SOLD, existing=300, environment=environment) as shop:
+        with busy(shop.follower(), *(shop.writer(seed) for seed in range(2))):
+            time.sleep(0.5)
+            put_export(ministack, shop)
+            time.sleep(0.5)
+            assert shop.backfill("--export", "s3://exports/orders") == 0
+        shop.assert_exact()
+
+
+def put_export(ministack: Ministack, shop: Shop) -> None:
+    """An export of the table while it is written to: each item as it was at some moment of the export."""
+    s3 = ministack.client("s3")
+    s3.create_bucket(Bucket="exports")
+    folder = "orders/AWSDynamoDB/01792345678901-abcdef01"
+    items = list(scan(shop.world.client, shop.source))
+    files = []
+    for number in range(2):
+        lines = "".join(json.dumps({"Item": item}) + "\n" for item in items[number::2])
+        body = gzip.compress(lines.encode())
+        key = f"{folder}/data/part{number}.json.gz"
+        s3.put_object(Bucket="exports", Key=key, Body=body)
+        checksum = base64.b64encode(hashlib.md5(body).digest()).decode()
+        files.append({"itemCount": len(items[number::2]), "md5Checksum": checksum, "dataFileS3Key": key})
+    summary = {
+        "tableArn": f"arn:aws:dynamodb:us-east-1:000000000000:table/{shop.source}",
+        "outputFormat": "DYNAMODB_JSON",
+        "exportType": "FULL_EXPORT",
+        # To within a minute on AWS, so it must be a minute after the stream's beginning.
+        "exportTime": moment_text(int(time.time()) + 61),
+        "itemCount": len(items),
+        "manifestFilesS3Key": f"{folder}/manifest-files.json",
+    }
+    manifest = "\n".join(map(json.dumps, files))
+    s3.put_object(Bucket="exports", Key=f"{folder}/manifest-files.json", Body=manifest.encode())
+    s3.put_object(Bucket="exports", Key=f"{folder}/manifest-summary.json", Body=json.dumps(summary).encode())
+
+
+def iter_records(shard: Shard) -> Iterator[dict[str, Any]]:
+    """What a shard that nobody writes to any more holds."""
+    while records := shard.read(1_000):
+        yield from records
+
+
+# --- What it says, and what it refuses ------------------------------------------------------------------------------
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error, or the sentences of a report, without the breaks of a narrow page."""
+    captured = capsys.readouterr()
+    return " ".join((captured.out + captured.err).split())
+
+
+def everything_in(shop: Shop) -> list[Any]:
+    """Ledger and totals."""
+    tables = [shop.world.ledger_table, *{one.table for one in shop.world.definitions.aggregations}]
+    return [sorted(map(str, scan(shop.world.client, table))) for table in tables]
+
+
+def test_dry_run__writes_nothing_and_says_what_would_be_added(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.follower()
+    before = everything_in(shop)
+
+    assert shop.backfill("--dry-run") == 0
+    text = told(capsys)
+    assert shop.backfill("--dry-run", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+
+    assert everything_in(shop) == before
+    assert "would get a starting value" in text
+    expected = totals_of(shop.world.definitions.aggregations, scan(shop.world.client, shop.source))
+    quantity = sum((amounts[1] for (name, _), amounts in expected.by_group.items() if name == "sold"), Decimal(0))
+    sold, by_customer = document["aggregations"]
+    assert (document["dryRun"], sold["totals"]) == (True, {"orders": "20", "quantity": str(quantity)})
+    assert by_customer["totals"] == {"quantity": str(quantity)}
+
+    assert shop.backfill() == 0
+    shop.assert_exact()
+
+
+def test_items_that_an_aggregation_cannot_use__count_nothing_and_are_told(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.follower()
+
+    assert shop.backfill() == 0
+
+    assert "sold: 1 items had values that it cannot use" in told(capsys)
+    marker = read_marker(shop.world.client, shop.world.ledger_table, "sold")
+    assert marker is not None
+    assert (marker.unusable, marker.finished_at is not None) == (1, True)
+
+
+def test_second_run__says_when_the_first_was_finished(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.follower()
+    assert shop.backfill() == 0
+    before = everything_in(shop)
+    told(capsys)
+
+    assert shop.backfill("sold") == 0
+
+    assert "sold: backfilled, finished at 20" in (text := told(capsys))
+    assert "there is nothing to do" in text
+    assert everything_in(shop) == before
+
+
+def test_receipts_of_a_backfill__explain_the_totals(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.follower()
+    assert shop.backfill() == 0
+    order = next(item for item in scan(shop.world.client, shop.source) if item["orderid"]["S"] == "7")
+    told(capsys)
+
+    keys = [order["item_number"]["S"], order["order_date"]["S"]]
+    table = shop.world.definitions.aggregations[0].table
+    assert main(["explain", table, *keys, "--definitions", str(shop.definitions_file())]) == 0
+
+    assert "backfill: what the source held when the stream began" in (text := told(capsys))
+    assert "add up to the stored total" in text
+
+
+def test_starting_values__never_expire(shop: Shop) -> None:
+    shop.follower()
+    assert shop.backfill() == 0
+
+    pages = [page for page in scan(shop.world.client, shop.world.ledger_table) if page["page"]["S"] == BACKFILL_PAGE]
+
+    assert len(pages) > 20
+    assert not any("expires_at" in page for page in pages)
+
+
+def test_aggregation_that_no_worker_knows__is_refused(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.follower("by_customer")
+
+    assert shop.backfill() == 2
+
+    assert "sold: no worker has started with this aggregation yet: deploy it first" in told(capsys)
+    assert len(everything_in(shop)[0]) == 1, "nothing but the definition of the other"
+
+
+def test_changed_definition__is_refused(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.follower()
+
+    assert shop.backfill(text=shop.text.replace('count = "orders"', 'count = "n"')) == 2
+
+    assert "'sold' has changed since its totals were begun" in told(capsys)
+
+
+def test_backfill_begun_from_another_cut__is_refused(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.follower()
+    shop.world.client.put_item(
+        TableName=shop.world.ledger_table,
+        Item={
+            "aggregate": {"S": "sold"},
+            "page": {"S": BACKFILL_PAGE},
+            "cut": {"S": "stream 2024-07-01T00:00:00.000"},
+            "started_at": {"N": "1719792000"},
+        },
+    )
+
+    assert shop.backfill() == 2
+
+    assert "another cut (stream 2024-07-01T00:00:00.000, not stream 20" in told(capsys)
+
+
+def test_aggregate_with_another_starting_value__is_refused_and_not_touched(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.follower()
+    order = next(item for item in scan(shop.world.client, shop.source) if item["orderid"]["S"] == "7")
+    name = aggregate_name("by_customer", (order["customer"]["N"],))
+    shop.world.client.put_item(
+        TableName=shop.world.ledger_table,
+        Item={"aggregate": {"S": name}, "page": {"S": BACKFILL_PAGE}, "stream of old": {"N": "1"}},
+    )
+
+    assert shop.backfill("by_customer") == 2
+
+    assert f"{name}: has another starting value already (stream of old: 1)" in told(capsys)
+    totals = shop.world.totals()
+    assert ("by_customer", (order["customer"]["N"],)) not in totals
+
+
+def test_totals_made_right_by_a_repair__are_not_filled_again(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.follower()
+    shop.world.client.put_item(
+        TableName=shop.world.ledger_table,
+        Item={
+            "aggregate": {"S": "sold"},
+            "page": {"S": BACKFILL_PAGE},
+            "cut": {"S": "repair"},
+            "started_at": {"N": "1719792000"},
+            "finished_at": {"N": "1719792000"},
+        },
+    )
+
+    assert shop.backfill("sold") == 0
+
+    assert "set right by aggregator reconcile --repair at 2024-07-01T00:00:00Z" in told(capsys)
+    assert shop.world.totals() == {}
+
+
+def test_stream_that_is_too_old__is_refused_with_what_to_do(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.follower()
+    before = everything_in(shop)
+    monkeypatch.setattr(stream_reader, "RETENTION", timedelta(minutes=30) - timedelta(seconds=1))
+
+    assert shop.backfill() == 2
+
+    assert "keeps its records for 24 hours" in (text := told(capsys))
+    assert "give the aggregation a new name and a since" in text
+    assert everything_in(shop) == before
+
+
+def test_stream_younger_than_the_worker__is_refused(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the worker counted of the earlier stream is in the items, too."""
+    shop.follower()
+    time.sleep(1.1)
+    shop.world.client.update_table(TableName=shop.source, StreamSpecification={"StreamEnabled": False})
+    enable_stream(shop.world.client, shop.source)
+
+    assert shop.backfill() == 2
+
+    assert "it has read an earlier stream" in told(capsys)
+
+
+def test_table_without_a_stream__is_refused(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.follower()
+    shop.world.client.update_table(TableName=shop.source, StreamSpecification={"StreamEnabled": False})
+
+    assert shop.backfill() == 2
+
+    assert "has no stream" in told(capsys)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "message"),
+    [
+        (3_600, "lies in the future: run this again after 20"),
+        (-60, "was just now: run this again after 20"),
+        (-3_600, "is older than the stream"),
+    ],
+)
+def test_since_at_a_wrong_time__is_refused(
+    dynamodb_local: DynamoDBLocal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seconds: int,
+    message: str,
+) -> None:
+    since = moment_text(int(time.time()) + seconds)
+    environment = local_environment(dynamodb_local)
+    text = SOLD + f'since = "{since}"\n'
+    with a_shop(dynamodb_local, tmp_path, monkeypatch, text, existing=3, environment=environment) as shop:
+        shop.follower()
+
+        assert shop.backfill() == 2
+
+        assert message in told(capsys)
+
+
+def test_spool_that_another_run_works_with__is_refused(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    shop.follower()
+
+    with Spool(shop.folder / "spool"):
+        assert shop.backfill() == 2
+
+    assert "spool" in told(capsys)
+    assert shop.backfill() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("salt",), "no aggregation is named 'salt'"), (("--export", "here"), "--export: s3://bucket/prefix is needed")],
+)
+def test_mistake_on_the_command_line__is_one_clear_line(
+    shop: Shop, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    shop.follower()
+
+    assert shop.backfill(*arguments) == 2
+
+    assert message in told(capsys)
+
+
+def test_spool_without_a_name__is_in_the_cache_until_all_is_done(shop: Shop) -> None:
+    shop.follower()
+    arguments = shop.arguments("--dry-run")
+    at = arguments.index("--state")
+    nameless = [*arguments[:at], *arguments[at + 2 :]]
+    folder = shop.folder / "dynamodb-aggregation-worker"
+
+    assert main(nameless) == 0
+    kept = list(folder.glob("backfill-*"))
+    assert main([one for one in nameless if one != "--dry-run"]) == 0
+
+    assert kept
+    assert list(folder.iterdir()) == []
+    shop.assert_exact()

@@ -1,0 +1,496 @@
+"""Posting starting values: each goes in once, whatever is lost, repeated, refused or killed in between."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import botocore.exceptions
+import pytest
+
+from tests.definition_texts import aggregation_text, definitions
+from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, cancelled, client_error
+from tests.records import CREATED_AT, STREAM_ARN, STREAM_LABEL, insert, modify, order
+from worker.ledger import BACKFILL_PAGE
+from worker.reconciliation import backfill as core
+from worker.reconciliation.backfill import Backfill, BackfillError, Result, Step, Target, cut_of, read_marker
+from worker.reconciliation.items import ItemPage
+from worker.reconciliation.spool import Spool
+from worker.reconciliation.stream_reader import HistoryLostError
+from worker.reconciliation.stream_shards import TrimmedError
+
+DEFINITIONS = definitions(
+    aggregation_text('count = "orders"'),
+    aggregation_text(
+        name="by_day", table="by_day", partition_key='{ name = "day", from = "order_date" }', sort_key=None
+    ),
+)
+TABLE = "item_count_by_date"
+# Nine orders of five items on two days, and one of them changed since the stream began.
+ITEMS = [
+    {
+        **order(str(number), item=f"item{number % 5}", quantity=10 + number),
+        "order_date": {"S": f"2024-07-1{number % 2}"},
+    }
+    for number in range(9)
+]
+CHANGED = {**ITEMS[3], "quantity": {"N": "100"}}
+NEW = order("new", item="item7", quantity=5, date="2024-07-11")
+RECORDS = [modify(ITEMS[3], CHANGED, created_at=CREATED_AT), insert(NEW, created_at=CREATED_AT + 1)]
+for _record, _item in zip(RECORDS, (CHANGED, NEW), strict=True):
+    _record["dynamodb"]["Keys"] = {name: _item[name] for name in ("orderid", "order_date")}
+LONG_AGO = CREATED_AT - 10_000
+
+
+class Killed(BaseException):
+    """SIGKILL, as far as a process can play it to itself."""
+
+
+class Ledger(FaultyDynamoDB):
+    """Tables and ledger.
+
+    Attributes:
+        unprocessed: so many keys of the next BatchGetItem come back unprocessed, as under throttling.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(DEFINITIONS)
+        self.unprocessed = 0
+
+    def batch_get_item(self, *, RequestItems: Mapping[str, Any]) -> dict[str, Any]:  # noqa: N803 - boto3's name
+        ((table, request),) = RequestItems.items()
+        keys = request["Keys"]
+        now, later = keys[self.unprocessed :], keys[: self.unprocessed]
+        self.unprocessed = 0
+        answer = super().batch_get_item(RequestItems={table: {**request, "Keys": now}})
+        return {**answer, "UnprocessedKeys": {table: {**request, "Keys": later}} if later else {}}
+
+    def totals(self) -> dict[str, Any]:
+        """All rows, by table."""
+        return {name: sorted(map(str, table.items.values())) for name, table in self.tables.items() if name != LEDGER}
+
+
+class Reader:
+    """A stream whose records are all there."""
+
+    stream_arn = STREAM_ARN
+    start = "TRIM_HORIZON"
+
+    def __init__(self, records: Sequence[Any] = RECORDS) -> None:
+        self.opened_at = datetime.now(UTC)
+        self.left = list(records)
+        self.history_is_lost_after = 10**9
+        self.error: Exception | None = None
+
+    def open(self) -> None:
+        pass
+
+    def pages(self) -> Iterator[list[Any]]:
+        if self.error is not None:
+            raise self.error
+        found, self.left = self.left, []
+        if found:
+            yield found
+
+    def has_passed(self, moment: float) -> bool:
+        return not self.left
+
+    def check_history(self, since: datetime) -> None:
+        self.history_is_lost_after -= 1
+        if self.history_is_lost_after < 0:
+            raise HistoryLostError(f"nothing is left of {since:%Y-%m-%d}")
+
+
+class Items:
+    """The table as a scan finds it now."""
+
+    description = "a scan"
+    estimated_items = 10
+    read_at = None
+
+    def pages(self, resume: Mapping[int, Any]) -> Iterator[ItemPage | None]:
+        if 0 not in resume:
+            now = [CHANGED if item is ITEMS[3] else item for item in ITEMS]
+            yield ItemPage(0, [*now, NEW], "end")
+
+
+class Shop:
+    """A backfill of both aggregations, again and again over the same tables."""
+
+    def __init__(self) -> None:
+        self.database = Ledger()
+        self.clock = Clock(CREATED_AT + 5_000.0)
+        self.steps: list[Step] = []
+        self.known_since = LONG_AGO
+        self.patience = 0.3
+
+    def run(self, spool: Path | None = None, reader: Reader | None = None, **options: Any) -> list[Result]:
+        """One run; without a spool's file it begins anew."""
+        targets = [
+            Target(aggregation, cut_of(aggregation, STREAM_ARN), self.known_since)
+            for aggregation in DEFINITIONS.aggregations
+        ]
+        with ThreadPoolExecutor(4) as executor, Spool(spool) as open_spool:
+            client: Any = self.database
+            source: Any = Items()
+            stream: Any = reader or Reader()
+            backfill = Backfill(
+                client,
+                LEDGER,
+                60,
+                executor,
+                patience=self.patience,
+                progress=self.steps.append,
+                sleep=self.clock.sleep,
+                now=self.clock,
+            )
+            return backfill.run(targets, DEFINITIONS, source, stream, open_spool, **options)
+
+    def markers(self) -> list[Any]:
+        client: Any = self.database
+        return [read_marker(client, LEDGER, aggregation.name) for aggregation in DEFINITIONS.aggregations]
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
+    monkeypatch.setattr(core, "_CHUNK", 2)  # so that there are several transactions
+    return Shop()
+
+
+@pytest.fixture
+def expected() -> dict[str, Any]:
+    """The totals of an undisturbed run."""
+    undisturbed = Shop()
+    undisturbed.run()
+    return undisturbed.database.totals()
+
+
+def quantity(shop: Shop, item: str, day: str) -> Decimal:
+    return shop.database.total(TABLE, "quantity", item, day)
+
+
+def unfinish(shop: Shop, aggregation: str) -> None:
+    """The ledger as a run leaves it that is killed just before it is done with an aggregation."""
+    (marker,) = (item for item in shop.database.tables[LEDGER].items.values() if item["aggregate"]["S"] == aggregation)
+    del marker["finished_at"]
+
+
+def test_starting_values__are_the_items_as_they_were_at_the_cut(shop: Shop) -> None:
+    first, second = shop.run()
+
+    # item3 of 2024-07-11: orders 3 (13 at the cut, 100 now) and none else; item8 % 5 is item3, of the other day.
+    assert quantity(shop, "item3", "2024-07-11") == 13
+    assert quantity(shop, "item3", "2024-07-10") == 18
+    assert quantity(shop, "item7", "2024-07-11") == 0
+    assert shop.database.total("by_day", "quantity", "2024-07-11") == 11 + 13 + 15 + 17
+    assert (first.aggregates, first.added, second.aggregates, second.added) == (9, 9, 2, 2)
+
+
+def test_receipt_of_a_starting_value__is_named_by_the_cut_and_stays(shop: Shop) -> None:
+    shop.run()
+
+    receipts = [receipt for receipt in shop.database.receipts() if receipt[0].startswith("by_day#")]
+    assert [(page, name, amounts) for _, page, name, amounts in receipts] == [
+        (BACKFILL_PAGE, f"stream {STREAM_LABEL}", (Decimal(10 + 12 + 14 + 16 + 18),)),
+        (BACKFILL_PAGE, f"stream {STREAM_LABEL}", (Decimal(11 + 13 + 15 + 17),)),
+    ]
+    assert not any("expires_at" in item for item in shop.database.tables[LEDGER].items.values())
+
+
+def test_markers__say_when_and_how_many(shop: Shop) -> None:
+    shop.run()
+
+    first, second = shop.markers()
+    assert first.cut == second.cut == f"stream {STREAM_LABEL}"
+    assert (first.aggregates, second.aggregates, first.unusable) == (9, 2, 0)
+    assert first.started_at <= first.finished_at == int(shop.clock.time)
+
+
+def test_second_run__adds_nothing(shop: Shop, expected: dict[str, Any]) -> None:
+    shop.run()
+
+    results = shop.run()
+
+    assert [result.added for result in results] == [0, 0]
+    assert shop.database.totals() == expected
+
+
+# --- Whatever happens while posting ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep_spool", [True, False])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_any_transaction__the_next_run_completes_it(
+    expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, when: str, keep_spool: bool
+) -> None:
+    monkeypatch.setattr(core, "_CHUNK", 2)
+
+    for number in itertools.count():
+        shop = Shop()
+        spool = tmp_path / f"spool-{number}" if keep_spool else None
+        getattr(shop.database, when).extend([None] * number + [_kill])
+        try:
+            shop.run(spool)
+        except Killed:
+            shop.database.before.clear()
+            shop.database.after.clear()
+            # What was not answered yet when it was killed may be carried out or not; both were there by now.
+            shop.run(spool)
+            ended = False
+        else:
+            ended = True
+
+        assert shop.database.totals() == expected, f"killed {when} transaction {number}"
+        assert all(marker.finished_at for marker in shop.markers())
+        if ended:
+            break
+
+    # Nine aggregates and two, two at a time, and three times a marker.
+    assert number == 5 + 1 + 3
+
+
+def _kill(request: Any) -> None:
+    raise Killed
+
+
+LOST = botocore.exceptions.ReadTimeoutError(endpoint_url="https://dynamodb")
+
+
+def test_lost_answers__add_nothing_twice(shop: Shop, expected: dict[str, Any]) -> None:
+    # The first transaction is the marker's; botocore repeats that one with its token by itself.
+    shop.database.after.extend([None, LOST, LOST, None, LOST])
+
+    shop.run()
+
+    assert shop.database.totals() == expected
+
+
+def test_lost_answer_whose_token_is_forgotten__is_settled_by_the_receipt(shop: Shop, expected: dict[str, Any]) -> None:
+    def lose(request: Any) -> Exception:
+        shop.database.forget_tokens()
+        return LOST
+
+    shop.database.after.extend([None, lose, lose])
+
+    results = shop.run()
+
+    assert shop.database.totals() == expected
+    assert results[0].added < results[0].aggregates == 9
+
+
+def test_conflicts_and_throttles__are_waited_out(shop: Shop, expected: dict[str, Any]) -> None:
+    shop.database.before.extend(
+        [
+            None,
+            lambda request: cancelled(["TransactionConflict"] * len(request.items)),
+            lambda request: cancelled(["None", "ThrottlingError"]),
+            client_error("ProvisionedThroughputExceededException"),
+        ]
+    )
+    shop.database.unprocessed = 1
+
+    shop.run()
+
+    assert shop.database.totals() == expected
+
+
+def test_marker_in_conflict_with_another_run__is_written_again(shop: Shop, expected: dict[str, Any]) -> None:
+    shop.database.before.append(cancelled(["TransactionConflict"]))
+
+    shop.run()
+
+    assert shop.database.totals() == expected
+    assert all(marker.finished_at for marker in shop.markers())
+
+
+def test_other_run_that_posts_the_same_values_meanwhile__is_no_second_count(
+    shop: Shop, expected: dict[str, Any]
+) -> None:
+    other = Shop()
+    other.database = shop.database
+    once = iter([other.run])
+
+    def race(request: Any) -> None:
+        names = [item["Update"]["Key"].get("page", {}).get("S") for item in request.items]
+        if BACKFILL_PAGE in names and len(names) > 1:
+            shop.database.on_request = lambda request: None
+            next(once)()
+
+    shop.database.on_request = race
+
+    results = shop.run()
+
+    assert [result.added for result in results] == [0, 0]
+    assert shop.database.totals() == expected
+
+
+def test_other_run_that_is_done_with_one_aggregation__is_left_its_marker(shop: Shop, expected: dict[str, Any]) -> None:
+    shop.run()
+    finished, by_day = shop.markers()
+    unfinish(shop, "by_day")
+    shop.clock.time += 60
+
+    shop.run()
+
+    assert shop.markers()[0] == finished
+    assert shop.markers()[1].finished_at == by_day.finished_at + 60
+    assert shop.database.totals() == expected
+
+
+def test_row_that_dynamodb_refuses__stops_the_run_and_is_added_when_it_is_put_right(
+    shop: Shop, expected: dict[str, Any]
+) -> None:
+    row = {"item_number": {"S": "item0"}, "order_date": {"S": "2024-07-10"}}
+    shop.database.put_item(TableName=TABLE, Item={**row, "quantity": {"S": "many"}})
+
+    with pytest.raises(BackfillError, match=r"refuses 1 contributions.*item0.*incorrect data type") as refused:
+        shop.run()
+    assert "run this again" in str(refused.value)
+    assert shop.markers()[0].finished_at is None
+
+    shop.database.delete_item(TableName=TABLE, Key=row)
+    shop.run()
+    assert shop.database.totals() == expected
+
+
+def test_nothing_goes_through__ends_the_run_which_can_be_repeated(shop: Shop, expected: dict[str, Any]) -> None:
+    shop.database.before.extend([None, *([client_error("ThrottlingException")] * 1_000)])
+
+    with pytest.raises(BackfillError, match="nothing could be written for 0 s"):
+        shop.run()
+
+    shop.database.before.clear()
+    shop.run()
+    assert shop.database.totals() == expected
+
+
+def test_another_starting_value__is_never_added_to(shop: Shop) -> None:
+    shop.run()
+    unfinish(shop, TABLE)
+    ledger = shop.database.tables[LEDGER].items
+    key = next(key for key, item in ledger.items() if item["aggregate"]["S"].startswith(f"{TABLE}#"))
+    ledger[key] = {**ledger[key], f"stream {STREAM_LABEL}": {"L": [{"N": "1"}, {"N": "2"}]}}
+    before = shop.database.totals()
+
+    with pytest.raises(BackfillError, match=r"has another starting value already \(stream .*: 1, 2\)"):
+        shop.run()
+
+    assert shop.database.totals() == before
+
+
+def test_dry_run__adds_up_and_writes_nothing(shop: Shop) -> None:
+    first, second = shop.run(dry_run=True)
+
+    assert first.totals == (Decimal(9), Decimal(sum(range(10, 19))))
+    assert second.totals == (Decimal(sum(range(10, 19))),)
+    assert shop.database.requests == []
+    assert shop.database.totals() == {TABLE: [], "by_day": []}
+
+
+def test_killed_run_that_had_read_everything__posts_without_the_stream(
+    shop: Shop, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    shop.database.before.extend([None, None, _kill])
+    with pytest.raises(Killed):
+        shop.run(tmp_path / "spool")
+    shop.database.before.clear()
+    reader = Reader()
+    reader.error = TrimmedError("gone by now")
+    reader.history_is_lost_after = 0
+
+    shop.run(tmp_path / "spool", reader)
+
+    assert shop.database.totals() == expected
+
+
+# --- Records that workers without the aggregation may have handled ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "posted"),
+    [(-1, []), (0, [CREATED_AT]), (1, [CREATED_AT, CREATED_AT + 1]), (5, [CREATED_AT, CREATED_AT + 1])],
+)
+def test_records_created_until_the_takeover_is_over__are_posted_here(
+    shop: Shop, seconds: int, posted: list[int]
+) -> None:
+    shop.known_since = CREATED_AT + seconds - core.TAKEOVER
+
+    first, _ = shop.run()
+
+    pages = {page for _, page, _, _ in shop.database.receipts()} - {BACKFILL_PAGE}
+    assert sorted(pages) == [f"2024-07-15T09:40:0{second - CREATED_AT}Z|{STREAM_LABEL}" for second in posted]
+    assert first.caught_up == len(posted)
+    assert quantity(shop, "item3", "2024-07-11") == (100 if CREATED_AT in posted else 13)
+
+
+def test_record_that_a_worker_has_counted__is_not_posted_again(shop: Shop) -> None:
+    shop.known_since = CREATED_AT
+    shop.run()
+    before = shop.database.totals()
+
+    results = shop.run()
+
+    assert [result.caught_up for result in results] == [0, 0]
+    assert shop.database.totals() == before
+
+
+def test_snapshot_of_a_dry_run__says_nothing_of_records_written_after_it(shop: Shop, tmp_path: Path) -> None:
+    shop.run(tmp_path / "spool", Reader(()), dry_run=True)
+    shop.known_since = CREATED_AT
+
+    results = shop.run(tmp_path / "spool", Reader())
+
+    assert [result.caught_up for result in results] == [2, 2]
+
+
+def test_takeover_that_is_not_over__is_waited_for_and_read(shop: Shop) -> None:
+    shop.clock.time = CREATED_AT - 100.0
+    shop.known_since = CREATED_AT - core.TAKEOVER
+    reader = Reader(())
+
+    class LateReader(Reader):
+        def pages(self) -> Iterator[list[Any]]:
+            if shop.clock.time > CREATED_AT:  # it is written while the tool waits
+                yield from super().pages()
+
+        def has_passed(self, moment: float) -> bool:
+            return shop.clock.time <= CREATED_AT or super().has_passed(moment)
+
+    reader = LateReader()
+
+    shop.run(reader=reader)
+
+    assert shop.clock.time >= CREATED_AT + 1
+    assert "waiting" in {step.stage for step in shop.steps}
+    assert quantity(shop, "item3", "2024-07-11") == 100 - 13 + 100  # the fake table held the change from the beginning
+
+
+@pytest.mark.parametrize("checks", [0, 1, 2])
+def test_history_that_is_lost_at_any_time__is_refused_with_what_to_do(shop: Shop, checks: int) -> None:
+    """At the beginning, at the end of the reading, and when the takeover has been waited for."""
+    shop.clock.time = CREATED_AT - 100.0
+    shop.known_since = CREATED_AT - core.TAKEOVER
+    reader = Reader()
+    reader.history_is_lost_after = checks
+
+    with pytest.raises(
+        BackfillError, match=r"nothing is left of 2024-07-01: give the aggregation a new name and a since"
+    ):
+        shop.run(reader=reader)
+
+    assert shop.database.totals() == {TABLE: [], "by_day": []}
+
+
+def test_trimmed_records__are_refused_with_what_to_do(shop: Shop) -> None:
+    reader = Reader()
+    reader.error = TrimmedError("records have left the stream")
+
+    with pytest.raises(
+        BackfillError, match="records have left the stream: give the aggregation a new name and a since"
+    ):
+        shop.run(reader=reader)
+
+    assert shop.database.requests == []

@@ -1,0 +1,326 @@
+"""Looks at single aggregates: a total and exactly its receipts, and what several looks say together."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tests.fake_totals import LEDGER, FakeTotals
+from tests.records import insert, order, validated
+from worker.aggregations import Contribution, Group
+from worker.definitions import load_definitions, parse_definitions
+from worker.ledger import page_name, postings
+from worker.reconciliation.look import (
+    Look,
+    Observations,
+    Pages,
+    RestlessAggregateError,
+    Standing,
+    Stored,
+    aggregate_of,
+    difference,
+    first_page,
+    look_at,
+    rows_of,
+    stored_in,
+)
+from worker.stream import StreamRecord
+
+(AGGREGATION,) = load_definitions().aggregations
+GROUP: Group = ("item123", "2024-07-15")
+AGGREGATE = aggregate_of(AGGREGATION, GROUP)
+
+
+def amounts(*numbers: int | str) -> tuple[Decimal, ...]:
+    return tuple(map(Decimal, numbers))
+
+
+def record(quantity: int, created_at: int = 1_721_036_400) -> StreamRecord:
+    return validated(insert(order(quantity=quantity), created_at=created_at))
+
+
+def look(client: Any, first: str = "0") -> Look:
+    return look_at(client, LEDGER, AGGREGATE, first)
+
+
+# --- One look ---------------------------------------------------------------------------------------------------------
+
+
+def test_look__shows_the_total_with_the_receipts_from_a_page_on() -> None:
+    totals = FakeTotals([AGGREGATION])
+    records = [record(quantity, created_at=1_721_036_400 + quantity) for quantity in range(1, 11)]
+    for one in records:
+        totals.apply([AGGREGATION], one)
+
+    found = look(totals, first_page(1_721_036_404))
+
+    assert found.stored == Stored(amounts(55), frozenset())
+    assert sorted(found.pages.receipts.values()) == [amounts(quantity) for quantity in range(4, 11)]
+    assert found.pages.corrections == {}
+
+
+def test_look__tells_corrections_from_receipts_of_records() -> None:
+    totals = FakeTotals([AGGREGATION])
+    totals.apply([AGGREGATION], record(1))
+    totals.ledger[AGGREGATE.name, "backfill"] = {"stream 2024": {"N": "7"}}
+    totals.ledger[AGGREGATE.name, "repair|000001"] = {"2024-07-15T00:00:00Z|run": {"N": "-2"}}
+
+    found = look(totals)
+
+    assert list(found.pages.receipts.values()) == [amounts(1)]
+    assert found.pages.corrections == {
+        ("backfill", "stream 2024"): amounts(7),
+        ("repair|000001", "2024-07-15T00:00:00Z|run"): amounts(-2),
+    }
+
+
+@pytest.mark.parametrize("request_number", range(1, 6))
+def test_record_that_is_applied_during_a_look__is_in_both_or_in_neither(request_number: int) -> None:
+    totals = FakeTotals([AGGREGATION])
+    totals.apply([AGGREGATION], record(1))
+    requests = []
+
+    def somebody_else(operation: str) -> None:
+        requests.append(operation)
+        if len(requests) == request_number:
+            totals.apply([AGGREGATION], record(10))
+
+    totals.on_request = somebody_else
+
+    found = look(totals)
+
+    assert found.stored.amounts is not None
+    assert found.stored.amounts[0] == sum(one[0] for one in found.pages.receipts.values())
+    if request_number == 2:  # between the pages and the total: looked again
+        assert requests == ["Query", "GetItem", "Query", "GetItem", "Query"]
+
+
+def test_correction_during_a_look__is_in_both_or_in_neither() -> None:
+    totals = FakeTotals([AGGREGATION])
+    totals.apply([AGGREGATION], record(1))
+    requests = []
+
+    def somebody_else(operation: str) -> None:
+        requests.append(operation)
+        if len(requests) == 2:
+            totals.ledger[AGGREGATE.name, "repair|000001"] = {"now|other": {"N": "5"}}
+            totals.add(AGGREGATION, GROUP, amounts(5))
+
+    totals.on_request = somebody_else
+
+    found = look(totals)
+
+    assert found.stored.amounts == amounts(6)
+    assert len(found.pages.corrections) == 1
+
+
+def test_aggregate_that_never_holds_still__is_given_up() -> None:
+    totals = FakeTotals([AGGREGATION])
+    totals.on_request = lambda operation: totals.apply([AGGREGATION], record(1))
+
+    with pytest.raises(RestlessAggregateError, match="item123"):
+        look(totals)
+
+
+def test_moment_of_a_look__is_after_its_last_read() -> None:
+    totals = FakeTotals([AGGREGATION])
+    times = iter(range(100))
+    passed = []
+    totals.on_request = lambda operation: passed.append(next(times))
+
+    found = look_at(totals, LEDGER, AGGREGATE, "0", clock=lambda: next(times))  # type: ignore[arg-type]
+
+    assert found.seen_at > max(passed)
+
+
+@pytest.mark.parametrize("created_at", [0, 1_721_036_400, 253_402_300_799])
+def test_first_page__sorts_before_the_pages_of_its_second_and_behind_those_of_the_one_before(created_at: int) -> None:
+    first = first_page(created_at)
+
+    assert first <= page_name(created_at, "2015-05-11T21:21:33.291")
+    assert created_at == 0 or page_name(created_at - 1, "2999") < first
+    assert first < "backfill"
+    assert first < "repair|"
+
+
+# --- Rows -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "stored"),
+    [
+        ({}, Stored(amounts(0), frozenset({"quantity"}))),
+        ({"quantity": {"N": "1.50"}}, Stored(amounts("1.50"), frozenset())),
+        ({"quantity": {"S": "ten"}}, Stored(None, frozenset())),
+        ({"quantity": {"NULL": True}}, Stored(None, frozenset())),
+    ],
+)
+def test_measures_of_a_row(row: dict[str, Any], stored: Stored) -> None:
+    assert stored_in(AGGREGATION, row) == stored
+
+
+SHARED = """
+[source]
+table = "orders"
+partition_key = "orderid"
+
+[[aggregations]]
+name = "by_item"
+table = "totals"
+partition_key = { name = "key", from = "item", prefix = "item#" }
+sort_key = { name = "number", from = "number", type = "N" }
+sum = { quantity = "quantity" }
+
+[[aggregations]]
+name = "by_customer"
+table = "totals"
+partition_key = { name = "key", from = "customer", prefix = "customer#" }
+sort_key = { name = "number", from = "number", type = "N" }
+sum = { quantity = "quantity" }
+
+[[aggregations]]
+name = "orders"
+table = "totals"
+partition_key = { name = "key", from = "customer", prefix = "customer#" }
+sort_key = { name = "number", from = "number", type = "N" }
+count = "orders"
+"""
+
+
+def test_rows__are_told_apart_by_prefix_and_measures_and_their_numbers_have_one_form() -> None:
+    aggregations = {one.name: one for one in parse_definitions(SHARED).aggregations}
+
+    class Client:
+        def scan(self, **request: Any) -> dict[str, Any]:
+            assert (request["TableName"], request["ConsistentRead"]) == ("totals", True)
+            if "ExclusiveStartKey" not in request:
+                return {"Items": [row("item#a", "1", quantity="1")], "LastEvaluatedKey": "x"}
+            return {
+                "Items": [
+                    row("customer#b", "1E+1", quantity="2"),
+                    row("customer#c", "2.50", quantity="3", orders="4"),
+                    row("customer#d", "1", orders="5"),
+                    row("item#e", "1", something="6"),
+                    row("customer#f", "1") | {"orders": {"S": "x"}},
+                ]
+            }
+
+    def row(key: str, number: str, **measures: str) -> dict[str, Any]:
+        return {
+            "key": {"S": key},
+            "number": {"N": number},
+            **{name: {"N": text} for name, text in measures.items()},
+        }
+
+    def found(name: str) -> dict[Group, Any]:
+        client: Any = Client()
+        return dict(rows_of(client, aggregations[name]))
+
+    assert found("by_item") == {("item#a", "1"): amounts(1)}
+    assert found("by_customer") == {("customer#b", "10"): amounts(2), ("customer#c", "2.5"): amounts(3)}
+    assert found("orders") == {
+        ("customer#c", "2.5"): amounts(4),
+        ("customer#d", "1"): amounts(5),
+        ("customer#f", "1"): None,
+    }
+
+
+# --- The difference ---------------------------------------------------------------------------------------------------
+
+
+def a_look(total: int | None, *receipts: int) -> Look:
+    stored = Stored(None if total is None else amounts(total), frozenset())
+    return Look(0.0, stored, Pages({("page", str(number)): amounts(number) for number in receipts}, {}))
+
+
+@pytest.mark.parametrize(
+    ("total", "receipts", "later", "baseline", "expected"),
+    [
+        (10, (), (), 10, 0),
+        (15, (5,), (5,), 10, 0),
+        (15, (5,), (5, 7), 10, 0),  # 7 is in flight
+        (15, (5,), (), 10, 5),  # the receipt is of a record from before the cut: it is in the baseline
+        (12, (5,), (5,), 10, -3),
+    ],
+)
+def test_difference__leaves_out_what_later_records_have_added(
+    total: int, receipts: tuple[int, ...], later: tuple[int, ...], baseline: int, expected: int
+) -> None:
+    contributions = {("page", str(number)): amounts(number) for number in later}
+
+    assert difference(a_look(total, *receipts), contributions, amounts(baseline)) == amounts(expected)
+
+
+def test_difference__is_by_what_the_record_contributes_not_by_what_its_receipt_says() -> None:
+    """A worker that counted something else than the definitions say has made a drift."""
+    assert difference(a_look(15, 5), {("page", "5"): amounts(4)}, amounts(10)) == amounts(1)
+
+
+def test_difference_of_what_is_no_number__is_unknown() -> None:
+    assert difference(a_look(None), {}, amounts(10)) is None
+
+
+def test_difference__is_never_rounded() -> None:
+    huge = Look(0.0, Stored(amounts("1E+30"), frozenset()), Pages({}, {}))
+
+    assert difference(huge, {}, amounts("1E-30")) == (Decimal("9" * 30 + "." + "9" * 30),)
+
+
+# --- Several looks ----------------------------------------------------------------------------------------------------
+
+PATIENCE = 60.0
+A, B = ("page", "a"), ("page", "b")
+
+
+def observed(*looks: tuple[float, int | None, set[Any]]) -> Observations:
+    observations = Observations()
+    for at, differs, waiting in looks:
+        observations.add(None if differs is None else amounts(differs), waiting, at)
+    return observations
+
+
+@pytest.mark.parametrize(
+    ("looks", "standing"),
+    [
+        ([], Standing.OPEN),
+        ([(0, 0, set())], Standing.EQUAL),
+        ([(0, 0, {A})], Standing.OPEN),
+        ([(0, 0, {A}), (10, 0, {B})], Standing.EQUAL),  # the worker keeps up
+        ([(0, 0, {A}), (10, 0, {A, B})], Standing.OPEN),
+        ([(0, 0, {A}), (60, 0, {A, B})], Standing.BEHIND),
+        ([(0, 5, set())], Standing.OPEN),
+        ([(0, 5, set()), (30, 5, set())], Standing.OPEN),
+        ([(0, 5, set()), (30, 5, set()), (60, 5, set())], Standing.DIFFERENT),
+        ([(0, 5, set()), (30, 4, set()), (60, 4, set())], Standing.OPEN),
+        ([(0, 5, set()), (30, 4, set()), (90, 4, set())], Standing.DIFFERENT),
+        ([(0, 5, set()), (59, 0, set())], Standing.EQUAL),
+        ([(0, 5, {A}), (60, 5, {A})], Standing.DIFFERENT),  # whoever asks sees what is stuck
+        ([(0, None, set()), (60, None, set())], Standing.DIFFERENT),
+        ([(0, 0, set()), (60, 5, set())], Standing.OPEN),
+    ],
+)
+def test_standing(looks: list[tuple[float, int | None, set[Any]]], standing: Standing) -> None:
+    now = looks[-1][0] if looks else 0.0
+
+    assert observed(*looks).standing(now, PATIENCE) is standing
+
+
+@pytest.mark.parametrize("patience", [0.0, PATIENCE])
+def test_one_look_alone__never_shows_a_difference_for_good(patience: float) -> None:
+    """It may have met a transaction between its two writes."""
+    assert observed((0, 5, set())).standing(0, patience) is Standing.OPEN
+    assert observed((0, 0, {A})).standing(0, patience) is Standing.OPEN
+
+
+def test_record_that_is_stuck__is_one_that_has_waited_all_the_time() -> None:
+    observations = observed((0, 0, {A, B}), (30, 0, {A}), (60, 0, {A, B}))
+
+    assert observations.stuck(60, PATIENCE) == [A]
+
+
+def test_postings_and_looks__name_aggregates_alike() -> None:
+    """What the worker writes is what is looked at."""
+    (posting,) = postings([(0, record(1), [Contribution(AGGREGATION, GROUP, amounts(1))])])
+
+    assert posting.aggregate.name == AGGREGATE.name
+    assert posting.aggregate.row.key() == AGGREGATE.row.key()

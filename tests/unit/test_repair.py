@@ -1,0 +1,560 @@
+"""Corrections: made once, whatever happens between the look and the write, and around the write."""
+
+import json
+import random
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.fake_totals import LEDGER, FakeTotals
+from tests.faulty_dynamodb import cancelled, client_error
+from tests.records import SOURCE_TABLE, changed, insert, modify, order, remove, validated
+from worker.aggregations import Aggregation, Definitions, Group
+from worker.definitions import load_definitions, parse_definitions
+from worker.ledger import page_name, receipt_name
+from worker.reconciliation.backfill import CUT, FINISHED_AT, STARTED_AT, Cut, Marker, read_marker
+from worker.reconciliation.look import Look, Place, aggregate_of, look_at
+from worker.reconciliation.repair import (
+    MOST_ATTEMPTS,
+    CorrectionRefusedError,
+    Fate,
+    Repairer,
+    UnreadableLetterError,
+    close_to_backfill,
+    correction_page,
+    described,
+    groups_waiting,
+)
+from worker.stream import StreamRecord
+
+DEFINITIONS = load_definitions()
+(AGGREGATION,) = DEFINITIONS.aggregations
+GROUP: Group = ("item123", "2024-07-15")
+AGGREGATE = aggregate_of(AGGREGATION, GROUP)
+# Of a correction that nothing disturbs: the old pages, a look, the transaction.
+REQUESTS = 5
+NOW = datetime(2026, 11, 24, 4, 5, 6, tzinfo=UTC)
+
+
+def amounts(*numbers: int | str) -> tuple[Decimal, ...]:
+    return tuple(map(Decimal, numbers))
+
+
+def record(quantity: int, **options: Any) -> StreamRecord:
+    return validated(insert(order(quantity=quantity), **options))
+
+
+@dataclass(slots=True)
+class Ward:
+    """A total of 10 with its receipt, and 5 too much in it."""
+
+    totals: FakeTotals = field(default_factory=lambda: FakeTotals([AGGREGATION]))
+    pauses: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.apply(10)
+        self.totals.add(AGGREGATION, GROUP, amounts(5))
+
+    def apply(self, quantity: int) -> None:
+        self.totals.apply([AGGREGATION], record(quantity))
+
+    def look(self) -> Look:
+        client: Any = self.totals
+        return look_at(client, LEDGER, AGGREGATE, "0")
+
+    def repairer(self, run: str = "run") -> Repairer:
+        client: Any = self.totals
+        return Repairer(client, LEDGER, run, now=lambda: NOW, sleep=self.pauses.append, jitter=lambda: 1.0)
+
+    def correct(self, seen: Look, *, run: str = "run", is_later: Any = lambda place: True) -> Fate:
+        return self.repairer(run).correct(AGGREGATE, seen, amounts(5), "0", is_later)
+
+    @property
+    def total(self) -> int:
+        return int(self.totals.total(AGGREGATION, GROUP)[0])
+
+    def corrections(self) -> dict[Place, Any]:
+        return {
+            place: value[0]
+            for place, value in self.totals.receipts(AGGREGATION, GROUP).items()
+            if place[0].startswith("repair|")
+        }
+
+    def assert_receipts_add_up(self) -> None:
+        assert sum(one[0] for one in self.totals.receipts(AGGREGATION, GROUP).values()) == self.total
+
+
+@pytest.fixture
+def ward() -> Ward:
+    return Ward()
+
+
+def at_request(ward: Ward, number: int, action: Any) -> list[str]:
+    """Does something before the request with this number, counted from 1."""
+    requests: list[str] = []
+
+    def on_request(operation: str) -> None:
+        requests.append(operation)
+        if len(requests) == number:
+            action()
+
+    ward.totals.on_request = on_request
+    return requests
+
+
+def test_correction__has_a_receipt_of_its_own_and_one_for_what_had_none(ward: Ward) -> None:
+    seen = ward.look()
+    requests = at_request(ward, 0, None)
+
+    fate = ward.correct(seen)
+
+    assert (fate, ward.total) == (Fate.DONE, 10)
+    assert requests == ["Query", "Query", "GetItem", "Query", "TransactWriteItems"]
+    assert len(requests) == REQUESTS
+    assert ward.corrections() == {
+        ("repair|000001", "2026-11-24T04:05:06Z|run"): -5,
+        ("repair|000001", "2026-11-24T04:05:06Z|run|found"): 5,
+    }
+    assert "expires_at" not in ward.totals.ledger[AGGREGATE.name, "repair|000001"]
+    ward.assert_receipts_add_up()
+
+
+def test_correction_of_what_was_lost__needs_no_other_receipt() -> None:
+    """The total is what its receipts say, and too low."""
+    ward = Ward(FakeTotals([AGGREGATION]))
+    ward.totals.add(AGGREGATION, GROUP, amounts(-5))
+
+    ward.repairer().correct(AGGREGATE, ward.look(), amounts(-3), "0", lambda place: True)
+
+    assert ward.total == 13
+    assert ward.corrections() == {("repair|000001", "2026-11-24T04:05:06Z|run"): 3}
+    ward.assert_receipts_add_up()
+
+
+def test_receipts_before_the_first_page_of_the_look__count_for_what_has_none() -> None:
+    ward = Ward()
+    ward.totals.apply([AGGREGATION], record(100, created_at=1_600_000_000))
+    client: Any = ward.totals
+    first = "2024-01-01T00:00:00Z"
+    seen = look_at(client, LEDGER, AGGREGATE, first)
+
+    ward.repairer().correct(AGGREGATE, seen, amounts(5), first, lambda place: True)
+
+    assert ward.corrections()["repair|000001", "2026-11-24T04:05:06Z|run|found"] == 5
+    ward.assert_receipts_add_up()
+
+
+def test_row_that_is_gone__is_made_again() -> None:
+    ward = Ward()
+    ward.totals.rows[AGGREGATION.table].clear()
+
+    fate = ward.repairer().correct(AGGREGATE, ward.look(), amounts(-10), "0", lambda place: True)
+
+    assert (fate, ward.total) == (Fate.DONE, 10)
+    ward.assert_receipts_add_up()
+
+
+@pytest.mark.parametrize("request_number", range(1, 1 + REQUESTS))
+def test_record_that_is_applied_meanwhile__is_in_the_total_and_so_is_the_correction(
+    ward: Ward, request_number: int
+) -> None:
+    seen = ward.look()
+    at_request(ward, request_number, lambda: ward.apply(7))
+
+    fate = ward.correct(seen)
+
+    assert (fate, ward.total) == (Fate.DONE, 17)
+    ward.assert_receipts_add_up()
+
+
+def test_records_that_cancel_each_other_between_look_and_write__do_no_harm(ward: Ward) -> None:
+    """The total is what was seen; the difference still is, too."""
+    seen = ward.look()
+
+    def both() -> None:
+        ward.apply(7)
+        ward.apply(-7)
+
+    at_request(ward, REQUESTS, both)
+
+    assert ward.correct(seen) is Fate.DONE
+    assert ward.total == 10
+    ward.assert_receipts_add_up()
+
+
+@pytest.mark.parametrize("moved_by", [5, -5, 1])
+def test_total_that_is_moved_by_something_else__is_not_corrected_by_the_old_difference(
+    ward: Ward, moved_by: int
+) -> None:
+    seen = ward.look()
+    ward.totals.add(AGGREGATION, GROUP, amounts(moved_by))
+
+    assert ward.correct(seen) is Fate.OVERTAKEN
+    assert ward.total == 15 + moved_by
+    assert ward.corrections() == {}
+
+
+def test_receipt_that_may_be_of_an_earlier_record__is_looked_at_again_first(ward: Ward) -> None:
+    """It has moved the difference, though total and receipts agree."""
+    seen = ward.look()
+    ward.apply(-5)
+
+    assert ward.correct(seen, is_later=lambda place: False) is Fate.OVERTAKEN
+    assert ward.total == 10
+
+
+@pytest.mark.parametrize("request_number", range(1, 1 + REQUESTS))
+def test_two_repairs_that_saw_the_same__correct_once_even_if_the_total_comes_back(
+    ward: Ward, request_number: int
+) -> None:
+    """The other one's correction and a new record leave the total as it was: only the correction's number tells."""
+    seen = ward.look()
+
+    def other() -> None:
+        assert ward.correct(seen, run="other") is Fate.DONE
+        ward.apply(5)
+
+    requests: list[str] = []
+
+    def on_request(operation: str) -> None:
+        requests.append(operation)
+        if len(requests) == request_number:
+            ward.totals.on_request = lambda _: None
+            other()
+
+    ward.totals.on_request = on_request
+
+    assert ward.correct(seen) is Fate.OVERTAKEN
+    assert ward.total == 15
+    assert len({page for page, _ in ward.corrections()}) == 1
+
+
+def test_second_correction_of_an_aggregate__has_the_next_number(ward: Ward) -> None:
+    ward.correct(ward.look(), run="first")
+    ward.totals.add(AGGREGATION, GROUP, amounts(5))
+    ward.totals.ledger[AGGREGATE.name, "backfill"] = {"stream 2024": {"N": "0"}}
+
+    assert ward.correct(ward.look(), run="second") is Fate.DONE
+    assert {page for page, _ in ward.corrections()} == {"repair|000001", "repair|000002"}
+    ward.assert_receipts_add_up()
+
+
+def test_corrections_beyond_the_first__are_recognized_by_their_own_run(ward: Ward) -> None:
+    """The same run has corrected this aggregate before: that is not the correction at hand."""
+    ward.correct(ward.look())
+    ward.totals.add(AGGREGATION, GROUP, amounts(5))
+
+    assert ward.correct(ward.look()) is Fate.DONE
+    assert ward.total == 10
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [["lost"], ["unsent"], ["unsent", "lost"], [client_error("InternalServerError", status=500), "lost"]],
+    ids=str,
+)
+def test_answer_that_is_lost__is_found_in_the_ledger(ward: Ward, faults: list[Any]) -> None:
+    ward.totals.faults.extend(faults)
+
+    assert ward.correct(ward.look()) is Fate.DONE
+    assert ward.total == 10
+    assert len(ward.totals.tokens) == len(faults) + (faults[-1] != "lost")
+    ward.assert_receipts_add_up()
+
+
+@pytest.mark.parametrize(
+    "code", ["TransactionConflictException", "ThrottlingException", "TransactionInProgressException"]
+)
+def test_trouble_that_passes__is_waited_out(ward: Ward, code: str) -> None:
+    ward.totals.faults.extend([client_error(code)] * 9)
+
+    assert ward.correct(ward.look()) is Fate.DONE
+    assert ward.pauses == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("code", ["TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded", "None"])
+def test_cancelled_for_what_passes__is_tried_again(ward: Ward, code: str) -> None:
+    ward.totals.faults.append(cancelled(["None", code]))
+
+    assert ward.correct(ward.look()) is Fate.DONE
+    assert ward.total == 10
+
+
+def test_total_that_never_holds_still__is_given_up(ward: Ward) -> None:
+    def on_request(operation: str) -> None:
+        if operation == "TransactWriteItems":
+            ward.apply(1)
+
+    seen = ward.look()
+    ward.totals.on_request = on_request
+
+    assert ward.correct(seen) is Fate.RESTLESS
+    assert len(ward.totals.tokens) == MOST_ATTEMPTS
+    assert ward.corrections() == {}
+
+
+def test_what_dynamodb_refuses__is_told(ward: Ward) -> None:
+    ward.totals.faults.append(cancelled(["None", {"Code": "ValidationError", "Message": "Number overflow"}]))
+
+    with pytest.raises(CorrectionRefusedError, match="Number overflow"):
+        ward.correct(ward.look())
+
+
+def test_difference_that_is_no_dynamodb_number__is_refused(ward: Ward) -> None:
+    with pytest.raises(CorrectionRefusedError, match="38 digits"):
+        ward.repairer().correct(AGGREGATE, ward.look(), amounts("1" * 39), "0", lambda place: True)
+
+    assert ward.totals.tokens == []
+
+
+def test_missing_permission__is_raised(ward: Ward) -> None:
+    ward.totals.faults.append(client_error("AccessDeniedException"))
+
+    with pytest.raises(ClientError, match="AccessDenied"):
+        ward.correct(ward.look())
+
+
+def test_total_that_has_become_no_number__is_left_alone(ward: Ward) -> None:
+    seen = ward.look()
+    ward.totals.rows[AGGREGATION.table][GROUP]["quantity"] = {"S": "ten"}
+
+    assert ward.correct(seen) is Fate.OVERTAKEN
+
+
+SEVERAL = """
+[source]
+table = "Order_by_item"
+partition_key = "orderid"
+sort_key = "order_date"
+
+[[aggregations]]
+name = "sold"
+table = "totals"
+partition_key = { name = "item_number", from = "item_number" }
+sum = { quantity = "quantity", price = "price" }
+count = "orders"
+remove = "retract"
+"""
+
+
+def test_several_measures__are_corrected_together_and_all_must_be_as_they_were() -> None:
+    (aggregation,) = parse_definitions(SEVERAL).aggregations
+    totals: Any = FakeTotals([aggregation])
+    aggregate = aggregate_of(aggregation, ("item123",))
+    totals.add(aggregation, ("item123",), amounts(2, 0, 7))  # orders, price, quantity
+    seen = look_at(totals, LEDGER, aggregate, "0")
+    moved: list[bool] = []
+
+    def on_request(operation: str) -> None:
+        if operation == "TransactWriteItems" and not moved:
+            moved.append(True)
+            totals.rows["totals"]["item123",]["price"] = {"N": "1"}
+
+    totals.on_request = on_request
+    repairer = Repairer(totals, LEDGER, "run", sleep=lambda _: None)
+
+    assert repairer.correct(aggregate, seen, amounts(1, 0, 7), "0", lambda place: True) is Fate.OVERTAKEN
+    totals.rows["totals"]["item123",]["price"] = {"N": "0"}
+    assert repairer.correct(aggregate, seen, amounts(1, 0, 7), "0", lambda place: True) is Fate.DONE
+    assert totals.total(aggregation, ("item123",)) == amounts(1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("correction", "text"),
+    [(amounts(5), "+5"), (amounts(-3, "0.50"), "-3, +0.5"), (amounts(0), "+0")],
+)
+def test_correction_in_words(correction: tuple[Decimal, ...], text: str) -> None:
+    assert described(correction) == text
+
+
+def test_pages_of_corrections__sort_by_number() -> None:
+    pages = [correction_page(number) for number in range(1, 12)]
+
+    assert sorted(pages) == pages
+
+
+def test_random_histories__end_exact_however_many_repair_at_once() -> None:
+    """Records, other repairs, lost answers and deaths at every request; afterwards one more repair sets all right."""
+
+    class Dead(BaseException):
+        pass
+
+    for seed in range(400):
+        chance = random.Random(seed)
+        ward = Ward()
+        expected = 10
+
+        def repair(depth: int, ward: Ward = ward, chance: random.Random = chance) -> None:
+            """Looks until there is no difference, as a run does."""
+            for _ in range(30):
+                seen = ward.look()
+                assert seen.stored.amounts is not None
+                wrong = seen.stored.amounts[0] - 10 - sum(amount for amount in later(seen))
+                if not wrong:
+                    return
+                ward.repairer(f"run{depth}-{chance.random()}").correct(
+                    AGGREGATE, seen, (wrong,), "0", lambda place: True
+                )
+
+        def later(seen: Look) -> list[Decimal]:
+            return [one[0] for one in seen.pages.receipts.values()][1:]
+
+        nested = [0]
+
+        def somebody_else(
+            operation: str, ward: Ward = ward, chance: random.Random = chance, nested: list[int] = nested
+        ) -> None:
+            nonlocal expected
+            if nested[0] >= 2:
+                return
+            what = chance.random()
+            if what < 0.25:
+                quantity = chance.choice([5, -5, 7])
+                expected += quantity
+                ward.apply(quantity)
+            elif what < 0.35:
+                nested[0] += 1
+                repair(nested[0])
+                nested[0] -= 1
+            elif what < 0.40:
+                ward.totals.faults.append(chance.choice(["lost", "unsent", None]))
+            elif what < 0.42 and nested[0] == 0:
+                raise Dead
+
+        ward.totals.on_request = somebody_else
+        try:
+            repair(0)
+        except Dead:
+            nested[0] = 0
+        ward.totals.on_request = lambda operation: None
+        ward.totals.faults.clear()
+        repair(0)
+
+        assert ward.total == expected, f"seed {seed}"
+        ward.assert_receipts_add_up()
+
+
+# --- A backfill must not come on top ----------------------------------------------------------------------------------
+
+CUT_NOW = Cut("stream 2024-07-01T00:00:00.000", NOW)
+
+
+@pytest.mark.parametrize(
+    ("marker", "may_correct", "cut_afterwards"),
+    [
+        (None, True, "repair"),
+        (Marker(CUT_NOW.name, 1, 2, 3, 0), True, CUT_NOW.name),
+        (Marker(CUT_NOW.name, 1, None, 0, 0), False, CUT_NOW.name),
+        (Marker("stream of old", 1, None, 0, 0), True, "repair"),
+        (Marker("repair", 1, 1, 0, 0), True, "repair"),
+    ],
+)
+def test_correction_and_backfill__exclude_each_other(
+    marker: Marker | None, may_correct: bool, cut_afterwards: str
+) -> None:
+    totals: Any = FakeTotals([AGGREGATION])
+    put_marker(totals, marker)
+
+    assert close_to_backfill(totals, LEDGER, AGGREGATION, CUT_NOW, marker) is may_correct
+
+    standing = read_marker(totals, LEDGER, AGGREGATION.name)
+    assert standing is not None
+    assert standing.cut == cut_afterwards
+    assert (standing.finished_at is not None) is may_correct
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "may_correct"),
+    [(Marker(CUT_NOW.name, 5, None, 0, 0), False), (Marker("repair", 5, 5, 0, 0), True)],
+    ids=["backfill", "another repair"],
+)
+def test_marker_that_appears_meanwhile__decides(meanwhile: Marker, may_correct: bool) -> None:
+    totals: Any = FakeTotals([AGGREGATION])
+    put_marker(totals, meanwhile)
+
+    assert close_to_backfill(totals, LEDGER, AGGREGATION, CUT_NOW, None) is may_correct
+    standing = read_marker(totals, LEDGER, AGGREGATION.name)
+    assert standing == meanwhile
+
+
+def put_marker(totals: FakeTotals, marker: Marker | None) -> None:
+    if marker is not None:
+        finished = {} if marker.finished_at is None else {FINISHED_AT: {"N": str(marker.finished_at)}}
+        item = {CUT: {"S": marker.cut}, STARTED_AT: {"N": str(marker.started_at)}, **finished}
+        totals.ledger[AGGREGATION.name, "backfill"] = item | {"aggregates": {"N": str(marker.aggregates)}}
+
+
+# --- Dead letters -----------------------------------------------------------------------------------------------------
+
+
+def waiting(totals: Any, *raw: Any, definitions: Definitions = DEFINITIONS) -> set[tuple[str, Group]]:
+    return groups_waiting(totals, LEDGER, definitions, raw)
+
+
+def test_letter_without_its_receipt__holds_back_its_aggregate() -> None:
+    totals = FakeTotals([AGGREGATION])
+    counted, other = insert(order(quantity=1)), insert(order(quantity=2, item="item312"))
+    totals.apply([AGGREGATION], validated(counted))
+
+    assert waiting(totals, counted) == set()
+    assert waiting(totals, counted, other) == {("item_count_by_date", ("item312", "2024-07-15"))}
+
+
+def test_letter_of_which_one_of_two_contributions_is_in__holds_back_the_other() -> None:
+    totals = FakeTotals([AGGREGATION])
+    moved = modify(order(quantity=1), order(quantity=1, item="item312"))
+    record = validated(moved)
+    page = totals.ledger.setdefault((AGGREGATE.name, page_name(record.created_at, record.stream_label)), {})
+    page[receipt_name(record)] = {"N": "-1"}
+
+    assert waiting(totals, moved) == {("item_count_by_date", ("item312", "2024-07-15"))}
+
+
+def test_letter_that_the_aggregation_refuses__holds_back_what_it_would_change() -> None:
+    """A mended worker may count it one day."""
+    totals = FakeTotals([AGGREGATION])
+    malformed = order(quantity={"S": "ten"})  # type: ignore[arg-type]
+    malformed["quantity"] = {"S": "ten"}
+
+    assert waiting(totals, modify(order(item="item312"), malformed)) == {
+        ("item_count_by_date", ("item312", "2024-07-15"))
+    }
+    assert waiting(totals, insert(malformed)) == set()
+
+
+def test_letter_that_contributes_nothing__holds_back_nothing() -> None:
+    assert waiting(FakeTotals([AGGREGATION]), remove(order())) == set()
+
+
+def test_pages__are_read_once_for_many_letters() -> None:
+    totals = FakeTotals([AGGREGATION])
+    requests: list[str] = []
+    totals.on_request = requests.append
+
+    waiting(totals, *(insert(order(quantity=number)) for number in range(50)))
+
+    assert requests == ["GetItem"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "not a record",
+        changed(insert(), "dynamodb.SequenceNumber"),
+        changed(insert(), "eventSourceARN", "arn:aws:dynamodb:us-east-1:1:table/other/stream/2024"),
+        changed(modify(order(), order()), "dynamodb.OldImage"),
+        changed(json.loads(json.dumps(insert())), "eventName", "RENAME"),
+    ],
+)
+def test_letter_that_cannot_be_read__is_refused(raw: Any) -> None:
+    with pytest.raises(UnreadableLetterError, match="cannot be read"):
+        waiting(FakeTotals([AGGREGATION]), insert(), raw)
+
+
+def test_source_of_these_tests__is_the_definitions_own() -> None:
+    assert DEFINITIONS.source.table == SOURCE_TABLE
+    assert isinstance(AGGREGATION, Aggregation)

@@ -1,0 +1,296 @@
+"""What a spool keeps, sums up and refuses."""
+
+import sqlite3
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from worker.reconciliation import spool as spool_module
+from worker.reconciliation.spool import (
+    Amounts,
+    Comparison,
+    LaterReceipt,
+    Spool,
+    SpoolError,
+    SpoolInUseError,
+    SpoolMismatchError,
+    read_amounts,
+    read_group,
+)
+
+RUN = {"table": "orders", "stream": "one"}
+
+
+@pytest.fixture
+def spool() -> Iterator[Spool]:
+    with Spool(None) as temporary:
+        temporary.begin(RUN, [0, 1])
+        yield temporary
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(16)
+
+
+def amounts(*numbers: int | str) -> Amounts:
+    return tuple(map(Decimal, numbers))
+
+
+def later(number: int, group: str = "a", amount: int = 1) -> LaterReceipt:
+    return LaterReceipt((group,), f"page-{number // 10}", f"receipt-{number}", number, amounts(amount))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [amounts("0"), amounts("-1.50", "1E+30"), amounts("12345678901234567890123456789012345678"), amounts("1E-130")],
+)
+def test_amounts__are_read_as_they_were_written(values: Amounts) -> None:
+    assert [str(one) for one in read_amounts(spool_module.amounts_text(values))] == [str(one) for one in values]
+
+
+@pytest.mark.parametrize("group", [("a",), ("a b", '"[,]'), ("ä\0", "")])
+def test_group__is_read_as_it_was_written(group: tuple[str, ...]) -> None:
+    assert read_group(spool_module.group_text(group)) == group
+
+
+def test_items__summed_by_aggregation_and_group(spool: Spool) -> None:
+    spool.add_items(
+        0,
+        {},
+        3,
+        [(key(1), 0, '["a"]', "1.5"), (key(1), 1, '["a"]', "7"), (key(2), 0, '["b"]', "2"), (key(3), 0, '["a"]', "3")],
+    )
+
+    spool.complete()
+
+    assert list(spool.baselines(0)) == [(("a",), amounts("4.5")), (("b",), amounts(2))]
+    assert list(spool.baselines(1)) == [(("a",), amounts(7))]
+    assert (spool.number_of_baselines(0), spool.number_of_baselines(1)) == (2, 1)
+    assert (spool.baseline(0, ("b",)), spool.baseline(1, ("b",))) == (amounts(2), None)
+
+
+def test_sum_of_more_digits_than_pythons_default__is_exact(spool: Spool) -> None:
+    large = "12345678901234567890123456789012345678"
+    spool.add_items(0, {}, 2, [(key(1), 0, '["a"]', large), (key(2), 0, '["a"]', "0.5")])
+
+    spool.complete()
+
+    assert spool.baseline(0, ("a",)) == amounts(large + ".5")
+
+
+def test_sum_of_zero__is_left_out(spool: Spool) -> None:
+    spool.add_items(0, {}, 2, [(key(1), 0, '["a"]', "1 0"), (key(2), 0, '["a"]', "-1 0")])
+
+    spool.complete()
+
+    assert (list(spool.baselines(0)), spool.number_of_baselines(0)) == ([], 0)
+
+
+def test_key_with_later_records__counts_as_it_was_at_the_cut_of_its_aggregation(spool: Spool) -> None:
+    assert spool.see(key(1), 1)
+    spool.add_at_cut(1, ("b",), amounts(5))
+    spool.add_items(0, {}, 1, [(key(1), 0, '["a"]', "1"), (key(1), 1, '["a"]', "1")])
+
+    spool.complete()
+
+    assert list(spool.baselines(0)) == [(("a",), amounts(1))]
+    assert list(spool.baselines(1)) == [(("b",), amounts(5))]
+
+
+def test_see__first_later_record_of_a_key_at_each_cut_is_told_apart(spool: Spool) -> None:
+    assert not spool.has_seen(key(1), 0)
+
+    assert [spool.see(key(1), 0), spool.see(key(1), 0), spool.see(key(1), 1)] == [True, False, True]
+    assert spool.has_seen(key(1), 0)
+
+
+def test_items_that_cannot_be_used__counted_as_they_were_at_the_cut(spool: Spool) -> None:
+    spool.see(key(1), 0)
+    spool.add_items(0, {}, 3, [(key(number), 0, None, None) for number in (1, 2, 3)])
+    spool.add_at_cut(0, None, None)
+
+    spool.complete()
+
+    assert (spool.unusable(0), spool.unusable(1)) == (3, 0)
+    assert list(spool.baselines(0)) == []
+
+
+def test_page__is_there_with_the_position_behind_it_or_not_at_all(spool: Spool) -> None:
+    def rows() -> Iterator[tuple[bytes, int, str, str]]:
+        yield key(1), 0, '["a"]', "1"
+        raise ValueError("an item that nobody can read")
+
+    with pytest.raises(ValueError, match="nobody"):
+        spool.add_items(3, {"after": 1}, 1, rows())
+
+    assert (spool.positions(), spool.items_read()) == ({}, 0)
+    spool.complete()
+    assert list(spool.baselines(0)) == []
+
+
+def test_positions__are_the_last_of_each_segment(spool: Spool) -> None:
+    spool.add_items(0, {"after": 1}, 10, [])
+    spool.add_items(1, {"after": 2}, 10, [])
+    spool.add_items(0, {"done": True}, 5, [])
+
+    assert (spool.positions(), spool.items_read()) == ({0: {"done": True}, 1: {"after": 2}}, 25)
+
+
+def test_stream_forgotten__items_and_positions_stay(spool: Spool) -> None:
+    spool.add_items(0, {"after": 1}, 1, [(key(1), 0, '["a"]', "1")])
+    spool.see(key(1), 0)
+    spool.add_at_cut(0, ("b",), amounts(2))
+    spool.add_later(0, later(1))
+
+    spool.forget_stream()
+
+    assert list(spool.later_receipts(0)) == []
+    assert spool.positions() == {0: {"after": 1}}
+    spool.complete()
+    assert list(spool.baselines(0)) == [(("a",), amounts(1))]
+
+
+def test_later_records__added_once_and_found_by_aggregate(spool: Spool) -> None:
+    for receipt in (later(12), later(1), later(2, "b", 5), later(12)):
+        spool.add_later(0, receipt)
+
+    assert spool.later(0, ("a",)) == {("page-0", "receipt-1"): amounts(1), ("page-1", "receipt-12"): amounts(1)}
+    assert list(spool.later_receipts(0)) == [later(1), later(12), later(2, "b", 5)]
+    assert list(spool.later_totals(0)) == [(("a",), amounts(2)), (("b",), amounts(5))]
+    assert spool.later(1, ("a",)) == {}
+    assert spool.is_later(0, ("a",), "page-1", "receipt-12")
+    assert not spool.is_later(0, ("b",), "page-1", "receipt-12")
+
+
+def test_comparison__has_every_aggregate_with_a_baseline_a_later_record_or_a_total(spool: Spool) -> None:
+    spool.add_items(0, {}, 2, [(key(1), 0, '["a"]', "1"), (key(2), 0, '["c"]', "3")])
+    spool.add_later(0, later(1, "b", 2))
+    spool.add_later(0, later(2, "c", 4))
+    spool.complete()
+    spool.store_totals(0, [(("e",), amounts(9))])
+
+    spool.store_totals(0, [(("d",), amounts(8)), (("c",), amounts(6))])
+
+    assert list(spool.compare(0, amounts(0))) == [
+        Comparison(("a",), amounts(1), None, touched=False),
+        Comparison(("b",), amounts(2), None, touched=True),
+        Comparison(("c",), amounts(7), amounts(6), touched=True),
+        Comparison(("d",), amounts(0), amounts(8), touched=False),
+    ]
+    assert list(spool.compare(1, amounts(0))) == []
+
+
+def test_many_aggregates__read_in_portions_while_the_spool_is_written_to(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "_ROWS_AT_ONCE", 3)
+    groups = [f"{number:03d}" for number in range(20)]
+    spool.add_items(0, {}, 20, [(key(number), 0, f'["{group}"]', "1") for number, group in enumerate(groups)])
+    calls = []
+
+    def between() -> None:
+        calls.append(len(calls))
+        with spool.together():
+            spool.add_later(0, later(len(calls), groups[-len(calls)]))
+
+    spool.complete(between)
+
+    assert len(calls) == 7
+    found = []
+    for group, _ in spool.baselines(0):
+        found.append(group[0])
+        with spool.together():
+            spool.add_later(0, later(100 + len(found), group[0]))
+    assert found == groups
+    assert [one.group[0] for one in spool.later_receipts(0)] == sorted([*groups, *groups[-7:]])
+    assert [group[0] for group, _ in spool.baselines(0, after=("010",))] == groups[11:]
+    spool.store_totals(0, (((group,), amounts(1)) for group in groups))
+    assert [one.group[0] for one in spool.compare(0, amounts(0))] == groups
+
+
+def test_summing_up_interrupted__begins_again(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool_module, "_ROWS_AT_ONCE", 1)
+    spool.add_items(0, {}, 2, [(key(1), 0, '["a"]', "1"), (key(2), 0, '["b"]', "2")])
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spool.complete(interrupt)
+    assert not spool.is_complete
+
+    spool.complete()
+
+    assert spool.is_complete
+    assert list(spool.baselines(0)) == [(("a",), amounts(1)), (("b",), amounts(2))]
+
+
+def test_file__keeps_everything_for_the_next_run(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        spool.begin(RUN, [0])
+        spool.add_items(0, {"after": 1}, 1, [(key(1), 0, '["a"]', "1")])
+        spool.add_later(0, later(1))
+        spool.set_note("posted", "a")
+        spool.set_note("posted", "b")
+
+    with Spool(tmp_path / "spool") as spool:
+        spool.begin(RUN, [0])
+
+        assert (spool.positions(), spool.note("posted"), spool.note("nothing")) == ({0: {"after": 1}}, "b", None)
+        assert list(spool.later_receipts(0)) == [later(1)]
+        spool.complete()
+        assert list(spool.baselines(0)) == [(("a",), amounts(1))]
+
+
+def test_spool_of_another_run__refused_and_says_what_differs(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        spool.begin(RUN, [0])
+
+    with Spool(tmp_path / "spool") as spool, pytest.raises(SpoolMismatchError) as refused:
+        spool.begin({"table": "orders", "stream": "two"}, [0])
+
+    assert "stream was one, is two" in str(refused.value)
+    assert "table" not in str(refused.value)
+    assert str(tmp_path / "spool") in str(refused.value)
+
+
+def test_spool_that_another_run_works_with__refused(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        spool.begin(RUN, [0])
+
+        with pytest.raises(SpoolInUseError, match="in use by another run"):
+            Spool(tmp_path / "spool")
+
+
+def test_file_of_something_else__refused(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_text("a letter to my grandmother, longer than a header of sqlite3 would be" * 20)
+
+    with pytest.raises(SpoolError, match="file is not a database"):
+        Spool(tmp_path / "spool")
+
+
+def test_folder_that_does_not_exist__is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpoolError, match="nowhere/spool cannot be opened"):
+        Spool(tmp_path / "nowhere" / "spool")
+
+
+def test_disk_full__said_so_and_what_was_written_before_stays(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        spool.begin(RUN, [0])
+        spool.add_items(0, {"after": 1}, 1, [(key(1), 0, '["a"]', "1")])
+        spool._db.execute("PRAGMA max_page_count = 1")
+
+        with pytest.raises(SpoolError, match="cannot be written: database or disk is full"):
+            spool.add_items(0, {"after": 2}, 1, [(key(1), 0, f'["{"b" * 1000}"]', "1") for _ in range(1000)])
+
+        assert spool.positions() == {0: {"after": 1}}
+
+
+def test_closed__cannot_be_used(tmp_path: Path) -> None:
+    with Spool(None) as spool:
+        pass
+
+    with pytest.raises(sqlite3.ProgrammingError):
+        spool.positions()
