@@ -221,14 +221,14 @@ WAITING = "waiting for workers"
 KILLS = (
     ("", 1.0, False),
     ("reading items", 0.2, False),
-    ("reading items", 2.0, True),
-    ("reading items", 2.0, False),
+    ("reading items", 1.0, True),
+    ("reading items", 1.5, False),
     ("reading the stream", 0.1, False),
     ("adding up", 0.3, False),
     (WAITING, 0.3, False),
     ("posting records", 0.3, False),
     ("posting starting values", 0.2, False),
-    ("posting starting values", 0.4, True),
+    ("posting starting values", 0.4, False),
 )
 
 
@@ -245,7 +245,7 @@ def test_adopting_a_busy_table__ends_without_drift_whatever_happens_to_the_tool(
         *(SOLD, BY_CUSTOMER, LATER),
         existing=50_000,
         environment=environment,
-        orders=Orders(customers=8_000),
+        orders=Orders(customers=5_000),
     ) as shop:
         worker = shop.follower("sold", "by_customer")
         writers = [shop.writer(seed + number) for number in range(3)]
@@ -253,7 +253,7 @@ def test_adopting_a_busy_table__ends_without_drift_whatever_happens_to_the_tool(
             killed_ten_times(shop, random.Random(seed))
 
             both = [shop.start("sold", "--json", state=state) for state in ("one", "other")]
-            told = [one.communicate(timeout=60) for one in both]
+            told = [one.communicate(timeout=300) for one in both]
             assert [one.returncode for one in both] == [0, 0], told
             added = [json.loads(output)["aggregations"] for output, _ in told]
             assert sum(one["added"] for part in added for one in part) == 40 * 5
@@ -279,13 +279,13 @@ def killed_ten_times(shop: Shop, chance: random.Random) -> None:
     """Kills `backfill by_customer` at ten moments, each time continuing; then lets it finish."""
     for stage, longest, lost in KILLS:
         more = ("--catch-up-until", moment_text(int(time.time()) + 60)) if stage == WAITING else ()
-        process = shop.start("by_customer", "--rate", "600", *more, state="spool")
+        process = shop.start("by_customer", "--rate", "1000", *more, state="spool")
         reached = threading.Event()
         lines: list[str] = []
         reading = threading.Thread(target=_watch, args=(process, stage, reached, lines))
         reading.start()
         if stage:
-            reached.wait(60)
+            reached.wait(300)
         time.sleep(longest * chance.random())
         process.kill()
         reading.join()
@@ -295,7 +295,7 @@ def killed_ten_times(shop: Shop, chance: random.Random) -> None:
             for file in shop.folder.glob("spool*"):
                 file.unlink()
     last = shop.start("by_customer", "--json", state="spool")
-    output, errors = last.communicate(timeout=60)
+    output, errors = last.communicate(timeout=300)
     assert last.returncode == 0, errors
     (result,) = json.loads(output)["aggregations"]
     assert result["added"] < result["aggregates"], "earlier runs had posted some"

@@ -381,6 +381,22 @@ def test_another_starting_value__is_never_added_to(shop: Shop) -> None:
     assert shop.database.totals() == before
 
 
+def test_another_starting_value_that_comes_between_look_and_write__is_never_added_to(shop: Shop) -> None:
+    def come_between(request: Any) -> None:
+        for item in request.items:
+            key = item["Update"]["Key"]
+            if key.get("page") == {"S": BACKFILL_PAGE} and "#" in key["aggregate"]["S"]:
+                other = {f"stream {STREAM_LABEL}": {"L": [{"N": "1"}, {"N": "2"}]}}
+                shop.database.put_item(TableName=LEDGER, Item={**key, **other})
+
+    shop.database.on_request = come_between
+
+    with pytest.raises(BackfillError, match=r"has another starting value already \(stream .*: 1, 2\)"):
+        shop.run()
+
+    assert shop.database.totals()[TABLE] == []
+
+
 def test_dry_run__adds_up_and_writes_nothing(shop: Shop) -> None:
     first, second = shop.run(dry_run=True)
 

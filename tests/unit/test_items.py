@@ -12,7 +12,7 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.awsrequest import AWSResponse
+from botocore.awsrequest import AWSResponse, HeadersDict
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -244,6 +244,7 @@ def test_rate__pages_become_small_enough_for_it() -> None:
 def answering(client: Any, answers: Iterable[dict[str, Any]], status: int = 200) -> list[dict[str, Any]]:
     """Lets a real client's scans be answered without a network; the requests go to the list."""
     left, requests = iter(answers), []
+    headers: Any = HeadersDict()
 
     class Raw(io.BytesIO):
         def stream(self, **_: Any) -> Iterable[bytes]:
@@ -251,12 +252,12 @@ def answering(client: Any, answers: Iterable[dict[str, Any]], status: int = 200)
 
     def answer(request: Any, **_: Any) -> AWSResponse:
         requests.append(json.loads(request.body))
-        return AWSResponse(request.url, status, {}, Raw(json.dumps(next(left)).encode()))
+        return AWSResponse(request.url, status, headers, Raw(json.dumps(next(left)).encode()))
 
     client.meta.events.register("before-send.dynamodb.Scan", answer)
     client.meta.events.register(
         "before-send.dynamodb.DescribeTable",
-        lambda request, **_: AWSResponse(request.url, 200, {}, Raw(b'{"Table": {"ItemCount": 2}}')),
+        lambda request, **_: AWSResponse(request.url, 200, headers, Raw(b'{"Table": {"ItemCount": 2}}')),
     )
     return requests
 

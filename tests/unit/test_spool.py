@@ -188,7 +188,7 @@ def test_many_aggregates__read_in_portions_while_the_spool_is_written_to(
     monkeypatch.setattr(spool_module, "_ROWS_AT_ONCE", 3)
     groups = [f"{number:03d}" for number in range(20)]
     spool.add_items(0, {}, 20, [(key(number), 0, f'["{group}"]', "1") for number, group in enumerate(groups)])
-    calls = []
+    calls: list[int] = []
 
     def between() -> None:
         calls.append(len(calls))

@@ -14,7 +14,7 @@ from tests.busy_source import Clock
 from tests.stream_fakes import STREAM_ARN, FakeShard, FakeStreamsClient, get_records_record
 from worker.reconciliation import stream_reader, stream_shards
 from worker.reconciliation.stream_reader import HistoryLostError, StreamReader, stream_began
-from worker.reconciliation.stream_shards import StartingPosition, TrimmedError
+from worker.reconciliation.stream_shards import StartingPosition, StreamDisabledError, TrimmedError
 
 LAG = 10.0
 EMPTY_PAGES = 3
@@ -265,17 +265,28 @@ def test_iterator_that_expired__is_no_empty_page() -> None:
         assert not reader.has_passed(moment)
 
 
+def test_stream_is_disabled_meanwhile__refused() -> None:
+    with a_clock() as clock:
+        client = FakeStreamsClient(FakeShard("only"))
+        reader = reader_of(client)
+        reader.open()
+        moment = clock.monotonic()
+        clock.now += LAG + 1
+        client.status = "DISABLED"
+
+        assert not reader.has_passed(moment)
+        with pytest.raises(StreamDisabledError):
+            read_empty_pages(reader, clock, EMPTY_PAGES)
+
+
 def test_record_that_was_met_while_opening_and_not_returned__moment_not_passed() -> None:
     with a_clock() as clock:
-        reader = reader_of(
-            FakeStreamsClient(FakeShard("only", closed=True).put(get_records_record(1)), status="DISABLED")
-        )
+        reader = reader_of(FakeStreamsClient(FakeShard("only").put(get_records_record(1, created_at=NOW))))
         reader.open()
-        moment = clock.monotonic() - LAG - 1
+        moment = clock.monotonic() - LAG - 5
 
         assert not reader.has_passed(moment)
         assert read_numbers(reader) == [1]
-        reader.read()
         assert reader.has_passed(moment)
 
 

@@ -11,6 +11,7 @@ from worker.reconciliation.stream_shards import (
     IncompleteDescriptionError,
     Shard,
     StartingPosition,
+    StreamDisabledError,
     StreamShards,
     TrimmedError,
 )
@@ -320,9 +321,14 @@ def test_successors_after_a_shard_is_finished__unknown_until_the_next_descriptio
     assert shards.successors_known_at is not None
 
 
-def test_successors_of_a_disabled_stream__there_are_none() -> None:
-    shards = strict_shards_of(FakeStreamsClient(FakeShard("closed", closed=True), status="DISABLED"))
+@pytest.mark.parametrize("status", ["DISABLING", "DISABLED"])
+def test_disabled_stream__refused_where_none_may_be_missed(status: str) -> None:
+    client = FakeStreamsClient(FakeShard("only").put(get_records_record(1)))
+    strict, lenient = strict_shards_of(client), shards_of(client)
+    strict.readable()
 
-    shards.readable()
+    client.status = status
 
-    assert shards.successors_known_at is not None
+    with pytest.raises(StreamDisabledError, match="is disabled"):
+        strict.readable(describe=True)
+    assert ids(lenient) == ["only"]

@@ -51,7 +51,7 @@ from worker.ledger import (
 from worker.numbers import EXACT, canonical_text
 from worker.reconciliation.items import ItemSource
 from worker.reconciliation.snapshot import Progress, Snapshot, take_snapshot
-from worker.reconciliation.spool import Amounts, Spool, group_text, read_group
+from worker.reconciliation.spool import Amounts, Spool
 from worker.reconciliation.stream_reader import HistoryLostError, StreamReader, stream_began
 from worker.reconciliation.stream_shards import TrimmedError
 from worker.stream import table_and_label
@@ -257,10 +257,11 @@ def survey(
             )
         targets.append(Target(aggregation, cut, known_since))
     for target in targets:
-        if target.aggregation.since is None:
+        since = target.aggregation.since
+        if since is None:
             _check_no_earlier_stream(client, ledger_table, definitions, target)
         else:
-            _check_since(target, stream_began(stream_arn), now)
+            _check_since(target, since, stream_began(stream_arn), now)
     return Survey(tuple(targets), finished)
 
 
@@ -279,8 +280,8 @@ def _check_same_cut(aggregation: Aggregation, cut: Cut, marker: Marker) -> None:
     if marker.cut != cut.name:
         raise BackfillError(
             f"{aggregation.name}: a backfill from another cut ({marker.cut}, not {cut.name}) was begun "
-            f"{_ago(marker.started_at)} and not finished: some totals have that starting value. Let aggregator "
-            f"reconcile --repair set them right, or {WHAT_ELSE}"
+            f"at {moment_text(marker.started_at)} and not finished: some totals have that starting value. Let "
+            f"aggregator reconcile --repair set them right, or {WHAT_ELSE}"
         )
 
 
@@ -302,10 +303,8 @@ def _check_no_earlier_stream(
             )
 
 
-def _check_since(target: Target, began: datetime, now: float) -> None:
-    since = target.aggregation.since
-    if since is None:
-        raise AssertionError("has a since")
+def _check_since(target: Target, since: int, began: datetime, now: float) -> None:
+    """Refuses a `since` whose earlier records may not be written yet, or whose later ones another stream has."""
     earliest = since + SINCE_MARGIN
     if now < earliest:
         raise BackfillError(
@@ -317,10 +316,6 @@ def _check_since(target: Target, began: datetime, now: float) -> None:
             f"{target.aggregation.name}: its since, {moment_text(since)}, is older than the stream, which began at "
             f"{began.isoformat(timespec='seconds')}: {WHAT_ELSE}"
         )
-
-
-def _ago(moment: int) -> str:
-    return f"at {moment_text(moment)}"
 
 
 @dataclass(slots=True)
@@ -389,9 +384,9 @@ class Backfill:
             if dry_run:
                 _add_up(result, snapshot)
             else:
-                self._catch_up(result, snapshot, spool)
+                self._catch_up(result, snapshot)
         if not dry_run:
-            self._finish([result for result in results if self._post(result, snapshot, spool)])
+            self._finish([result for result in results if self._post(result, snapshot)])
         return results
 
     def _snapshot_progress(self, progress: Progress) -> None:
@@ -425,12 +420,9 @@ class Backfill:
             read_until = until + 2
         spool.set_note(_READ_UNTIL, str(read_until))
 
-    def _catch_up(self, result: Result, snapshot: Snapshot, spool: Spool) -> None:
+    def _catch_up(self, result: Result, snapshot: Snapshot) -> None:
         """Posts the records of the takeover; of those that a worker has counted the receipts are there."""
         aggregation, until = result.target.aggregation, self._until(result.target)
-        note = f"caught up {aggregation.name}"
-        if spool.note(note) == str(until):
-            return
         done = 0
         for chunk in _chunks(snapshot.later_receipts(aggregation, before=until + 1), _CHUNK):
             places: dict[Group, Aggregate] = {}
@@ -448,23 +440,20 @@ class Backfill:
             result.caught_up += len(self._settle(postings, transact_items).applied)
             done += len(chunk)
             self.progress(Step("catching up", done, None))
-        spool.set_note(note, str(until))
 
     # --- Starting values ----------------------------------------------------------------------------------------------
 
-    def _post(self, result: Result, snapshot: Snapshot, spool: Spool) -> bool:
-        """Posts the starting values of one aggregation; `False` if another run has finished it."""
+    def _post(self, result: Result, snapshot: Snapshot) -> bool:
+        """Posts the starting values of one aggregation; `False` if another run has finished it.
+
+        What an earlier run has posted only the ledger says: it is asked before anything is sent.
+        """
         target = result.target
         if not self._begin(target):
             return False
-        note = f"posted {target.aggregation.name}"
-        position = spool.note(note)
         done = 0
-        baselines = snapshot.baselines(target.aggregation, None if position is None else read_group(position))
-        for chunk in _chunks(baselines, _CHUNK):
+        for chunk in _chunks(snapshot.baselines(target.aggregation), _CHUNK):
             result.added += self._post_values(target, chunk)
-            # Only saves time: without it, what is in is met by its receipt.
-            spool.set_note(note, group_text(chunk[-1][0]))
             done += len(chunk)
             self.progress(Step("posting", done, result.aggregates))
         return True

@@ -25,11 +25,19 @@ _DESCRIBE_EVERY_SECONDS = 5.0
 MAX_PAGE_RECORDS = 1000
 
 
-class TrimmedError(Exception):
+class StreamGapError(Exception):
+    """The stream cannot be read without a gap, in order; the message says why and what to do."""
+
+
+class TrimmedError(StreamGapError):
     """Records that were to be read have left the stream (it keeps them for 24 hours)."""
 
 
-class IncompleteDescriptionError(Exception):
+class StreamDisabledError(StreamGapError):
+    """The stream is disabled: what is written to the table now is not in it."""
+
+
+class IncompleteDescriptionError(StreamGapError):
     """The stream's description left out a shard whose child has been read by now; reading must begin again."""
 
 
@@ -194,7 +202,7 @@ class StreamShards:
         """When the stream was last described whole, by `time.monotonic`; `None` if it has to be described again.
 
         A description can lag behind: while a shard is closed but the one that follows it is not listed, more must come
-        (the DynamoDB Streams Kinesis adapter, too, asks again then). A disabled stream's last shards have none.
+        (the DynamoDB Streams Kinesis adapter, too, asks again then).
         """
         return None if self._stale else self._successors_known_at
 
@@ -204,7 +212,8 @@ class StreamShards:
         Raises:
             botocore.exceptions.ClientError: there is no such stream.
             TrimmedError: a shard has left the stream before it was read, and that is refused.
-            IncompleteDescriptionError: a shard appears only after its child, and order matters (`refuse_trimmed`).
+            IncompleteDescriptionError: a shard appears only after its child, and that is refused (`refuse_trimmed`).
+            StreamDisabledError: the stream is disabled, and that is refused.
         """
         now = time.monotonic()
         if (
@@ -226,7 +235,11 @@ class StreamShards:
         self._stale = True
 
     def _describe(self, now: float, *, first: bool) -> None:
-        listed, enabled = self._listed_shards()
+        listed, status = self._listed_shards()
+        if self._refuse_trimmed and status in ("DISABLING", "DISABLED"):
+            raise StreamDisabledError(
+                f"stream {self._stream_arn} is disabled, so it does not hold what is written to the table now"
+            )
         closed = {
             shard_id
             for shard_id, shard in listed.items()
@@ -257,7 +270,7 @@ class StreamShards:
         parents = {shard.get("ParentShardId") for shard in listed.values()}
         without_child = (closed | (self._finished & listed.keys())) - parents
         without_parent = {listed[shard_id].get("ParentShardId") for shard_id in self._unread} - listed.keys()
-        self._successors_known_at = None if (enabled and without_child) or without_parent else now
+        self._successors_known_at = None if without_child or without_parent else now
 
     def _is_done(self, parent: str, listed: bool, *, first: bool) -> bool:
         if parent in self._finished:
@@ -273,8 +286,8 @@ class StreamShards:
         if late := self._taken_as_trimmed.intersection(listed):
             raise IncompleteDescriptionError(f"shard {min(late)} was not listed before its child was read: begin again")
 
-    def _listed_shards(self) -> tuple[dict[str, dict[str, Any]], bool]:
-        """All shards by their id, and whether the stream is enabled (then a closed shard has a successor)."""
+    def _listed_shards(self) -> tuple[dict[str, dict[str, Any]], str | None]:
+        """All shards by their id, and the stream's status."""
         shards: dict[str, dict[str, Any]] = {}
         last_shard_id: str | None = None
         while True:
@@ -287,4 +300,4 @@ class StreamShards:
             shards |= {shard["ShardId"]: dict(shard) for shard in description["Shards"]}
             last_shard_id = description.get("LastEvaluatedShardId")
             if last_shard_id is None:
-                return shards, description.get("StreamStatus") in ("ENABLED", "ENABLING")
+                return shards, description.get("StreamStatus")
