@@ -117,12 +117,17 @@ class FakeTotals:
     def query(self, *, TableName: str, ConsistentRead: bool, **request: Any) -> dict[str, Any]:
         """The pages of an aggregate from one on."""
         assert (TableName, ConsistentRead) == (LEDGER, True)
-        assert request["KeyConditionExpression"] == "#aggregate = :aggregate AND #page >= :first"
+        range_ = request["KeyConditionExpression"].removeprefix("#aggregate = :aggregate AND #page ")
+        assert range_ in (">= :first", "BETWEEN :first AND :end")
         self.on_request("Query")
         values = request["ExpressionAttributeValues"]
         aggregate, first = values[":aggregate"]["S"], values[":first"]["S"]
+        end = values[":end"]["S"] if ":end" in values else "~"
+        assert first <= end
         start = request.get("ExclusiveStartKey", {}).get(PAGE_KEY, {}).get("S", "")
-        pages = sorted(page for name, page in self.ledger if name == aggregate and page >= first and page > start)
+        pages = sorted(
+            page for name, page in self.ledger if name == aggregate and first <= page <= end and page > start
+        )
         keys = [{AGGREGATE_KEY: {"S": aggregate}, PAGE_KEY: {"S": page}} for page in pages]
         items = [key | self.ledger[aggregate, key[PAGE_KEY]["S"]] for key in keys]
         return self._portion(items, keys)

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.definition_texts import definitions
+from tests.definition_texts import SOURCE, definitions
 from tests.dynamodb_local import running_dynamodb_local
 from tests.records import STREAM_ARN
 from worker.attribute_paths import Image
@@ -42,7 +42,7 @@ ITEMS_PER_SECOND = 20_000
 SHARE_OF_BARE_SCAN = 0.7
 
 _ROOT = Path(__file__).parents[2]
-_DEFINITIONS = definitions()
+_DEFINITIONS = definitions(source=SOURCE.replace("Order_by_item", "snapshot-benchmark"))
 _PAGE_ITEMS = 1_000
 # The optimising compiler, which a benchmark has the time for.
 _JVM_OPTIONS = ("-Xmx1g", "-XX:-UsePerfData")
@@ -195,7 +195,7 @@ def _snapshot(
     client: "DynamoDBClient", streams: "DynamoDBStreamsClient", table: str, stream_arn: str, items: int
 ) -> float:
     # DynamoDB Local's stream has every record at once, so nothing is waited for.
-    reader = StreamReader(streams, stream_arn, "LATEST", stream_lag=0, empty_pages=1, poll_interval=0.01)
+    reader = StreamReader(streams, stream_arn, "LATEST", stream_lag=0, empty_pages=1, poll_interval=0.1)
     start = time.perf_counter()
     with Spool(None) as spool:
         snapshot = take_snapshot(

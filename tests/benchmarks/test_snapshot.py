@@ -1,6 +1,7 @@
 """The snapshot's benchmark in miniature, so that it does not rot; how fast it is, is no test's business."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,13 @@ def test_against_a_bare_scan__both_read_the_whole_table(dynamodb_local: DynamoDB
     assert found["share_of_bare_scan"] == pytest.approx(found["bare_seconds"] / found["snapshot_seconds"])
 
 
-def test_command__prints_and_writes_all_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command__prints_and_writes_all_figures(
+    dynamodb_local: DynamoDBLocal,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(snapshot, "running_dynamodb_local", lambda **_: nullcontext(dynamodb_local))
     small = ["--items", "500", "--scanned", "100", "--sizes", "100", "200", "--rounds", "1"]
 
     snapshot.main([*small, "--json", str(tmp_path / "figures.json")])

@@ -1,6 +1,7 @@
 """Reconcile and repair of tables that are written to all the time, against DynamoDB Local."""
 
 import base64
+import functools
 import gzip
 import hashlib
 import io
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,10 +37,14 @@ from tests.integration.busy_table import (
 )
 from tests.integration.world import ClientWith, World, a_world, side_by_side
 from worker.aggregations import Aggregation, Group
-from worker.definition_guard import check_definitions
+from worker.definition_guard import DefinitionChangedError, check_definitions
+from worker.definitions import BUNDLED_FILE, parse_definitions
+from worker.local.pipeline import running_pipeline
+from worker.operations.cli import main
 from worker.operations.explain import ReceiptKind, explanations_of
-from worker.operations.recompute import scan
+from worker.operations.recompute import scan, stored_totals
 from worker.operations.resources import Resources
+from worker.reconciliation import scheduled
 from worker.reconciliation.backfill import CUT, FINISHED_AT, STARTED_AT, read_marker
 from worker.reconciliation.items import ExportSource, ItemSource, ScanSource
 from worker.reconciliation.reconcile import Reconciliation, Report, Verdict
@@ -69,6 +75,16 @@ sum = { quantity = "quantity" }
 ITEMS, DAYS = 60, 6
 
 
+@dataclass(frozen=True, slots=True)
+class OwnOrders(Orders):
+    """Orders with keys that no others have."""
+
+    seed: int = 0
+
+    def order(self, orderid: str, chance: random.Random) -> dict[str, Any]:
+        return Orders.order(self, f"{self.seed}-{orderid}", chance)
+
+
 @dataclass(slots=True)
 class Shop:
     """A source table that is written to, its totals, and a worker that keeps them."""
@@ -80,13 +96,21 @@ class Shop:
     orders: Orders
     existing: int
     follower: Follower
+    text: str
+    nobody_writes: bool = True
 
     @property
     def sold(self) -> Aggregation:
         return self.world.definitions.aggregations[0]
 
-    def writer(self, seed: int, **options: Any) -> Writer:
-        return Writer(self.world.client, self.source, self.orders, self.existing, random.Random(seed), **options)
+    def writer(self, seed: int) -> Writer:
+        """Somebody who changes orders; those of each seed are its own, but for the first 300.
+
+        Where two delete one item at once, DynamoDB Local's stream has a second REMOVE, without an old image.
+        """
+        orders = self.orders if self.nobody_writes else OwnOrders(self.orders.items, days=self.orders.days, seed=seed)
+        self.nobody_writes = False
+        return Writer(self.world.client, self.source, orders, self.existing, random.Random(seed))
 
     def reader(self, start: Any) -> StreamReader:
         return StreamReader(self.streams, self.stream_arn, start, stream_lag=0.0, empty_pages=1, poll_interval=0.0)
@@ -104,15 +128,17 @@ class Shop:
         with ThreadPoolExecutor(8) as executor, Spool(None) as spool:
             return Reconciliation(
                 client=client or self.world.client,
-                definitions=self.world.definitions,
-                aggregations=self.world.definitions.aggregations,
                 ledger_table=self.world.ledger_table,
                 items=items or ScanSource(self.world.client, self.source, segments=2),
-                reader=self.reader("LATEST" if letters is None and items is None else "TRIM_HORIZON"),
                 executor=executor,
                 patience=patience,
                 letters=letters,
-                **options,
+                **{
+                    "definitions": self.world.definitions,
+                    "aggregations": self.world.definitions.aggregations,
+                    "reader": self.reader("LATEST" if letters is None and items is None else "TRIM_HORIZON"),
+                    **options,
+                },
             ).run(spool)
 
     def repair(self, **options: Any) -> Report:
@@ -179,16 +205,17 @@ def shop(dynamodb_local: DynamoDBLocal) -> Iterator[Shop]:
 
 
 @contextmanager
-def a_shop(server: DynamoDBLocal) -> Iterator[Shop]:
+def a_shop(server: DynamoDBLocal, definitions: str = DEFINITIONS) -> Iterator[Shop]:
     client = server.client("dynamodb")
     source = f"orders-{uuid.uuid4().hex[:12]}"
     create_without_stream(client, source)
     stream_arn = enable_stream(client, source)
-    with a_world(client, DEFINITIONS.replace("SOURCE", source)) as world:
+    text = definitions.replace("SOURCE", source).replace("TARGET", f"totals-{uuid.uuid4().hex[:12]}")
+    with a_world(client, text) as world:
         check_definitions(client, world.ledger_table, world.definitions.aggregations)
         streams = server.client("dynamodbstreams")
         follower = Follower(world, streams, stream_arn, world.definitions, pause=0.005)
-        shop = Shop(world, streams, source, stream_arn, Orders(items=ITEMS, days=DAYS), 300, follower)
+        shop = Shop(world, streams, source, stream_arn, Orders(items=ITEMS, days=DAYS), 300, follower, text)
         chance = random.Random(7)
         load(client, source, [shop.orders.order(str(number), chance) for number in range(shop.existing)])
         follower.drain()
@@ -309,18 +336,7 @@ def test_removals_while_it_runs__do_not_look_like_drift_of_what_they_leave(shop:
 
     with busy(shop.follower):
         items = Removing(shop.world.client, shop.source, segments=2)
-        with ThreadPoolExecutor(8) as executor, Spool(None) as spool:
-            report = Reconciliation(
-                client=shop.world.client,
-                definitions=shop.world.definitions,
-                aggregations=shop.world.definitions.aggregations,
-                ledger_table=shop.world.ledger_table,
-                items=items,
-                reader=shop.reader("LATEST"),
-                executor=executor,
-                patience=0.6,
-                nothing_removed=True,
-            ).run(spool)
+        report = shop.reconcile(items=items, reader=shop.reader("LATEST"), nothing_removed=True)
 
     assert len(numbers) < shop.existing - 30
     assert report.findings == ()
@@ -498,8 +514,12 @@ def test_repair_that_is_killed__the_next_one_corrects_the_rest_once(shop: Shop, 
 
 
 def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop) -> None:
-    """Every write and every batch is about one total."""
+    """Every write and every batch, ten a second, is about one total."""
     numbers = itertools.count()
+
+    def follow() -> None:
+        shop.follower()
+        time.sleep(0.1)
 
     def write() -> None:
         time.sleep(0.002)
@@ -510,7 +530,7 @@ def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop) -> None:
 
     shop.add_behind_the_workers_back(("item1", "2024-07-01"), 1_000)
 
-    with busy(write, write, shop.follower):
+    with busy(write, write, follow):
         report = shop.repair()
 
     assert groups(report, Verdict.REPAIRED) == {("item1", "2024-07-01")}
@@ -545,6 +565,171 @@ def test_repair_of_what_was_never_backfilled__closes_it_to_a_backfill(shop: Shop
         TableName=shop.world.ledger_table, Key={"aggregate": {"S": "sold"}, "page": {"S": "backfill"}}
     )["Item"]
     assert (marker[CUT], FINISHED_AT in marker) == ({"S": "repair"}, True)
+
+
+# --- Aggregations of which nothing can be said ------------------------------------------------------------------------
+
+
+def test_aggregation_that_counts_since_a_moment__is_compared_when_it_is_backfilled(
+    dynamodb_local: DynamoDBLocal,
+) -> None:
+    since = 'remove = "retract"\nsince = "2020-01-01T00:00:00Z"'
+    with a_shop(dynamodb_local, DEFINITIONS.replace('remove = "retract"', since)) as shop:
+        shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+
+        before = shop.reconcile()
+        marker = {"aggregate": {"S": "sold"}, "page": {"S": "backfill"}, CUT: {"S": "since 2020-01-01T00:00:00Z"}}
+        shop.world.client.put_item(
+            TableName=shop.world.ledger_table, Item=marker | {STARTED_AT: {"N": "1"}, FINISHED_AT: {"N": "2"}}
+        )
+        after = shop.repair()
+
+        assert (before.left_out, before.compared, before.is_decided) == (("sold",), ("ever_sold",), False)
+        assert groups(before, *Verdict) == set()
+        assert groups(after, Verdict.REPAIRED) == {("item1", "2024-07-01")}
+        shop.assert_exact()
+
+
+def test_aggregation_that_no_worker_knows_yet__is_not_repaired(shop: Shop) -> None:
+    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+    shop.world.client.delete_item(
+        TableName=shop.world.ledger_table, Key={"aggregate": {"S": "sold"}, "page": {"S": "definition"}}
+    )
+
+    report = shop.repair()
+
+    (finding,) = (one for one in report.findings if one.verdict is Verdict.DRIFT)
+    assert "no worker has counted" in finding.note
+    assert any("deploy the definitions" in hint for hint in report.hints)
+
+
+def test_definition_that_has_changed__is_refused(shop: Shop) -> None:
+    changed = parse_definitions(DEFINITIONS.replace("SOURCE", shop.source).replace('count = "orders"\n', ""))
+
+    with pytest.raises(DefinitionChangedError, match="sold"):
+        shop.reconcile(definitions=changed, aggregations=changed.aggregations)
+
+
+# --- The command and the function -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def surroundings(shop: Shop, dynamodb_local: DynamoDBLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The environment in which command and function find this shop; gives the definitions file."""
+    file = tmp_path / "aggregations.toml"
+    file.write_text(shop.text)
+    environment = {
+        "AWS_ENDPOINT_URL": dynamodb_local.endpoint,
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCOUNT_ID_ENDPOINT_MODE": "disabled",
+        "LEDGER_TABLE": shop.world.ledger_table,
+        "LEDGER_RETENTION_DAYS": "60",
+        "AGGREGATIONS_FILE": str(file),
+        "STREAM_ARN": shop.stream_arn,
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("worker.operations.reconcile.StreamReader", PromptReader)
+    monkeypatch.setattr("worker.reconciliation.scheduled.StreamReader", PromptReader)
+    return file
+
+
+def PromptReader(*arguments: Any, **_: Any) -> StreamReader:  # noqa: N802 - stands in for the class
+    """DynamoDB Local's stream shows a record as soon as it is written."""
+    return StreamReader(*arguments, stream_lag=0.0, empty_pages=1, poll_interval=0.0)
+
+
+def test_command__finds_repairs_and_then_finds_nothing(
+    shop: Shop, surroundings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("worker.operations.reconcile.records_of_letters", lambda _: [])
+    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+    run = ["reconcile", "--patience", "0.3", "--no-metric"]
+
+    with busy(shop.writer(1), shop.follower):
+        statuses = [main([*run, "--json"]), main([*run, "--repair", "--csv"]), main([*run, "sold"])]
+
+    output = capsys.readouterr()
+    document, _, rest = output.out.partition("\n}\n")
+    (finding,) = (one for one in json.loads(document + "}")["findings"] if one["verdict"] == "drift")
+    assert statuses == [1, 0, 0]
+    assert (finding["keys"], finding["difference"]) == (
+        {"item_number": "item1", "order_date": "2024-07-01"},
+        {"orders": "0", "quantity": "5"},
+    )
+    assert any(line.startswith("sold,item1,2024-07-01,quantity,") and "repaired" in line for line in rest.splitlines())
+    assert "all are right." in rest
+    assert "aggregator: reading items\n" in output.err
+    assert main(["explain", shop.sold.table, "item1", "2024-07-01"]) == 0
+    assert "found in the total without a receipt" in " ".join(capsys.readouterr().out.split())
+    shop.assert_exact()
+
+
+def test_function__publishes_the_drift_and_then_none(
+    shop: Shop, surroundings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scheduled, "reconcile", functools.partial(scheduled.reconcile, patience=0.3))
+    context: Any = None
+    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+
+    with busy(shop.writer(1), shop.follower):
+        first = scheduled.lambda_handler({}, context)
+        shop.add_behind_the_workers_back(("item1", "2024-07-01"), -5)
+        second = scheduled.lambda_handler({}, context)
+
+    assert (first["verdicts"]["drift"], second["verdicts"]["drift"]) == (1, 0)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if "AggregateDrift" in line]
+    assert [line["AggregateDrift"] for line in lines] == [[1.0], [0.0]]
+
+
+def test_command_on_the_local_pipeline__leaves_what_waits_in_the_queue_until_it_is_replayed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through SQS and CloudWatch, too; the bad deployment parks what it cannot read."""
+    monkeypatch.setattr("worker.operations.reconcile.StreamReader", PromptReader)
+    run = ["reconcile", "--repair", "--nothing-removed", "--patience", "0.5", "--json"]
+
+    def report(status: int) -> Any:
+        capsys.readouterr()
+        assert main(run) == status
+        output = capsys.readouterr()
+        assert "was not published" not in output.err
+        return json.loads(output.out[output.out.index('{\n  "startedAt"') :])
+
+    def never_a_number(_: object) -> Decimal:
+        raise ValueError("not a number")
+
+    with running_pipeline(BUNDLED_FILE) as pipeline:
+        (aggregation,) = pipeline.definitions.aggregations
+        order = {"order_date": {"S": "2024-07-15"}, "quantity": {"N": "3"}}
+        items = [order | {"orderid": {"S": str(n)}, "item_number": {"S": f"item{n % 3}"}} for n in range(9)]
+        load(pipeline.dynamodb, pipeline.definitions.source.table, items[:8])
+        pipeline.mapping.drain(60)
+        with monkeypatch.context() as bad_deployment:
+            bad_deployment.setattr("worker.aggregations.parse_number", never_a_number)
+            pipeline.dynamodb.put_item(TableName=pipeline.definitions.source.table, Item=items[8])
+            pipeline.mapping.drain(60)
+        for name in ("item0", "item2"):
+            pipeline.dynamodb.update_item(
+                TableName=aggregation.table,
+                Key={"item_number": {"S": name}, "order_date": {"S": "2024-07-15"}},
+                UpdateExpression="ADD quantity :much",
+                ExpressionAttributeValues={":much": {"N": "100"}},
+            )
+
+        waiting = report(1)
+        replayed = main(["replay", "--in-process"])
+        repaired, after = report(0), report(0)
+
+        found = {one["keys"]["item_number"]: one["verdict"] for one in waiting["findings"]}
+        assert found == {"item0": "repaired", "item2": "waits in the dead-letter queue"}
+        assert replayed == 0
+        assert [(one["keys"]["item_number"], one["verdict"]) for one in repaired["findings"]] == [("item2", "repaired")]
+        assert after["findings"] == []
+        totals = stored_totals(pipeline.dynamodb, aggregation)
+        assert totals == {(f"item{n}", "2024-07-15"): (Decimal(9),) for n in range(3)}
 
 
 # --- Exports ----------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_look__tells_corrections_from_receipts_of_records() -> None:
 def test_record_that_is_applied_during_a_look__is_in_both_or_in_neither(request_number: int) -> None:
     totals = FakeTotals([AGGREGATION])
     totals.apply([AGGREGATION], record(1))
-    requests = []
+    requests: list[str] = []
 
     def somebody_else(operation: str) -> None:
         requests.append(operation)
@@ -92,17 +92,18 @@ def test_record_that_is_applied_during_a_look__is_in_both_or_in_neither(request_
     assert found.stored.amounts is not None
     assert found.stored.amounts[0] == sum(one[0] for one in found.pages.receipts.values())
     if request_number == 2:  # between the pages and the total: looked again
-        assert requests == ["Query", "GetItem", "Query", "GetItem", "Query"]
+        assert requests == ["Query", "GetItem", "Query", "GetItem", "Query", "Query"]
 
 
-def test_correction_during_a_look__is_in_both_or_in_neither() -> None:
+@pytest.mark.parametrize("request_number", range(1, 6))
+def test_correction_during_a_look__is_in_both_or_in_neither(request_number: int) -> None:
     totals = FakeTotals([AGGREGATION])
     totals.apply([AGGREGATION], record(1))
-    requests = []
+    requests: list[str] = []
 
     def somebody_else(operation: str) -> None:
         requests.append(operation)
-        if len(requests) == 2:
+        if len(requests) == request_number:
             totals.ledger[AGGREGATE.name, "repair|000001"] = {"now|other": {"N": "5"}}
             totals.add(AGGREGATION, GROUP, amounts(5))
 
@@ -110,8 +111,8 @@ def test_correction_during_a_look__is_in_both_or_in_neither() -> None:
 
     found = look(totals)
 
-    assert found.stored.amounts == amounts(6)
-    assert len(found.pages.corrections) == 1
+    assert found.stored.amounts == amounts(6 if found.pages.corrections else 1)
+    assert bool(found.pages.corrections) is (request_number <= 3)
 
 
 def test_aggregate_that_never_holds_still__is_given_up() -> None:
@@ -120,6 +121,56 @@ def test_aggregate_that_never_holds_still__is_given_up() -> None:
 
     with pytest.raises(RestlessAggregateError, match="item123"):
         look(totals)
+
+
+@pytest.mark.parametrize("behind", [0, 50])
+def test_hot_aggregate_with_a_long_history__is_seen_between_its_records(behind: int) -> None:
+    """To read all its pages takes 40 requests, and every tenth brings a record: on the last page, or further back."""
+    totals = FakeTotals([AGGREGATION])
+    for second in range(120):
+        totals.apply([AGGREGATION], record(1, created_at=1_721_036_400 + second))
+    requests: list[str] = []
+
+    def meanwhile(operation: str) -> None:
+        requests.append(operation)
+        if len(requests) % 10 == 0 and len(requests) < 500:
+            totals.apply([AGGREGATION], record(1, created_at=1_721_036_519 - behind))
+
+    totals.on_request = meanwhile
+
+    found = look(totals)
+
+    assert found.stored.amounts == amounts(len(found.pages.receipts))
+    assert len(found.pages.receipts) > 120
+    if not behind:
+        assert len(requests) < 200
+
+
+@pytest.mark.parametrize("kind", ["receipt", "correction"])
+def test_receipt_that_arrives_far_back_while_a_hot_aggregate_is_seen__is_not_missed(kind: str) -> None:
+    """At each request of the look, in turn."""
+    for late in range(1, 60):
+        totals = FakeTotals([AGGREGATION])
+        for second in range(30):
+            totals.apply([AGGREGATION], record(1, created_at=1_721_036_400 + second))
+        requests: list[str] = []
+
+        def meanwhile(operation: str, totals: FakeTotals = totals, requests: Any = requests, late: int = late) -> None:
+            requests.append(operation)
+            if len(requests) == 12:
+                totals.apply([AGGREGATION], record(1, created_at=1_721_036_500))
+            if len(requests) == late and kind == "receipt":
+                totals.apply([AGGREGATION], record(1_000, created_at=1_721_036_401))
+            elif len(requests) == late:
+                totals.ledger[AGGREGATE.name, "repair|000001"] = {"now|other": {"N": "1000"}}
+                totals.add(AGGREGATION, GROUP, amounts(1_000))
+
+        totals.on_request = meanwhile
+
+        found = look(totals)
+
+        seen = [one[0] for one in (*found.pages.receipts.values(), *found.pages.corrections.values())]
+        assert found.stored.amounts == (sum(seen),), f"at request {late}"
 
 
 def test_moment_of_a_look__is_after_its_last_read() -> None:

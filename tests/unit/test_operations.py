@@ -297,7 +297,12 @@ def test_backfill_and_repair_receipts__are_shown_as_such_in_order() -> None:
         aggregate | {"page": {"S": "2026-01-02T03:04:05Z|label"}, "12.ab": {"N": "1"}, "9.cd": {"N": "2"}},
         aggregate | {"page": {"S": "2026-01-04T03:04:05Z|label"}, "13.ab": {"N": "3"}},
         aggregate | {"page": {"S": "backfill"}, "since 2026-01-02T00:00:00Z": {"N": "40"}},
-        aggregate | {"page": {"S": "repair|000001"}, "2026-01-03T00:00:00Z|a1b2": {"N": "-5"}},
+        aggregate
+        | {
+            "page": {"S": "repair|000001"},
+            "2026-01-03T00:00:00Z|a1b2": {"N": "-5"},
+            "2026-01-03T00:00:00Z|a1b2|found": {"N": "4"},
+        },
     ]
 
     receipts = sorted(receipts_of(pages), key=Receipt.order)
@@ -306,6 +311,7 @@ def test_backfill_and_repair_receipts__are_shown_as_such_in_order() -> None:
         ("2026-01-02T00:00:00Z", "backfill: what the source held when the aggregation began (since)", 40),
         ("2026-01-02T03:04:05Z", "9", 2),
         ("2026-01-02T03:04:05Z", "12", 1),
+        ("2026-01-03T00:00:00Z", "found in the total without a receipt (repair a1b2)", 4),
         ("2026-01-03T00:00:00Z", "repair a1b2", -5),
         ("2026-01-04T03:04:05Z", "13", 3),
     ]

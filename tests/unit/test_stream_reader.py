@@ -249,6 +249,20 @@ def test_shard_closed__moment_passed_only_when_its_child_is_listed_and_read() ->
         assert reader.has_passed(moment)
 
 
+def test_description_from_before_the_lag_is_over__does_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_shards, "_DESCRIBE_EVERY_SECONDS", 1000.0)
+    with a_clock() as clock:
+        reader = reader_of(FakeStreamsClient(FakeShard("only")))
+        moment = clock.monotonic() - 1
+        reader.open()
+        clock.now += LAG
+        read_empty_pages(reader, clock, EMPTY_PAGES)
+
+        assert not reader.has_passed(moment)
+        read_empty_pages(reader, clock, 1)
+        assert reader.has_passed(moment)
+
+
 def test_iterator_that_expired__is_no_empty_page() -> None:
     with a_clock() as clock:
         client = FakeStreamsClient(FakeShard("only").put(get_records_record(1)))

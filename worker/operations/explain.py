@@ -24,6 +24,7 @@ from worker.numbers import EXACT, canonical_text, parse_number
 from worker.operations.errors import CommandError
 from worker.operations.output import console, print_json, print_table
 from worker.operations.resources import Resources
+from worker.reconciliation.repair import FOUND
 
 
 class ReceiptKind(StrEnum):
@@ -31,6 +32,7 @@ class ReceiptKind(StrEnum):
 
     BACKFILL = "backfill"  # what the source held when the stream began, or at the aggregation's `since`
     RECORD = "record"  # one stream record
+    FOUND = "found"  # what a repair found in the total without a receipt, before it corrected it
     REPAIR = "repair"  # a correction by `aggregator reconcile --repair`
 
 
@@ -42,7 +44,7 @@ class Receipt:
         time: the record's creation, as its page says; the moment that a backfill added up; when a repair was made.
         stream: the stream's label, of a record.
         name: the record's sequence number; what a backfill's moment is, `stream` (its beginning) or `since`; the
-            repair's run.
+            run of a repair.
         amounts: the contribution, in the order of the measures' names.
     """
 
@@ -57,6 +59,8 @@ class Receipt:
         if self.kind is ReceiptKind.BACKFILL:
             moment = "the stream began" if self.name == "stream" else "the aggregation began (since)"
             return f"backfill: what the source held when {moment}"
+        if self.kind is ReceiptKind.FOUND:
+            return f"found in the total without a receipt (repair {self.name})"
         return self.name if self.kind is ReceiptKind.RECORD else f"repair {self.name}"
 
     def order(self) -> tuple[bool, str, ReceiptKind, int]:
@@ -162,8 +166,9 @@ def _receipt(page: str, name: str, amounts: tuple[Decimal, ...]) -> Receipt:
         moment, _, time = name.partition(" ")
         return Receipt(ReceiptKind.BACKFILL, time, "", moment, amounts)
     if page.startswith(REPAIR_PAGE_PREFIX):
-        time, _, run = name.partition("|")
-        return Receipt(ReceiptKind.REPAIR, time, "", run, amounts)
+        time, _, rest = name.partition("|")
+        run, _, what = rest.partition("|")
+        return Receipt(ReceiptKind.FOUND if what == FOUND else ReceiptKind.REPAIR, time, "", run, amounts)
     time, _, stream = page.partition("|")
     return Receipt(ReceiptKind.RECORD, time, stream, name.partition(".")[0], amounts)
 
@@ -242,7 +247,7 @@ def _receipt_as_json(receipt: Receipt) -> dict[str, str]:
     facts = {"kind": receipt.kind.value, "time": receipt.time}
     if receipt.kind is ReceiptKind.RECORD:
         return facts | {"sequenceNumber": receipt.name, "stream": receipt.stream}
-    return facts | ({"run": receipt.name} if receipt.kind is ReceiptKind.REPAIR else {"begins": receipt.name})
+    return facts | {"begins" if receipt.kind is ReceiptKind.BACKFILL else "run": receipt.name}
 
 
 def _print(explanation: Explanation) -> None:

@@ -24,7 +24,6 @@ from worker.operations.resources import Resources, explain_aws_error
 from worker.operations.source import chosen_aggregations, items_of, shown_progress, stream_arn_of
 from worker.operations.status import service_of
 from worker.reconciliation.items import ExportError
-from worker.reconciliation.look import Amounts
 from worker.reconciliation.reconcile import (
     LOOKS_AT_ONCE,
     PATIENCE,
@@ -37,9 +36,9 @@ from worker.reconciliation.reconcile import (
 )
 from worker.reconciliation.repair import UnreadableLetterError
 from worker.reconciliation.snapshot import SnapshotError
-from worker.reconciliation.spool import Spool, SpoolError
+from worker.reconciliation.spool import Amounts, Spool, SpoolError
 from worker.reconciliation.stream_reader import HistoryLostError, StreamReader
-from worker.reconciliation.stream_shards import StartingPosition, TrimmedError
+from worker.reconciliation.stream_shards import StartingPosition, StreamGapError
 from worker.stream import StreamViewTypeError, UnexpectedEventError
 from worker.telemetry import NAMESPACE, SERVICE, Metric
 
@@ -105,7 +104,7 @@ def reconcile(resources: Resources, request: Request, *, as_json: bool, as_csv: 
         SnapshotError,
         SpoolError,
         StreamViewTypeError,
-        TrimmedError,
+        StreamGapError,
         UnexpectedEventError,
         UnreadableLetterError,
     ) as error:

@@ -40,12 +40,10 @@ from worker.ledger import (
     read_receipt,
 )
 from worker.numbers import EXACT, canonical_text, parse_number
+from worker.reconciliation.spool import Amounts
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
-
-Amounts = tuple[Decimal, ...]
-"""One number for each measure, in the order of the measures' names."""
 
 Place = tuple[str, str]
 """Where a receipt stands among those of its aggregate: page, and attribute name."""
@@ -87,7 +85,32 @@ class Pages:
 
     def same_as(self, other: "Pages") -> bool:
         """Whether both hold the same receipts."""
-        return self.receipts.keys() == other.receipts.keys() and self.corrections.keys() == other.corrections.keys()
+        return self._places() == other._places()  # noqa: SLF001 - of the same class
+
+    def first_difference(self, other: "Pages") -> str:
+        """The first page on which they differ, if they do."""
+        return min(self._places() ^ other._places())[0]  # noqa: SLF001 - of the same class
+
+    def before(self, page: str) -> "Pages":
+        """What stands on the pages before this one."""
+        return self._those(lambda place: place[0] < page)
+
+    def behind(self, page: str) -> "Pages":
+        """What stands on this page and those behind it."""
+        return self._those(lambda place: place[0] >= page)
+
+    def and_then(self, others: "Pages") -> "Pages":
+        """What stands on pages of both, of which none are on the same."""
+        return Pages({**self.receipts, **others.receipts}, {**self.corrections, **others.corrections})
+
+    def _places(self) -> set[Place]:
+        return self.receipts.keys() | self.corrections.keys()
+
+    def _those(self, wanted: Callable[[Place], bool]) -> "Pages":
+        return Pages(
+            {place: amounts for place, amounts in self.receipts.items() if wanted(place)},
+            {place: amounts for place, amounts in self.corrections.items() if wanted(place)},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,37 +147,53 @@ def look_at(
 ) -> Look:
     """Sees a total together with its receipts, those on page `first` and behind it.
 
+    Where receipts arrive while the pages are read, those that they arrive on are read apart: they are few and quick to
+    read, while the many before them are read once more at the end, to see that they have not changed meanwhile.
+
     Raises:
         RestlessAggregateError: the receipts never stood still.
         ClientError: a table cannot be read.
     """
+    still, moving_from = Pages({}, {}), first
     before = read_pages(client, ledger_table, aggregate.name, first)
     for _ in range(_MOST_READINGS):
         stored = read_total(client, aggregate)
-        after = read_pages(client, ledger_table, aggregate.name, first)
+        after = read_pages(client, ledger_table, aggregate.name, moving_from)
         if after.same_as(before):
-            return Look(clock(), stored, after)
+            if moving_from == first:
+                return Look(clock(), stored, after)
+            if read_pages(client, ledger_table, aggregate.name, first, moving_from).same_as(still):
+                return Look(clock(), stored, still.and_then(after))
+            still, moving_from = Pages({}, {}), first
+            after = read_pages(client, ledger_table, aggregate.name, first)
+        elif moving_from == first:
+            moving_from = after.first_difference(before)
+            still, after = after.before(moving_from), after.behind(moving_from)
         before = after
     raise RestlessAggregateError(
         f"{aggregate.name}: its receipts changed {_MOST_READINGS} times while it was looked at"
     )
 
 
-def read_pages(client: "DynamoDBClient", ledger_table: str, name: str, first: str) -> Pages:
-    """Reads an aggregate's pages from `first` on; corrections sort behind every page of a stream."""
+def read_pages(client: "DynamoDBClient", ledger_table: str, name: str, first: str, end: str | None = None) -> Pages:
+    """Reads an aggregate's pages from `first` on and, if given, before `end`; corrections sort behind the others."""
     receipts: dict[Place, Amounts] = {}
     corrections: dict[Place, Amounts] = {}
+    values = {":aggregate": {"S": name}, ":first": {"S": first}} | ({} if end is None else {":end": {"S": end}})
     request: dict[str, Any] = {
         "TableName": ledger_table,
-        "KeyConditionExpression": "#aggregate = :aggregate AND #page >= :first",
+        "KeyConditionExpression": "#aggregate = :aggregate AND "
+        + ("#page >= :first" if end is None else "#page BETWEEN :first AND :end"),
         "ExpressionAttributeNames": {"#aggregate": AGGREGATE_KEY, "#page": PAGE_KEY},
-        "ExpressionAttributeValues": {":aggregate": {"S": name}, ":first": {"S": first}},
+        "ExpressionAttributeValues": values,
         "ConsistentRead": True,
     }
     while True:
         answer = client.query(**request)
         for item in answer["Items"]:
             page = item[PAGE_KEY]["S"]
+            if page == end:
+                continue
             found = receipts if is_stream_page(page) else corrections
             for attribute, value in item.items():
                 if attribute not in NO_RECEIPTS:

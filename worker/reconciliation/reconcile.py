@@ -23,7 +23,6 @@ from worker.numbers import EXACT
 from worker.reconciliation.backfill import Marker, cut_of, read_marker
 from worker.reconciliation.items import ItemSource
 from worker.reconciliation.look import (
-    Amounts,
     Look,
     Observations,
     Place,
@@ -45,7 +44,7 @@ from worker.reconciliation.repair import (
     groups_waiting,
 )
 from worker.reconciliation.snapshot import Progress, Snapshot, take_snapshot
-from worker.reconciliation.spool import Spool
+from worker.reconciliation.spool import Amounts, Spool
 from worker.reconciliation.stream_reader import StreamReader
 from worker.stream import StreamRecord, table_and_label
 
@@ -64,12 +63,10 @@ _CHUNK = 5_000
 # Differences that prove nothing are looked at again only if they are few.
 _MOST_UNPROVABLE_LOOKS = 1_000
 _MOST_REPAIR_ROUNDS = 8
-_POLL_SECONDS = 0.02
-_ZERO = Decimal(0)
-
-
 # Looks and corrections side by side, each a few requests of milliseconds.
 LOOKS_AT_ONCE = 16
+_POLL_SECONDS = 0.02
+_ZERO = Decimal(0)
 
 
 class ReconcileError(Exception):
@@ -248,8 +245,8 @@ class Reconciliation:
         """Compares, and repairs if there are `letters`.
 
         Raises:
-            ReconcileError, SnapshotError, TrimmedError, DefinitionChangedError, ClientError: nothing can be said, or
-                not everything was corrected that could be.
+            ReconcileError, SnapshotError, StreamGapError, DefinitionChangedError, UnreadableLetterError, ClientError:
+                nothing can be said, or not everything was corrected that could be; what was corrected stays so.
         """
         started_at, began = datetime.now(UTC), self.clock()
         self._recent = first_page((started_at - _CLOCKS).timestamp())
@@ -578,7 +575,7 @@ class Reconciliation:
             return place in later or (place[0] >= recent and place[0].endswith(label))
 
         try:
-            fate = repairer.correct(suspect.aggregate, look, left, suspect.first, is_later)
+            fate = repairer.correct(suspect.aggregate, look, left, recent, is_later)
         except CorrectionRefusedError as error:
             return f"cannot be corrected: {error}"
         if fate is Fate.DONE:

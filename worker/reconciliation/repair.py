@@ -43,7 +43,6 @@ from worker.ledger import (
 from worker.numbers import EXACT, amount_text, canonical_text, fits
 from worker.reconciliation.backfill import AGGREGATES, CUT, FINISHED_AT, STARTED_AT, UNUSABLE, Cut, Marker, read_marker
 from worker.reconciliation.look import (
-    Amounts,
     Look,
     Pages,
     Place,
@@ -53,6 +52,7 @@ from worker.reconciliation.look import (
     read_pages,
     sum_of,
 )
+from worker.reconciliation.spool import Amounts
 from worker.stream import MalformedRecordError, StreamRecord, StreamViewTypeError, UnexpectedEventError, read_record
 
 if TYPE_CHECKING:
@@ -148,17 +148,18 @@ class Repairer:
     jitter: Callable[[], float] = random.random
 
     def correct(
-        self, aggregate: Aggregate, seen: Look, difference: Amounts, first: str, is_later: Callable[[Place], bool]
+        self, aggregate: Aggregate, seen: Look, difference: Amounts, recent: str, is_later: Callable[[Place], bool]
     ) -> Fate:
         """Takes a difference out of a total.
 
         Before every attempt the aggregate is looked at once more: since `seen`, the total must have changed by exactly
-        the receipts of later records that are new, so that the difference still is what it was.
+        the receipts of later records that are new, so that the difference still is what it was. New receipts stand on
+        recent pages, so only these are read, which is quick; one on an older page moves the total without explanation.
 
         Args:
             seen: the look that showed the difference.
             difference: what the total has too much.
-            first: the page that `seen` began with.
+            recent: the first page on which new receipts are expected.
             is_later: whether a receipt that is new belongs to a later record for certain.
 
         Raises:
@@ -169,16 +170,17 @@ class Repairer:
         if not all(map(fits, correction)):
             raise CorrectionRefusedError("the correction does not fit a DynamoDB number (38 digits)")
         page = correction_page(1 + max((_number(page) for page, _ in seen.pages.corrections), default=0))
-        older = self._sum_before(aggregate, first, correction)
+        older = self._sum_before(aggregate, recent, correction)
+        known = seen.pages.behind(recent)
         for attempt in range(MOST_ATTEMPTS):
             try:
-                fresh = look_at(self.client, self.ledger_table, aggregate, first)
+                fresh = look_at(self.client, self.ledger_table, aggregate, recent)
             except RestlessAggregateError:
                 return Fate.RESTLESS
-            new = fresh.pages.corrections.keys() - seen.pages.corrections.keys()
+            new = fresh.pages.corrections.keys() - known.corrections.keys()
             if new:
                 return Fate.DONE if any(self._is_own(name) for _, name in new) else Fate.OVERTAKEN
-            if fresh.stored.amounts is None or not _explained(seen, fresh, is_later):
+            if fresh.stored.amounts is None or not _explained(seen.stored, known, fresh, is_later):
                 return Fate.OVERTAKEN
             found = _without_receipt(fresh.stored.amounts, fresh.pages, older)
             if self._post(aggregate, page, _Correction(correction, found), fresh.stored):
@@ -190,11 +192,10 @@ class Repairer:
     def _is_own(self, name: str) -> bool:
         return name.split("|")[1:2] == [self.run]
 
-    def _sum_before(self, aggregate: Aggregate, first: str, correction: Amounts) -> Amounts:
-        """The receipts on the pages before `first`; nothing that can still come is posted there."""
-        pages = read_pages(self.client, self.ledger_table, aggregate.name, _FIRST_OF_ALL)
-        zero = (_ZERO,) * len(correction)
-        return sum_of((amounts for (page, _), amounts in pages.receipts.items() if page < first), zero)
+    def _sum_before(self, aggregate: Aggregate, recent: str, correction: Amounts) -> Amounts:
+        """The receipts on older pages."""
+        pages = read_pages(self.client, self.ledger_table, aggregate.name, _FIRST_OF_ALL, recent)
+        return sum_of(pages.receipts.values(), (_ZERO,) * len(correction))
 
     def _post(self, aggregate: Aggregate, page: str, correction: "_Correction", stored: Stored) -> bool:
         """Sends the transaction; `False` if another attempt is due, after which the ledger tells what became of it."""
@@ -264,16 +265,16 @@ def _add(aggregate: Aggregate, correction: Amounts, stored: Stored) -> "Transact
     }
 
 
-def _explained(seen: Look, fresh: Look, is_later: Callable[[Place], bool]) -> bool:
+def _explained(was: Stored, known: Pages, fresh: Look, is_later: Callable[[Place], bool]) -> bool:
     """Whether the receipts of later records account for all that has happened to the total since it was seen."""
-    if seen.stored.amounts is None or fresh.stored.amounts is None:
+    if was.amounts is None or fresh.stored.amounts is None:
         return False
-    if not seen.pages.receipts.keys() <= fresh.pages.receipts.keys():
+    if not known.receipts.keys() <= fresh.pages.receipts.keys():
         return False
-    new = fresh.pages.receipts.keys() - seen.pages.receipts.keys()
+    new = fresh.pages.receipts.keys() - known.receipts.keys()
     if not all(map(is_later, new)):
         return False
-    return sum_of((fresh.pages.receipts[place] for place in new), seen.stored.amounts) == fresh.stored.amounts
+    return sum_of((fresh.pages.receipts[place] for place in new), was.amounts) == fresh.stored.amounts
 
 
 def described(correction: Amounts) -> str:

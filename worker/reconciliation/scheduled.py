@@ -103,7 +103,7 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:  # noqa: ARG001 
     Raises:
         SettingsError, DefinitionError, DefinitionChangedError: the deployment is at fault.
         SourceTooLargeError, OutOfTimeError, UndecidedError: nothing is known of the totals, or of some.
-        TrimmedError, StreamViewTypeError, ClientError, BotoCoreError: source, stream or totals cannot be read.
+        StreamGapError, StreamViewTypeError, ClientError, BotoCoreError: source, stream or totals cannot be read.
     """
     logger.append_keys(request_id=getattr(context, "aws_request_id", None))
     tell = getattr(context, "get_remaining_time_in_millis", None)
@@ -192,8 +192,8 @@ def reconcile(
 
 def _config() -> Config:
     return Config(
-        retries={"mode": "standard", "total_max_attempts": 8},
+        retries={"mode": "standard", "total_max_attempts": 5},
         connect_timeout=2,
-        read_timeout=10,
+        read_timeout=5,
         max_pool_connections=LOOKS_AT_ONCE + _SEGMENTS,
     )

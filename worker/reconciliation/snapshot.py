@@ -113,7 +113,7 @@ class Snapshot:
         None is no end: pause a little and pump again.
 
         Raises:
-            TrimmedError: records have left the stream before they were read.
+            StreamGapError: the stream cannot be read without a gap.
             StreamViewTypeError: the stream does not deliver both images.
             botocore.exceptions.ClientError: the stream cannot be read.
         """
@@ -135,7 +135,7 @@ class Snapshot:
 
         Raises:
             TimeoutError: that was not so within `timeout` seconds.
-            TrimmedError, StreamViewTypeError, botocore.exceptions.ClientError: as `pump`.
+            StreamGapError, StreamViewTypeError, botocore.exceptions.ClientError: as `pump`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.has_passed(moment):
@@ -341,7 +341,8 @@ def take_snapshot(  # noqa: PLR0913 - parts and switches of one run, most of the
     Raises:
         SnapshotError: items and stream cannot be joined: a `since` or an export at the wrong time, a spool too old.
         HistoryLostError: the stream may not hold its whole history (any more).
-        TrimmedError: records have left the stream before they were read.
+        StreamGapError: the stream cannot be read without a gap: records have left it before they were read, or it is
+            disabled.
         SpoolMismatchError: the spool is another run's.
         StreamViewTypeError: the stream does not deliver both images.
         ExportError, botocore.exceptions.ClientError: items or stream cannot be read.

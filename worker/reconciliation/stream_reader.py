@@ -1,7 +1,7 @@
 """Follows a whole stream from a position on, and knows when everything written before a moment has been read.
 
 The join of a snapshot with the stream rests on two things that stand here: nothing between the position and a moment is
-missed (`TrimmedError` instead of a gap), and the moment has been passed for certain (`has_passed`). Knows nothing of
+missed (`StreamGapError` instead), and the moment has been passed for certain (`has_passed`). Knows nothing of
 aggregations.
 """
 
@@ -111,7 +111,8 @@ class StreamReader:
         No records is no end: nothing was there now, or no shard was due.
 
         Raises:
-            TrimmedError: records have left the stream before they were read.
+            StreamGapError: records have left the stream before they were read, or it is disabled, or its shards came to
+                light in the wrong order.
             botocore.exceptions.ClientError: the stream cannot be read.
         """
         return [record for page in self.pages() for record in page]

@@ -1,0 +1,456 @@
+"""`aggregator reconcile` around the run: its reports and metric, the dead letters it reads, when it refuses."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from moto import mock_aws
+
+from tests.records import insert, order
+from tests.unit.test_operations import resources_with, stack_with
+from worker.aggregations import Aggregation, Group
+from worker.dead_letters import ParkedRecord, message_body
+from worker.definitions import parse_definitions
+from worker.operations import reconcile as command
+from worker.operations.cli import build_parser, main
+from worker.operations.errors import CommandError
+from worker.operations.reconcile import (
+    Request,
+    check_only_stream,
+    publish,
+    reconcile,
+    records_of_letters,
+)
+from worker.operations.resources import Resources
+from worker.reconciliation.reconcile import Finding, OutOfTimeError, Report, Verdict
+from worker.reconciliation.snapshot import SnapshotError
+from worker.reconciliation.stream_shards import TrimmedError
+from worker.telemetry import NAMESPACE
+
+DEFINITIONS = """
+[source]
+table = "Order_by_item"
+partition_key = "orderid"
+
+[[aggregations]]
+name = "sold"
+table = "totals"
+partition_key = { name = "item_number", from = "item_number" }
+sort_key = { name = "order_date", from = "order_date" }
+sum = { quantity = "quantity" }
+count = "orders"
+
+[[aggregations]]
+name = "customers"
+table = "totals-by-customer"
+partition_key = { name = "customer", from = "customer", type = "N" }
+sum = { quantity = "quantity" }
+"""
+SOLD, CUSTOMERS = parse_definitions(DEFINITIONS).aggregations
+STARTED = datetime(2026, 11, 24, 4, 5, 6, tzinfo=UTC)
+
+
+def amounts(*numbers: int | str) -> tuple[Decimal, ...]:
+    return tuple(map(Decimal, numbers))
+
+
+def finding(
+    verdict: Verdict,
+    aggregation: Aggregation = SOLD,
+    group: Group = ("item123", "2024-07-15"),
+    total: tuple[Decimal, ...] | None = amounts(2, "12.50"),
+    expected: tuple[Decimal, ...] | None = amounts(2, "10"),
+    note: str = "",
+) -> Finding:
+    return Finding(aggregation, group, verdict, total, expected, note)
+
+
+def report(
+    *findings: Finding,
+    compared: tuple[str, ...] = ("sold", "customers"),
+    left_out: tuple[str, ...] = (),
+    hints: tuple[str, ...] = (),
+) -> Report:
+    return Report(findings, 1_234, 56_789, 42, compared, left_out, hints, STARTED, 12.3456)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]:
+    """Runs the command with a report in place of a run; gives its exit status and the metric's values."""
+
+    def run(found: Report | Exception, **options: bool) -> tuple[int, list[int]]:
+        published: list[int] = []
+
+        def instead(*_: Any) -> Report:
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(command, "_run", instead)
+        monkeypatch.setattr(command, "publish", lambda _, value: published.append(value))
+        as_json, as_csv = options.pop("as_json", False), options.pop("as_csv", False)
+        resources: Any = None
+        return reconcile(resources, Request(**options), as_json=as_json, as_csv=as_csv), published  # type: ignore[arg-type]
+
+    return run
+
+
+# --- Exit status and metric -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "published"),
+    [
+        (report(), 0, [0]),
+        (report(finding(Verdict.REPAIRED)), 0, [0]),
+        (report(finding(Verdict.DRIFT), finding(Verdict.DRIFT), finding(Verdict.REPAIRED)), 1, [2]),
+        (report(finding(Verdict.WAITS)), 1, [1]),
+        (report(finding(Verdict.UNSETTLED)), 1, []),
+        (report(finding(Verdict.UNSETTLED), finding(Verdict.DRIFT)), 1, [1]),
+        (report(finding(Verdict.UNPROVABLE)), 0, [0]),  # the other aggregation is proven
+        (report(finding(Verdict.UNPROVABLE), compared=("sold",)), 0, []),
+        (report(left_out=("customers",)), 1, []),
+        (report(compared=(), left_out=("sold", "customers")), 1, []),
+    ],
+)
+def test_exit_status_and_metric__are_healthy_only_where_it_is_known(
+    run: Any, found: Report, status: int, published: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(found) == (status, published)
+    assert run(found, metric=False) == (status, [])
+
+
+@pytest.mark.parametrize(
+    "error", [OutOfTimeError("too late"), SnapshotError("no cut"), TrimmedError("records have left the stream")]
+)
+def test_error_of_a_run__is_one_sentence_and_no_metric(run: Any, error: Exception) -> None:
+    with pytest.raises(CommandError, match=str(error)):
+        run(error)
+
+
+def test_json_and_csv_together__are_refused(run: Any) -> None:
+    with pytest.raises(CommandError, match="one of them"):
+        run(report(), as_json=True, as_csv=True)
+
+
+# --- Reports ----------------------------------------------------------------------------------------------------------
+
+ALL = (
+    finding(Verdict.DRIFT),
+    finding(Verdict.REPAIRED, group=("item312", "2024-07-15"), expected=amounts(1, 11), note="added -1, -1.5"),
+    finding(
+        Verdict.DRIFT, CUSTOMERS, ("17",), None, amounts(3), "a measure is no number: remove the attribute by hand"
+    ),
+    finding(Verdict.UNSETTLED, CUSTOMERS, ("18",), None, None, "the difference never stood still"),
+    finding(Verdict.UNPROVABLE, group=("kept", "2024-07-15")),
+)
+
+
+def test_text__has_a_line_for_each_measure_that_differs(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run(report(*ALL, hints=("sold: cannot use 2 items",)))
+
+    text = capsys.readouterr().out
+    cells = [
+        [cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")
+    ]
+    first_lines = [row[2:6] for row in cells if row[0] in ("sold", "customers")]
+    assert first_lines == [
+        ["quantity", "12.5", "10", "2.5"],
+        ["orders", "2", "1", "1"],
+        ["quantity", "12.5", "11", "1.5"],
+        ["quantity", "not a number", "3", "?"],
+        ["quantity", "?", "?", "?"],
+    ]
+    folded = re.sub(r"\s+", " ", text)
+    assert "1,234 totals compared with 56,789 items in 12 s: 2 drift, 1 unsettled, 1 unprovable, 1 repaired." in folded
+    assert "--nothing-removed" in folded
+    assert "replay it first" in folded
+    assert "sold: cannot use 2 items" in folded
+
+
+def test_text_of_a_healthy_run__is_one_sentence(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run(report())
+
+    assert capsys.readouterr().out == "1,234 totals compared with 56,789 items in 12 s: all are right.\n"
+
+
+def test_text_where_nothing_was_compared__does_not_look_healthy(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run(report(compared=(), left_out=("sold",), hints=("sold: not compared",)))
+
+    assert capsys.readouterr().out == "Nothing was compared.\nsold: not compared\n"
+
+
+def test_csv__has_a_line_for_each_measure_unprovable_ones_too(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run(report(*ALL, hints=("sold: cannot use 2 items",)), as_csv=True)
+
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(captured.out)))
+    assert [(row["aggregation"], row["partition_key"], row["sort_key"], row["measure"]) for row in rows] == [
+        ("sold", "item123", "2024-07-15", "quantity"),
+        ("sold", "item312", "2024-07-15", "orders"),
+        ("sold", "item312", "2024-07-15", "quantity"),
+        ("customers", "17", "", "quantity"),
+        ("customers", "18", "", "quantity"),
+        ("sold", "kept", "2024-07-15", "quantity"),
+    ]
+    assert (rows[0]["total"], rows[0]["expected"], rows[0]["difference"]) == ("12.5", "10", "2.5")
+    assert [row["verdict"] for row in rows] == ["drift", "repaired", "repaired", "drift", "unsettled", "unprovable"]
+    assert rows[1]["note"] == "added -1, -1.5"
+    assert captured.err == "aggregator: sold: cannot use 2 items\n"
+
+
+def test_json__has_every_fact(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run(report(*ALL, left_out=("later",), hints=("later: not compared",)), as_json=True)
+
+    document = json.loads(capsys.readouterr().out)
+    findings = document.pop("findings")
+    assert document == {
+        "startedAt": "2026-11-24T04:05:06+00:00",
+        "seconds": 12.346,
+        "aggregates": 1_234,
+        "items": 56_789,
+        "records": 42,
+        "aggregations": ["sold", "customers"],
+        "notCompared": ["later"],
+        "drifted": 2,
+        "counts": {
+            "drift": 2,
+            "waits in the dead-letter queue": 0,
+            "unsettled": 1,
+            "unprovable": 1,
+            "repaired": 1,
+        },
+        "hints": ["later: not compared"],
+    }
+    assert findings[0] == {
+        "aggregation": "sold",
+        "keys": {"item_number": "item123", "order_date": "2024-07-15"},
+        "verdict": "drift",
+        "total": {"orders": "2", "quantity": "12.5"},
+        "expected": {"orders": "2", "quantity": "10"},
+        "difference": {"orders": "0", "quantity": "2.5"},
+        "note": "",
+    }
+    assert (findings[2]["total"], findings[2]["difference"]) == (None, None)
+    assert len(findings) == len(ALL)
+
+
+# --- The metric -------------------------------------------------------------------------------------------------------
+
+
+def test_metric__stands_where_the_functions_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {
+        "describe_stacks": stack_with(FunctionName="worker-function"),
+        "get_function_configuration": {"Environment": {"Variables": {"POWERTOOLS_SERVICE_NAME": "mine"}}},
+        "put_metric_data": {},
+    }
+    resources, fake = resources_with({}, answers, monkeypatch)
+
+    publish(resources, 3)
+
+    (parameters,) = (parameters for name, parameters in fake.calls if name == "put_metric_data")
+    (datum,) = parameters["MetricData"]
+    assert parameters["Namespace"] == NAMESPACE
+    assert (datum["MetricName"], datum["Value"], datum["Unit"]) == ("AggregateDrift", 3.0, "Count")
+    assert datum["Dimensions"] == [{"Name": "service", "Value": "mine"}]
+
+
+def test_metric_without_a_stack__takes_the_environments_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = ClientError({"Error": {"Code": "ValidationError", "Message": "Stack x does not exist"}}, "DescribeStacks")
+    answers = {"describe_stacks": missing, "put_metric_data": {}}
+    resources, fake = resources_with({"POWERTOOLS_SERVICE_NAME": "here"}, answers, monkeypatch)
+
+    publish(resources, 0)
+
+    (parameters,) = (parameters for name, parameters in fake.calls if name == "put_metric_data")
+    assert parameters["MetricData"][0]["Dimensions"][0]["Value"] == "here"
+
+
+def test_metric_that_cannot_be_published__costs_a_line_and_not_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    denied = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "PutMetricData")
+    answers = {
+        "describe_stacks": stack_with(FunctionName="worker-function"),
+        "get_function_configuration": {},
+        "put_metric_data": denied,
+    }
+    resources, _ = resources_with({}, answers, monkeypatch)
+
+    publish(resources, 3)
+
+    assert "AggregateDrift was not published" in capsys.readouterr().err
+
+
+# --- Dead letters -----------------------------------------------------------------------------------------------------
+
+
+class Queue:
+    """A dead-letter queue in moto, and the command's resources over it."""
+
+    def __init__(self) -> None:
+        self.sqs = boto3.client("sqs", region_name="us-east-1")
+        self.url = self.sqs.create_queue(QueueName="dead-letters")["QueueUrl"]
+        parser = build_parser()
+        options = parser.parse_args(["reconcile", "--region", "us-east-1", "--queue-url", self.url])
+        self.resources = Resources(options, {})
+        self.time = 0.0
+
+    def send(self, body: str) -> None:
+        self.sqs.send_message(QueueUrl=self.url, MessageBody=body)
+
+    def visible(self) -> int:
+        attributes = self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["ApproximateNumberOfMessages"])
+        return int(attributes["Attributes"]["ApproximateNumberOfMessages"])
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+    def read(self) -> list[Any]:
+        return records_of_letters(self.resources, clock=lambda: self.time, sleep=self.sleep)
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setattr("worker.operations.letters.HeldMessages.receive", _without_waiting)
+    with mock_aws():
+        yield Queue()
+
+
+def _without_waiting(held: Any, sent_before: datetime) -> Iterator[list[Any]]:
+    """As the real one, without a long poll for an empty queue."""
+    from worker.operations.letters import _message
+
+    while messages := held.sqs.receive_message(
+        QueueUrl=held.queue_url,
+        MaxNumberOfMessages=10,
+        VisibilityTimeout=held.visibility_timeout,
+        MessageSystemAttributeNames=["SentTimestamp"],
+    ).get("Messages", []):
+        page = [_message(message) for message in messages]
+        held._held |= {message.message_id: message for message in page}
+        assert all(message.sent_at <= sent_before for message in page)
+        yield page
+
+
+def parked(record: Any) -> str:
+    return message_body(ParkedRecord(record, ("refused",)), STARTED)
+
+
+def test_letters__are_read_and_stay_in_the_queue(queue: Queue) -> None:
+    records = [insert(order(quantity=number)) for number in range(12)]
+    for record in records:
+        queue.send(parked(record))
+    queue.send(json.dumps({"Event": "s3:TestEvent", "Bucket": "dead-letters"}))
+
+    found = queue.read()
+
+    assert sorted(map(repr, found)) == sorted(map(repr, records))
+    assert queue.visible() == 13
+
+
+def test_letter_that_cannot_be_read__forbids_to_correct_anything(queue: Queue) -> None:
+    queue.send(parked(insert()))
+    queue.send("rubbish")
+
+    with pytest.raises(CommandError, match=r"nothing was corrected: 1 of 2 dead letters cannot be read.*not JSON"):
+        queue.read()
+    assert queue.visible() == 2
+
+
+def test_letter_that_somebody_else_holds__forbids_to_correct_anything(queue: Queue) -> None:
+    queue.send(parked(insert()))
+    queue.sqs.receive_message(QueueUrl=queue.url, VisibilityTimeout=600)
+    queue.send(parked(insert()))
+
+    with pytest.raises(CommandError, match="has 2 messages, but 1 could be read"):
+        queue.read()
+    assert queue.time >= 90
+
+
+def test_count_of_the_queue_that_lags__is_waited_for(queue: Queue) -> None:
+    """Its attributes are approximate."""
+    queue.send(parked(insert()))
+    (message,) = queue.sqs.receive_message(QueueUrl=queue.url, VisibilityTimeout=600)["Messages"]
+    queue.send(parked(insert()))
+    sleep = queue.sleep
+
+    def other_one_is_done(seconds: float) -> None:
+        sleep(seconds)
+        if queue.time > 10:
+            queue.sqs.delete_message(QueueUrl=queue.url, ReceiptHandle=message["ReceiptHandle"])
+
+    queue.sleep = other_one_is_done  # type: ignore[method-assign]
+
+    assert len(queue.read()) == 1
+    assert 10 < queue.time < 20
+
+
+# --- Streams and arguments --------------------------------------------------------------------------------------------
+
+
+def test_earlier_stream_whose_records_may_still_come__forbids_to_correct() -> None:
+    class Streams:
+        def list_streams(self, **request: Any) -> Any:
+            assert request == {"TableName": "orders"}
+            return {"Streams": [{"StreamArn": "arn:now"}, {"StreamArn": "arn:before"}]}
+
+    streams: Any = Streams()
+
+    with pytest.raises(CommandError, match="arn:before"):
+        check_only_stream(streams, "orders", "arn:now")
+
+
+def test_only_stream__is_no_obstacle() -> None:
+    class Streams:
+        def list_streams(self, **_: Any) -> Any:
+            return {"Streams": [{"StreamArn": "arn:now"}]}
+
+    streams: Any = Streams()
+
+    check_only_stream(streams, "orders", "arn:now")
+
+
+def test_arguments__become_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+
+    def instead(_: Any, request: Request, **options: bool) -> int:
+        found.append((request, options))
+        return 1
+
+    monkeypatch.setattr(command, "reconcile", instead)
+    line = "sold --repair --nothing-removed --patience 5 --segments 2 --rate 100 --export s3://b/p --csv --no-metric"
+
+    status = main(["reconcile", *line.split(), "--stream-lag", "0.5"])
+
+    assert status == 1
+    assert found == [
+        (
+            Request(("sold",), True, True, 5.0, 2, 100.0, "s3://b/p", False, 0.5),
+            {"as_json": False, "as_csv": True},
+        )
+    ]
+
+
+def test_default_arguments__repair_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Request] = []
+
+    def instead(_: Any, request: Request, **options: bool) -> int:
+        found.append(request)
+        return 0
+
+    monkeypatch.setattr(command, "reconcile", instead)
+
+    assert main(["reconcile"]) == 0
+    assert found == [Request()]
+    assert (found[0].repair, found[0].nothing_removed, found[0].patience, found[0].metric) == (False, False, 60, True)
