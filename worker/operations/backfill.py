@@ -28,7 +28,7 @@ from worker.reconciliation.items import ExportError, ItemSource
 from worker.reconciliation.snapshot import SnapshotError
 from worker.reconciliation.spool import Amounts, Spool, SpoolError
 from worker.reconciliation.stream_reader import StreamReader
-from worker.reconciliation.stream_shards import IncompleteDescriptionError
+from worker.reconciliation.stream_shards import IncompleteDescriptionError, StreamGapError
 from worker.settlement import CommitError
 from worker.stream import StreamViewTypeError, UnexpectedEventError
 
@@ -84,6 +84,8 @@ def backfill(resources: Resources, request: Request, *, as_json: bool) -> int:
         raise CommandError(str(error)) from error
     except IncompleteDescriptionError as error:
         raise CommandError(f"{error}; run this again, and it goes on where it is") from error
+    except StreamGapError as error:
+        raise CommandError(str(error)) from error
     except sqlite3.Error as error:
         raise CommandError(f"the file of --state cannot be used: {error}") from error
 
