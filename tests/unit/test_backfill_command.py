@@ -28,4 +28,4 @@ def test_stream_with_a_gap__is_one_clear_line(
     monkeypatch.setattr(backfill, "_backfill", fail)
 
     with pytest.raises(CommandError, match=f"^{said}$"):
-        backfill.backfill(NOBODY, backfill.Request([]), as_json=False)
+        backfill.backfill(NOBODY, backfill.Request(()), as_json=False)
