@@ -577,7 +577,7 @@ def test_explain__shows_receipts_that_add_up_and_says_when_they_do_not(capsys: p
         assert "something other than the worker" in " ".join(capsys.readouterr().out.split())
 
 
-def test_verify__tells_the_latency_and_leaves_nothing_behind(
+def test_verify__tells_the_latency_and_leaves_only_a_receipt_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop = threading.Event()
@@ -597,7 +597,9 @@ def test_verify__tells_the_latency_and_leaves_nothing_behind(
         assert stored(pipeline) == {}
         assert expected(pipeline) == {}
         ledger = list(scan(pipeline.dynamodb, pipeline.ledger_table))
-        assert [item["page"]["S"] for item in ledger] == ["definition"]
+        definition, receipt = sorted(ledger, key=lambda item: "expires_at" in item)
+        assert definition["page"] == {"S": "definition"}
+        assert "aggregator-verify-" in receipt["aggregate"]["S"]
 
 
 def test_verify_of_totals_by_day_alone__touches_no_real_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,7 @@ def test_readme__names_the_two_commands_of_a_newcomer() -> None:
     commands = commands_of(ROOT / "README.md")
 
     assert "uv run aggregator demo" in commands
-    assert "uv run pytest" in commands
+    assert "uv run pytest -n auto" in commands
 
 
 def test_readme_definitions__can_be_read() -> None:
