@@ -209,7 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'groups':>8} {'choice':8} {'batch':>6} {'units/record':>13} {'$/million':>10} {'largest page':>13}")
     for groups, choice, batch in itertools.product(options.groups, Choice, options.batch):
         workload = replace(REFERENCE, groups=groups, choice=choice, batch=batch)
-        found = price(workload, seconds=options.seconds)
+        try:
+            found = price(workload, seconds=options.seconds)
+        except ValueError as error:
+            parser.error(f"--seconds {options.seconds}: {error}")
         print(
             f"{groups:8,} {choice:8} {batch:6,} {found.units:13.2f} {found.dollars_per_million:10.2f} "
             f"{found.largest_page:11,} B"
