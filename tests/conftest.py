@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import freezegun
 import pytest
 from hypothesis import settings
 
@@ -12,6 +13,8 @@ from tests.dynamodb_local import DynamoDBLocal, DynamoDBLocalUnavailableError, r
 # A failing example prints how to reproduce it; a noisy machine's pauses are no failures.
 settings.register_profile("project", print_blob=True, deadline=None)
 settings.load_profile("project")
+# Freezing the time looks at every attribute of every module that is loaded; the CDK's are made only then, all of them.
+freezegun.configure(extend_ignore_list=["aws_cdk", "cdk_nag", "constructs", "jsii"])
 
 
 @pytest.fixture(scope="session")
