@@ -278,7 +278,7 @@ def test_adopting_a_busy_table__ends_without_drift_whatever_happens_to_the_tool(
 def killed_ten_times(shop: Shop, chance: random.Random) -> None:
     """Kills `backfill by_customer` at ten moments, each time continuing; then lets it finish."""
     for stage, longest, lost in KILLS:
-        more = ("--catch-up-until", moment_text(int(time.time()) + 60)) if stage == WAITING else ()
+        more = ("--catch-up-until", moment_text(int(time.time()) + 3_600)) if stage == WAITING else ()
         process = shop.start("by_customer", "--rate", "1000", *more, state="spool")
         reached = threading.Event()
         lines: list[str] = []

@@ -453,6 +453,21 @@ def test_difference_that_never_stands_still__is_left_open() -> None:
     assert (report.drifted, report.undecided, report.is_decided) == (0, 1, False)
 
 
+def test_first_look_at_all_totals_that_outlasts_the_patience__leaves_none_open() -> None:
+    """Many totals, or a slow DynamoDB: those that are looked at last have the whole patience, too."""
+    with a_world(6) as world:
+        world.settle(20)
+        world.plant(3)
+        looks = iter([10 * PATIENCE])
+        world.totals.on_request = lambda operation: (
+            world.source.clock.sleep(next(looks, 0.1)) if operation == "Query" else None
+        )
+
+        report = world.run()
+
+        assert found(report, *Verdict) == found(report, Verdict.DRIFT) == world.wrong() != {}
+
+
 def test_total_that_is_no_number__is_drift_that_no_repair_touches() -> None:
     with a_world(1) as world:
         world.worker = False

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 # Seconds that a difference must stay the same before it is drift: long enough for records in flight to arrive, batching
 # windows, throttling and a few retries included.
 PATIENCE = 60.0
-# A difference that still moves after so many times the patience is left open.
+# A difference that still moves after so many times the patience, from the end of the first look at all, is left open.
 _LONGEST_PATIENCES = 5
 # A worker's clock, the stream's and this one's differ by less; DynamoDB Local cuts a record's second to the minute.
 _CLOCKS = timedelta(minutes=15)
@@ -446,12 +446,12 @@ class Reconciliation:
         findings: list[Finding] = []
         different: list[tuple[_Suspect, Finding]] = []
         any_counted = any_stuck = False
-        end = self.clock() + _LONGEST_PATIENCES * self.patience
+        end: float | None = None
         of = len(suspects)
         while suspects:
             self.progress(Stage.LOOKING, of - len(suspects), of)
             open_ = []
-            last = self.clock() > end
+            last = end is not None and self.clock() > end
             for chunk in _chunks(suspects):
                 self._observe(chunk)
                 for suspect in chunk:
@@ -470,6 +470,8 @@ class Reconciliation:
                         open_.append(suspect)
                     suspect.forget()
             suspects = open_
+            # One look at all of them can outlast the patience; the last of them is to have as much of it as the first.
+            end = end or self.clock() + _LONGEST_PATIENCES * self.patience
             if suspects:
                 self._pump_for(min(self.patience / 5, 10.0))
         # Of a worker that has counted nothing since the cut nobody knows what it still has to count from before.
