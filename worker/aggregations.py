@@ -4,10 +4,11 @@ Pure functions of definitions and records. Knows nothing of the ledger, of AWS c
 the user's file into the types below.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from worker.attribute_paths import AttributePath, Image, MalformedValueError
@@ -22,6 +23,9 @@ Group = tuple[str, ...]
 # "Naming rules and data types", Amazon DynamoDB developer guide, in bytes of UTF-8.
 MAX_PARTITION_KEY_BYTES = 2048
 MAX_SORT_KEY_BYTES = 1024
+
+# Values of one key attribute that are remembered with the key value they give; each has at most a few KB.
+_TEXTS_REMEMBERED = 2_048
 
 
 class RemovePolicy(StrEnum):
@@ -49,6 +53,12 @@ class GroupKey:
     truncation: Truncation | None = None
     prefix: str = ""
     max_bytes: int = MAX_PARTITION_KEY_BYTES
+    # Groups recur: most values were checked and truncated a moment ago.
+    _text_of: Callable[[str], str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Gives the key a memory of its own."""
+        object.__setattr__(self, "_text_of", lru_cache(_TEXTS_REMEMBERED)(self._text))
 
     def value(self, image: Image) -> str | None:
         """The key value for an image; `None` if the image lacks the attribute.
@@ -62,10 +72,15 @@ class GroupKey:
         kind, content = found
         if kind != self.type:
             raise MalformedValueError(f"{self.path.text}: grouped by a value of type {kind} where {self.type} belongs")
+        if not isinstance(content, str):
+            raise MalformedValueError(
+                f"{self.path.text}: not a {'number' if self.type is KeyType.NUMBER else 'string'}"
+            )
+        return self._text_of(content)
+
+    def _text(self, content: str) -> str:
         if self.type is KeyType.NUMBER:
             return canonical_text(_number(self.path, content))
-        if not isinstance(content, str):
-            raise MalformedValueError(f"{self.path.text}: not a string")
         try:
             text = self.prefix + (self.truncation.apply(content) if self.truncation else content)
             size = len(text.encode())
@@ -233,27 +248,28 @@ def _contributions(aggregation: Aggregation, record: StreamRecord) -> list[Contr
             old = aggregation.value(record.old_image)
         if record.new_image is not None:
             new = aggregation.value(record.new_image)
-    changes: list[Contribution] = []
     if new is not None and old is not None and new[0] == old[0]:
-        _add(changes, aggregation, new[0], tuple(map(EXACT.subtract, new[1], old[1])))
-    else:
-        if old is not None:
-            _add(changes, aggregation, old[0], tuple(map(EXACT.minus, old[1])))
-        if new is not None:
-            _add(changes, aggregation, new[0], new[1])
+        return _unless_zero(aggregation, new[0], _difference(aggregation, new[1], old[1]))
+    changes = [] if old is None else _unless_zero(aggregation, old[0], tuple(map(EXACT.minus, old[1])))
+    if new is not None:
+        changes += _unless_zero(aggregation, *new)
     return changes
 
 
-def _add(changes: list[Contribution], aggregation: Aggregation, group: Group, amounts: tuple[Decimal, ...]) -> None:
-    """Appends the contribution unless it is zero: an update that changes nothing that counts writes nothing."""
-    if not any(amounts):
-        return
+def _unless_zero(aggregation: Aggregation, group: Group, amounts: tuple[Decimal, ...]) -> list[Contribution]:
+    """The contribution, if there is one: an update that changes nothing that counts writes nothing."""
+    return [Contribution(aggregation, group, amounts)] if any(amounts) else []
+
+
+def _difference(aggregation: Aggregation, new: tuple[Decimal, ...], old: tuple[Decimal, ...]) -> tuple[Decimal, ...]:
+    """New minus old; each fits a DynamoDB number, but their difference may not."""
+    amounts = tuple(map(EXACT.subtract, new, old))
     for measure, amount in zip(aggregation.measures, amounts, strict=True):
         if not fits(amount):
             raise MalformedValueError(
                 f"{measure.name}: new value minus old value does not fit a DynamoDB number (38 digits)"
             )
-    changes.append(Contribution(aggregation, group, amounts))
+    return amounts
 
 
 def _retracts(policy: RemovePolicy, record: StreamRecord) -> bool:

@@ -43,23 +43,27 @@ class AttributePath:
             MalformedValueError: the path leads through a scalar, or the attribute is not in DynamoDB's typed JSON.
         """
         value: Any = image.get(self.steps[0], _ABSENT)  # type: ignore[arg-type]  # the first step is always a name
-        for step in self.steps[1:]:
-            if value is _ABSENT:
-                return None
-            kind, content = self._typed(value)
-            if kind == "NULL":
-                return None
-            if isinstance(step, str) and kind == "M" and isinstance(content, dict):
-                value = content.get(step, _ABSENT)
-            elif isinstance(step, int) and kind == "L" and isinstance(content, list):
-                value = content[step] if step < len(content) else _ABSENT
-            else:
-                wanted = "map" if isinstance(step, str) else "list"
-                raise MalformedValueError(f"{self.text}: the path leads into a value of type {kind}, not a {wanted}")
+        if len(self.steps) > 1:
+            for step in self.steps[1:]:
+                value = self._inside(value, step)
         if value is _ABSENT:
             return None
         kind, content = self._typed(value)
         return None if kind == "NULL" else (kind, content)
+
+    def _inside(self, value: Any, step: str | int) -> Any:
+        """What stands one step further in; absent where the value is absent or NULL."""
+        if value is _ABSENT:
+            return _ABSENT
+        kind, content = self._typed(value)
+        if kind == "NULL":
+            return _ABSENT
+        if isinstance(step, str) and kind == "M" and isinstance(content, dict):
+            return content.get(step, _ABSENT)
+        if isinstance(step, int) and kind == "L" and isinstance(content, list):
+            return content[step] if step < len(content) else _ABSENT
+        wanted = "map" if isinstance(step, str) else "list"
+        raise MalformedValueError(f"{self.text}: the path leads into a value of type {kind}, not a {wanted}")
 
     def _typed(self, value: Any) -> tuple[str, Any]:
         if isinstance(value, dict) and len(value) == 1:

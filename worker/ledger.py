@@ -131,6 +131,7 @@ Transaction = tuple[RowChange, ...]
 """The rows that one `TransactWriteItems` changes, each at most once."""
 
 
+@lru_cache(maxsize=4096)
 def aggregate_name(aggregation: str, group: Group) -> str:
     """The ledger's partition key for a group: two different groups never share one.
 

@@ -57,7 +57,11 @@ def parse_number(text: object) -> Decimal:
         ValueError: it is no finite decimal number in ASCII digits (`NaN`, `Infinity`, `1_000`, blanks, not a string).
         NumberOutOfRangeError: it is one, but DynamoDB cannot hold it.
     """
-    if not isinstance(text, str) or len(text) > _LONGEST_TEXT or not _NUMBER.fullmatch(text):
+    if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
+        raise ValueError("not a number")
+    if len(text) <= MAX_DIGITS and text.isdecimal() and text.isascii():  # most amounts: a few digits, which always fit
+        return Decimal(text) or _ZERO
+    if not _NUMBER.fullmatch(text):
         raise ValueError("not a number")
     number = Decimal(text)
     if not fits(number):

@@ -19,7 +19,7 @@ from worker.attribute_paths import Image
 
 EVENT_SOURCE = "aws:dynamodb"
 _STREAM_ARN = re.compile(r"arn:[^:]+:dynamodb:[^:]*:[^:]*:table/([^/]+)/stream/([!-~]{1,255})")
-_SEQUENCE_NUMBER = re.compile(r"\d{1,64}", re.ASCII)
+_LONGEST_SEQUENCE_NUMBER = 64
 _TTL_PRINCIPAL = "dynamodb.amazonaws.com"
 # 9999-12-31T23:59:59Z: what a page can be named after.
 _LATEST_SECOND = 253_402_300_799
@@ -153,7 +153,7 @@ def sequence_number_of(raw: Any) -> str | None:
 
 def is_sequence_number(text: str) -> bool:
     """Whether a text has the form of a sequence number: ASCII digits, and not too many."""
-    return _SEQUENCE_NUMBER.fullmatch(text) is not None
+    return text.isdecimal() and text.isascii() and len(text) <= _LONGEST_SEQUENCE_NUMBER
 
 
 _EVENT_NAMES = {str(name): name for name in EventName}
