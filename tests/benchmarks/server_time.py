@@ -3,7 +3,8 @@
     uv run python -m tests.benchmarks.server_time
 
 It carries out one write after another, whatever is sent side by side, so that no client is faster than the number of
-its actions allows. DynamoDB itself has no such limit.
+its actions allows. DynamoDB itself has no such limit. The last line says what that makes of the comparison: how many
+times as fast as the naive handler a worker would be whose own work took no time at all.
 """
 
 import argparse
@@ -15,8 +16,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from tests.benchmarks.compare import server
-from tests.benchmarks.contenders import client_of
+from tests.benchmarks import workloads
+from tests.benchmarks.compare import LONGEST_ONE_BY_ONE, server
+from tests.benchmarks.contenders import client_of, set_up
+from tests.benchmarks.processor_time import planned, requests
 from tests.postings import REFERENCE, transaction
 from tests.records import insert, order
 from worker import deployment, handler
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 LEDGER = "ledger"
+TABLES = {**deployment.target_tables(REFERENCE), LEDGER: deployment.LEDGER}
 # Rows of a transaction, and receipts on the page of each.
 SHAPES = ((1, 1), (10, 1), (50, 1), (50, 3), (10, 100))
 
@@ -38,7 +42,7 @@ class ServerTime:
     def __init__(self, client: "DynamoDBClient") -> None:
         self._client = client
         self._rows = itertools.count()
-        for table, definition in {**deployment.target_tables(REFERENCE), LEDGER: deployment.LEDGER}.items():
+        for table, definition in TABLES.items():
             create_table(client, table, definition)
 
     def milliseconds(self, rows: int, receipts: int, *, count: int, side_by_side: int) -> float:
@@ -47,6 +51,13 @@ class ServerTime:
         with ThreadPoolExecutor(side_by_side) as executor:
             ends = sorted(executor.map(self._send, requests))
         return statistics.median(later - earlier for earlier, later in itertools.pairwise(ends)) * 1e3
+
+    def seconds(self, transactions: Sequence[Any]) -> float:
+        """Time for these transactions, sent side by side."""
+        with ThreadPoolExecutor(MAX_IN_FLIGHT) as executor:
+            start = time.perf_counter()
+            list(executor.map(self._send, transactions))
+            return time.perf_counter() - start
 
     def _request(self, rows: int, receipts: int) -> Any:
         items = [f"item{next(self._rows)}" for _ in range(rows)]
@@ -58,6 +69,23 @@ class ServerTime:
         return time.perf_counter()
 
 
+def bound(server_time: ServerTime, endpoint: str, rounds: int) -> float:
+    """How many times as fast as the naive handler the worker's transactions alone are, planned and built beforehand.
+
+    The median over rounds in which both take turns, in the reference workload.
+    """
+    times = []
+    with set_up("naive", endpoint) as setup:
+        for round_, batch in zip(range(rounds + 1), workloads.batches(workloads.REFERENCE), strict=False):
+            part = batch[:LONGEST_ONE_BY_ONE]
+            start = time.perf_counter()
+            setup.contender.deliver(part)
+            naive = (time.perf_counter() - start) / len(part) * len(batch)
+            if round_:  # the first one warms up
+                times.append(naive / server_time.seconds([requests(transaction) for transaction in planned(batch)]))
+    return statistics.median(times)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -67,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--count", type=int, default=100, help="transactions of each shape (default: %(default)s)")
     parser.add_argument("--warm-up", type=int, default=300, help="transactions before (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="of the last line (default: %(default)s)")
     options = parser.parse_args(arguments)
     with server("dynamodb-local") as endpoint:
         measured = ServerTime(client_of(endpoint, handler._config(total_max_attempts=1)))
@@ -79,6 +108,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for threads in (1, MAX_IN_FLIGHT)
             )
             print(f"| {2 * rows} | {rows * receipts:,} | {alone:.1f} ms | {together:.1f} ms |", flush=True)
+        times = bound(measured, endpoint, options.rounds)
+        print(
+            f"\n{workloads.REFERENCE.name}: a worker whose own work took no time would be {times:.1f} times as fast as "
+            "the naive handler."
+        )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import compare, concurrency, processor_time, write_units
-from tests.benchmarks.contenders import NAMES
+from tests.benchmarks import compare, concurrency, processor_time, server_time, write_units
+from tests.benchmarks.contenders import NAMES, client_of
 from tests.benchmarks.workloads import REFERENCE, Delivered, Kind, Workload
 from tests.dynamodb_local import DynamoDBLocal
 
@@ -37,6 +37,15 @@ def test_units_of_the_contenders__are_those_of_their_requests(dynamodb_local: Dy
     found = {name: (of.requests, of.units) for name, of in figures.items() if name != compare.WORKER}
 
     assert found == {"naive": (10, 10), "marker per record": (10, 40), "Powertools": (30, 30)}
+
+
+def test_servers_time__bounds_the_comparison(dynamodb_local: DynamoDBLocal) -> None:
+    client = client_of(dynamodb_local.endpoint)
+    try:
+        assert server_time.bound(server_time.ServerTime(client), dynamodb_local.endpoint, rounds=1) > 0
+    finally:
+        for table in server_time.TABLES:
+            client.delete_table(TableName=table)
 
 
 def test_measured_workers__keep_their_totals_exact(dynamodb_local: DynamoDBLocal) -> None:
