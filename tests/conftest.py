@@ -17,6 +17,20 @@ settings.load_profile("project")
 freezegun.configure(extend_ignore_list=["aws_cdk", "cdk_nag", "constructs", "jsii"])
 
 
+_LONGEST = ("end_to_end", "integration", "infrastructure")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, so that in the end no processor waits for another; otherwise the order stays."""
+
+    def rank(item: pytest.Item) -> int:
+        layer = item.path.parent.name
+        return _LONGEST.index(layer) if layer in _LONGEST else len(_LONGEST)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def dynamodb_local() -> Iterator[DynamoDBLocal]:
     """DynamoDB Local, one server per test session (with pytest-xdist, per worker process).

@@ -188,9 +188,8 @@ MUTANTS = (
     _mutant(
         "leave a moved record in its old group",
         "worker/aggregations.py",
-        "        if old is not None:\n"
-        "            _add(changes, aggregation, old[0], tuple(map(EXACT.minus, old[1])))\n",
-        "",
+        "    changes = [] if old is None else _unless_zero(aggregation, old[0], tuple(map(EXACT.minus, old[1])))\n",
+        "    changes = []\n",
     ),
     _mutant(
         "add only the first page's contributions",
