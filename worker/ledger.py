@@ -42,6 +42,8 @@ NO_RECEIPTS = frozenset((AGGREGATE_KEY, PAGE_KEY, EXPIRES_AT))
 # most 4 KB and 300 operators, which a condition over 120 receipts keeps below (3.6 KB, 239 operators).
 MAX_ACTIONS = 100
 MAX_RECEIPTS_PER_ACTION = 120
+# A transaction is not made smaller than this, however many conflicts there are: two rows with a page each.
+FEWEST_ACTIONS = 4
 
 # A longer group is named by its digest: with its name and escapes it could exceed DynamoDB's 2,048 bytes for a key.
 _LONGEST_PLAIN_GROUP = 1024
@@ -224,18 +226,20 @@ def _representable(change: RowChange) -> list[RowChange]:
     return [RowChange((PageChange((posting,)),)) for posting in change.postings]
 
 
-def pack(changes: Iterable[RowChange]) -> list[Transaction]:
+def pack(changes: Iterable[RowChange], most_actions: int | None = None) -> list[Transaction]:
     """Puts changes together, in order, up to `MAX_ACTIONS` and each row once a transaction.
 
+    With `most_actions` up to so many; a change that has more is a transaction of its own.
     The request stays far below DynamoDB's 4 MB: 100 actions of 120 receipts and 6 KB of keys are under 2 MB.
     """
+    limit = MAX_ACTIONS if most_actions is None else min(most_actions, MAX_ACTIONS)
     transactions: list[Transaction] = []
     current: list[RowChange] = []
     rows: set[Row] = set()
     actions = 0
     for change in changes:
         size = len(change.pages) + 1
-        if current and (actions + size > MAX_ACTIONS or change.row in rows):
+        if current and (actions + size > limit or change.row in rows):
             transactions.append(tuple(current))
             current, rows, actions = [], set(), 0
         current.append(change)

@@ -29,7 +29,7 @@ from tests.benchmarks.workloads import REFERENCE, Choice, batches
 from tests.benchmarks.write_units import Meter
 from worker import deployment
 from worker.commit import MAX_IN_FLIGHT, Committer
-from worker.ledger import MAX_ACTIONS, MAX_RECEIPTS_PER_ACTION
+from worker.ledger import FEWEST_ACTIONS, MAX_ACTIONS, MAX_RECEIPTS_PER_ACTION
 from worker.settlement import Pause
 
 # --- Assumed: seconds -----------------------------------------------------------------------------------------------
@@ -84,8 +84,14 @@ class Sending:
 
 @dataclass(slots=True)
 class Shard:
-    """One shard and the one invocation that works on its records."""
+    """One shard and the one invocation that works on its records; `pacing` is its function's committer.
 
+    Attributes:
+        conflicts: transactions of this batch that met one.
+    """
+
+    pacing: Committer
+    conflicts: int = 0
     taken: int = 0
     next_window: float = 0.0
     waiting: deque[Sending] = field(default_factory=deque)
@@ -117,13 +123,15 @@ class Simulation:
         self.curve = Curve(shards, aggregates)
         self._seconds = seconds
         self._chance = random.Random(seed)
-        self._shards = [Shard() for _ in range(shards)]
+        # Committers that send nothing: they are asked for pauses, and how large transactions may be.
+        nothing: Any = None
+        executor = ThreadPoolExecutor(1)
+        self._shards = [Shard(Committer(nothing, "", 1, executor, jitter=self._chance.random)) for _ in range(shards)]
         self._events: list[tuple[float, int, Any, tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._held_until: dict[tuple[int, int | None], float] = {}
         self._page_bytes: defaultdict[tuple[int, int | None], int] = defaultdict(lambda: PAGE_BYTES)
         self._spent: Counter[tuple[int, int | None, int]] = Counter()
-        self._pauses = Committer(None, "", 1, ThreadPoolExecutor(1), jitter=self._chance.random)  # type: ignore[arg-type]  # asked for pauses only
 
     def run(self) -> Curve:
         """Runs to the end; figures are those of the second half."""
@@ -154,6 +162,9 @@ class Simulation:
             self._at(shard.next_window, self._invoke, shard)
             return
         shard.next_window = now + deployment.BATCHING_WINDOW_SECONDS
+        if shard.taken:
+            shard.pacing._adapt(shard.conflicts)
+        shard.conflicts = 0
         receipts: dict[int, Counter[int]] = defaultdict(Counter)
         chosen = self._chance.choices(range(self.curve.aggregates), k=size)
         for position, aggregate in enumerate(chosen, start=shard.taken):
@@ -162,7 +173,10 @@ class Simulation:
         changes = [_cut(aggregate, pages) for aggregate, pages in receipts.items()]
         rounds = itertools.zip_longest(*changes)
         shard.waiting.extend(
-            Sending(shard, packed) for packed in _pack([change for round_ in rounds for change in round_ if change])
+            Sending(shard, packed)
+            for packed in _pack(
+                [change for round_ in rounds for change in round_ if change], shard.pacing._most_actions
+            )
         )
         if size:
             self._send(now, shard)
@@ -244,11 +258,15 @@ class Simulation:
         shard = sending.shard
         shard.in_flight -= 1
         shard.busy -= {change.aggregate for change in (*sending.changes,)}
+        most_actions = MAX_ACTIONS
+        if pause is Pause.CONFLICT:
+            shard.conflicts += 1
+            most_actions = max(FEWEST_ACTIONS, sum(change.actions for change in sending.changes) // 2)
         for change in alone:
-            later = now + self._pauses._seconds(pause, sending.pauses)
+            later = now + shard.pacing._seconds(pause, sending.pauses)
             shard.waiting.append(Sending(shard, (change,), later, sending.pauses + 1))
             self._at(later, self._send, shard)
-        shard.waiting.extend(Sending(shard, packed, now, sending.pauses) for packed in _pack(together))
+        shard.waiting.extend(Sending(shard, packed, now, sending.pauses) for packed in _pack(together, most_actions))
         self._send(now, shard)
         if not shard.waiting and not shard.in_flight:
             self._at(now + BETWEEN_BATCHES, self._invoke, shard)
@@ -264,14 +282,14 @@ def _cut(aggregate: int, pages: Counter[int]) -> list[Change]:
     return [Change(aggregate, tuple(piece for piece in layer if piece)) for layer in layers]
 
 
-def _pack(changes: Sequence[Change]) -> list[tuple[Change, ...]]:
-    """As `ledger.pack`: up to 100 actions, each aggregate once a transaction."""
+def _pack(changes: Sequence[Change], most_actions: int) -> list[tuple[Change, ...]]:
+    """As `ledger.pack`: up to so many actions, each aggregate once a transaction."""
     packed: list[tuple[Change, ...]] = []
     current: list[Change] = []
     rows: set[int] = set()
     actions = 0
     for change in changes:
-        if current and (actions + change.actions > MAX_ACTIONS or change.aggregate in rows):
+        if current and (actions + change.actions > most_actions or change.aggregate in rows):
             packed.append(tuple(current))
             current, rows, actions = [], set(), 0
         current.append(change)

@@ -18,7 +18,7 @@ from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, ImmediateExecut
 from tests.postings import REFERENCE, postings, transactions
 from tests.records import CREATED_AT, DAY, insert, modify, order
 from worker.commit import MAX_IN_FLIGHT, Committer, Deadline, Outcome
-from worker.ledger import Posting, Transaction, plan
+from worker.ledger import FEWEST_ACTIONS, Posting, Transaction, plan
 from worker.settlement import CommitError
 
 TARGET = "item_count_by_date"
@@ -201,14 +201,54 @@ def test_conflicts__are_tried_again_until_they_succeed() -> None:
 def test_hot_row__is_tried_apart_while_cold_ones_go_on() -> None:
     commits = Commits()
     commits.client.before.append(cancelled([NONE, CONFLICT, *[NONE] * 98]))
-    commits.client.before.extend([None, cancelled([CONFLICT, NONE])])
+    commits.client.before.extend([None, None, cancelled([CONFLICT, NONE])])
 
     outcome = commits.run(*rows(50))
 
     assert records(outcome) == all_in("applied", 50)
-    assert [len(request.items) for request in commits.client.requests] == [100, 98, 2, 2]
+    assert [len(request.items) for request in commits.client.requests] == [100, 50, 48, 2, 2]
     assert commits.sent_at[1] == commits.sent_at[0]
     assert outcome.conflicts == 2
+
+
+def test_batch_after_one_with_conflicts__is_sent_in_smaller_transactions_and_then_in_larger_ones_again() -> None:
+    commits = Commits()
+
+    def sizes(*raws: Any) -> list[int]:
+        commits.client.requests.clear()
+        outcome = commits.run(*raws)
+        assert len(outcome.applied) == len(raws)
+        return [len(request.items) for request in commits.client.requests]
+
+    batches = [[insert(order(item=f"item{number}")) for number in range(50)] for _ in range(4)]
+    commits.client.before.append(client_error("TransactionConflictException"))
+
+    assert [sizes(*batch) for batch in batches] == [[100, 100], [50, 50], [54, 46], [58, 42]]
+    assert commits.quantity("item49") == 40
+
+
+def test_conflicts_in_every_batch__make_no_transaction_smaller_than_two_rows() -> None:
+    commits = Commits()
+
+    for number in range(8):
+        commits.client.requests.clear()
+        commits.client.before.append(client_error("TransactionConflictException"))
+        commits.run(*(insert(order(item=f"item{row}"), created_at=CREATED_AT + number) for row in range(6)))
+
+    assert {len(request.items) for request in commits.client.requests} == {FEWEST_ACTIONS}
+    assert commits.quantity("item5") == 80
+
+
+@pytest.mark.parametrize("error", [client_error("ThrottlingException"), TIMED_OUT], ids=["throttled", "no answer"])
+def test_batch_after_one_with_other_trouble__is_sent_as_large_as_ever(error: Exception) -> None:
+    commits = Commits()
+    commits.client.before.append(error)
+
+    commits.run(*rows(50))
+    commits.client.requests.clear()
+    commits.run(*(insert(order(item=f"item{number}"), created_at=CREATED_AT + 1) for number in range(50)))
+
+    assert [len(request.items) for request in commits.client.requests] == [100]
 
 
 @pytest.mark.parametrize(

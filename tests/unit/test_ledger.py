@@ -19,6 +19,8 @@ from tests.records import CREATED_AT, DAY, STREAM_ARN, STREAM_LABEL, insert, mod
 from worker.ledger import (
     BACKFILL_PAGE,
     DEFINITION_PAGE,
+    FEWEST_ACTIONS,
+    MAX_ACTIONS,
     MAX_RECEIPTS_PER_ACTION,
     REPAIR_PAGE_PREFIX,
     Aggregate,
@@ -493,9 +495,13 @@ def test_changes_packed_again__keep_within_the_limits(batch: list[Posting], data
     changes: list[RowChange] = [change for one in plan(batch)[0] for change in one]
     some = data.draw(st.permutations(changes))[: data.draw(st.integers(1, len(changes)))]
 
-    repacked = pack(some)
+    most_actions = data.draw(st.none() | st.integers(FEWEST_ACTIONS, MAX_ACTIONS))
+
+    repacked = pack(some, most_actions)
 
     assert_packed(repacked, [posting for change in some for posting in change.postings])
+    for one in repacked:
+        assert len(one) == 1 or sum(len(change.pages) + 1 for change in one) <= (most_actions or MAX_ACTIONS)
 
 
 def test_posting__knows_its_record_and_its_row() -> None:

@@ -125,15 +125,28 @@ def test_row_in_conflict__is_posted_apart_from_the_cold_ones(on_page: bool) -> N
 
     settlement = settle(rows(4), cancelled([NONE, NONE, *reasons, NONE, NONE, NONE, NONE]))
 
-    assert posted(settlement) == [([1], Pause.CONFLICT), ([0, 2, 3], Pause.NONE)]
+    assert posted(settlement) == [([1], Pause.CONFLICT), ([0, 2], Pause.NONE), ([3], Pause.NONE)]
     assert settlement.conflicts == 1
     assert settlement.same_request is False
 
 
 def test_hot_row_among_49_cold_ones__holds_none_of_them_up() -> None:
+    """The cold ones go in halves: the next conflict cancels, and costs, half as much."""
     settlement = settle(rows(50), cancelled([NONE, CONFLICT, *[NONE] * 98]))
 
-    assert posted(settlement) == [([0], Pause.CONFLICT), (list(range(1, 50)), Pause.NONE)]
+    assert posted(settlement) == [
+        ([0], Pause.CONFLICT),
+        (list(range(1, 26)), Pause.NONE),
+        (list(range(26, 50)), Pause.NONE),
+    ]
+
+
+def test_duplicate_among_49_new_ones__leaves_them_together() -> None:
+    planned = rows(50)
+
+    settlement = settle(planned, cancelled([exists(*planned[0].postings), *[NONE] * 99]))
+
+    assert posted(settlement) == [(list(range(1, 50)), Pause.NONE)]
 
 
 def test_several_rows_in_conflict__are_each_posted_alone() -> None:
