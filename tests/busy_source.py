@@ -111,7 +111,7 @@ class BusySource(FakeStreamsClient):
         self.items: dict[str, Image] = {key: make_item(self.random, key) for key in held}
         self.at_the_beginning = dict(self.items)
 
-    source = Source(SOURCE_TABLE, (("orderid", "S"),))  # type: ignore[arg-type]
+    source = Source(SOURCE_TABLE, (("orderid", "S"),))  # type: ignore[arg-type]  # a KeyType is its text
 
     @contextmanager
     def as_the_world(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ class FakeSqs:
     faults: deque[Exception | tuple[int, ...]] = field(default_factory=deque)
     taken: list[str] = field(default_factory=list)
 
-    def send_message_batch(self, *, QueueUrl: str, Entries: Sequence[dict[str, str]]) -> dict[str, Any]:  # noqa: N803
+    def send_message_batch(self, *, QueueUrl: str, Entries: Sequence[dict[str, str]]) -> dict[str, Any]:  # noqa: N803 - boto3's names
         """Takes the messages that no fault refuses."""
         assert QueueUrl == QUEUE_URL
         assert 1 <= len(Entries) <= 10
@@ -53,7 +53,7 @@ class FakeS3:
     objects: dict[str, bytes] = field(default_factory=dict)
     fault: Exception | None = None
 
-    def put_object(self, *, Bucket: str, Key: str, Body: bytes, ContentType: str) -> None:  # noqa: N803
+    def put_object(self, *, Bucket: str, Key: str, Body: bytes, ContentType: str) -> None:  # noqa: N803 - boto3's names
         """Stores an object."""
         assert (Bucket, ContentType) == (BUCKET, "application/json")
         if self.fault is not None:

@@ -220,6 +220,6 @@ def _holds(request: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
 
 def _error(code: str, operation: str) -> ClientError:
     return ClientError(
-        {"Error": {"Code": code, "Message": "told by the test"}, "ResponseMetadata": {"HTTPStatusCode": 400}},  # type: ignore[typeddict-item]
+        {"Error": {"Code": code, "Message": "told by the test"}, "ResponseMetadata": {"HTTPStatusCode": 400}},  # type: ignore[typeddict-item]  # part of an answer
         operation,
     )

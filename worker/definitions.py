@@ -179,7 +179,7 @@ def _source(entry: _Entry) -> Source:
 
 
 def _source_key(entry: _Entry, key: str) -> tuple[str, KeyType]:
-    raw = entry.take(key, str | dict, "an attribute name, or { name = …, type = … },")  # type: ignore[arg-type]
+    raw = entry.take(key, str | dict, "an attribute name, or { name = …, type = … },")  # type: ignore[arg-type]  # a union stands for a type
     if isinstance(raw, str):
         raw = {"name": raw}
     inner = _Entry(raw, f"source: {key}")
@@ -225,7 +225,7 @@ def _where(entry: _Entry) -> Where | None:
 def _since(entry: _Entry) -> int | None:
     """Epoch seconds from a text, or from TOML's own offset date-time."""
     needed = "a time with an offset in whole seconds, such as '2026-11-24T12:00:00Z',"
-    value = entry.take("since", str | datetime, needed, None)  # type: ignore[arg-type]
+    value = entry.take("since", str | datetime, needed, None)  # type: ignore[arg-type]  # a union stands for a type
     if value is None:
         return None
     text = value.isoformat() if isinstance(value, datetime) else value

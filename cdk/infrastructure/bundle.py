@@ -166,7 +166,7 @@ def _interpreters() -> Iterator[str]:
     if uv := shutil.which("uv"):
         environment = os.environ | {"UV_PYTHON_DOWNLOADS": "never"}
         command = [uv, "python", "find", "--no-project", PYTHON_VERSION]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - uv, asked for a path
         yield done.stdout.strip()
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     yield from map(str, sorted(pyenv.glob(f"versions/{PYTHON_VERSION}.*/bin/{name}"), reverse=True))
@@ -176,7 +176,7 @@ def _is_of_the_runtime(python: str) -> bool:
     """Asks it: what is on PATH can be a shim that finds nothing."""
     question = "import sys; print('%d.%d' % sys.version_info[:2])"
     try:
-        done = subprocess.run([python, "-c", question], capture_output=True, text=True, check=False, timeout=30)  # noqa: S603
+        done = subprocess.run([python, "-c", question], capture_output=True, text=True, check=False, timeout=30)  # noqa: S603 - an interpreter found on this machine
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.stdout.strip() == PYTHON_VERSION
@@ -228,7 +228,7 @@ def _run(command: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
     environment |= {"NO_COLOR": "1", "PYTHONHASHSEED": "0"}
     try:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(  # noqa: S603 - a command of this module, without a shell
             command, capture_output=True, text=True, check=False, timeout=_SECONDS_TO_INSTALL, env=environment
         )
     except (OSError, subprocess.TimeoutExpired) as error:

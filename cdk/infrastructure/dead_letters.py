@@ -91,8 +91,8 @@ class DeadLetters(Construct):
         change the notifications of every bucket in the account.
         """
         bucket, policy = self.bucket.node.default_child, self.queue.node.find_child("Policy").node.default_child
-        assert isinstance(bucket, s3.CfnBucket)  # noqa: S101
-        assert isinstance(policy, sqs.CfnQueuePolicy)  # noqa: S101
+        assert isinstance(bucket, s3.CfnBucket)  # noqa: S101 - a Bucket's own resource
+        assert isinstance(policy, sqs.CfnQueuePolicy)  # noqa: S101 - a QueuePolicy's own resource
         bucket.notification_configuration = s3.CfnBucket.NotificationConfigurationProperty(
             queue_configurations=[
                 s3.CfnBucket.QueueConfigurationProperty(

@@ -78,7 +78,7 @@ class ScheduledReconcile(Construct):
         )
         # The CDK makes it depend on the role, which it refers to anyway; cfn-lint warns about that.
         resource = self.function.node.default_child
-        assert isinstance(resource, lambda_.CfnFunction)  # noqa: S101
+        assert isinstance(resource, lambda_.CfnFunction)  # noqa: S101 - a Function's own resource
         resource.add_deletion_override("DependsOn")
         events.Rule(
             self,

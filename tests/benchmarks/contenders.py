@@ -287,7 +287,7 @@ def set_up(name: str, endpoint: str, *, workers: int = 1) -> Iterator[Setup]:
             case "Powertools":
                 contender = Powertools(client, target, other)
             case _:
-                committer = Committer(client, other, deployment.LEDGER_RETENTION_DAYS, threads)  # type: ignore[arg-type]
+                committer = Committer(client, other, deployment.LEDGER_RETENTION_DAYS, threads)  # type: ignore[arg-type]  # it has a client's methods
                 contender = ThisWorker(committer, defined)
         keys = {table: tuple(key for key, _ in definition.keys) for table, definition in tables.items()}
         yield Setup(contender, client, keys, defined)

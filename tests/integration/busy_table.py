@@ -190,7 +190,7 @@ class Follower:
             records = [from_get_records(record, self.stream_arn) for record in shard.read(300)]
             if records:
                 end = time.monotonic() + 60
-                deadline = Deadline(lambda end=end: end - time.monotonic(), 1, 0.1)  # type: ignore[misc]
+                deadline = Deadline(lambda end=end: end - time.monotonic(), 1, 0.1)  # type: ignore[misc]  # a default binds the loop's value
                 result = process(records, self.definitions, self.world.committer(), self.world.dead_letters, deadline)
                 assert RecordOutcome.RETRIED not in result.outcomes
                 found += len(records)

@@ -87,7 +87,7 @@ def put_orders(pipeline: Pipeline, count: int, items: int = 7) -> None:
             }
             for number in range(start, min(start + 25, count))
         ]
-        pipeline.dynamodb.batch_write_item(RequestItems={table: requests})  # type: ignore[dict-item]
+        pipeline.dynamodb.batch_write_item(RequestItems={table: requests})  # type: ignore[dict-item]  # plain dicts for typed ones
 
 
 def expected(pipeline: Pipeline) -> dict[Any, Any]:

@@ -70,9 +70,9 @@ def test_two_workers_on_overlapping_records__count_once(world: World) -> None:
 
     for start in range(0, 600, 150):
         side_by_side(
-            lambda start=start: world.deliver(records[start : start + 150]),  # type: ignore[misc]
-            lambda start=start: world.deliver(records[max(0, start - 75) : start + 200]),  # type: ignore[misc]
-            lambda start=start: world.deliver(list(reversed(records[start : start + 100]))),  # type: ignore[misc]
+            lambda start=start: world.deliver(records[start : start + 150]),  # type: ignore[misc]  # a default binds the loop's value
+            lambda start=start: world.deliver(records[max(0, start - 75) : start + 200]),  # type: ignore[misc]  # a default binds the loop's value
+            lambda start=start: world.deliver(list(reversed(records[start : start + 100]))),  # type: ignore[misc]  # a default binds the loop's value
         )
 
     assert sum(world.quantity(f"item{number}") for number in range(7)) == 600

@@ -780,7 +780,7 @@ class ExportBucket:
         bucket = self
 
         class Paginator:
-            def paginate(self, *, Bucket: str, Prefix: str) -> Iterator[dict[str, Any]]:  # noqa: N803
+            def paginate(self, *, Bucket: str, Prefix: str) -> Iterator[dict[str, Any]]:  # noqa: N803 - boto3's names
                 yield {"Contents": [{"Key": key} for key in bucket.objects if key.startswith(Prefix)]}
 
         assert operation == "list_objects_v2"

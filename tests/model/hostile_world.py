@@ -304,7 +304,7 @@ class World:
     def _process(self, run: Run, records: Sequence[Raw]) -> BatchResult:
         """The worker's own code, with clients whose calls are stops."""
         committer = Committer(
-            Client(  # type: ignore[arg-type]
+            Client(  # type: ignore[arg-type]  # it has the methods that are called
                 run.process,
                 {
                     "transact_write_items": self.database.transact_write_items,
@@ -323,8 +323,8 @@ class World:
         queue = DeadLetterQueue(
             "queue",
             BUCKET,
-            sqs=lambda: Client(run.process, {"send_message_batch": self.send_message_batch}),  # type: ignore[arg-type,return-value]
-            s3=lambda: Client(run.process, {"put_object": self.put_object}),  # type: ignore[arg-type,return-value]
+            sqs=lambda: Client(run.process, {"send_message_batch": self.send_message_batch}),  # type: ignore[arg-type,return-value]  # it has the methods that are called
+            s3=lambda: Client(run.process, {"put_object": self.put_object}),  # type: ignore[arg-type,return-value]  # it has the methods that are called
             now=lambda: datetime.fromtimestamp(EPOCH + run.time, UTC),
         )
         return process(records, _PARSED, committer, queue, run.deadline())
@@ -415,14 +415,14 @@ class World:
 
     # --- The queue and the bucket ---------------------------------------------------------------------------------
 
-    def send_message_batch(self, *, QueueUrl: str, Entries: Sequence[Mapping[str, str]]) -> dict[str, Any]:  # noqa: N803
+    def send_message_batch(self, *, QueueUrl: str, Entries: Sequence[Mapping[str, str]]) -> dict[str, Any]:  # noqa: N803 - boto3's names
         """Messages come into the queue."""
         for entry in Entries:
             self.messages[next(self._message_ids)] = entry["MessageBody"]
             self._ever_parked.update(record["eventID"] for record in self._records_of(entry["MessageBody"]))
         return {"Successful": [{"Id": entry["Id"]} for entry in Entries], "Failed": []}
 
-    def put_object(self, *, Bucket: str, Key: str, Body: bytes, ContentType: str) -> dict[str, Any]:  # noqa: N803
+    def put_object(self, *, Bucket: str, Key: str, Body: bytes, ContentType: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
         """An object goes into the bucket."""
         self.bucket[Key] = Body
         return {}

@@ -232,16 +232,16 @@ def play(scenario: Scenario, choose: Callable[[int], int]) -> None:
 def _options(world: World, faults: Sequence[str]) -> Iterator[tuple[bool, Callable[[], Any]]]:
     """What can happen next, and whether it is a fault: a call, time that runs out, a request that arrives late."""
     for task in world.calls():
-        yield False, lambda task=task: world.step(task)  # type: ignore[misc]
+        yield False, lambda task=task: world.step(task)  # type: ignore[misc]  # a default binds the loop's value
         for fault in faults:
             for choice in _choices(fault, task):
-                yield True, lambda task=task, fault=fault, choice=choice: world.step(task, fault, choice)  # type: ignore[misc]
+                yield True, lambda task=task, fault=fault, choice=choice: world.step(task, fault, choice)  # type: ignore[misc]  # a default binds the loop's value
     if faults:
         for task in world.scheduler.waiting_for_answers():
-            yield True, lambda task=task: world.let_time_pass(task)  # type: ignore[misc]
+            yield True, lambda task=task: world.let_time_pass(task)  # type: ignore[misc]  # a default binds the loop's value
     if world.calls():
         for index in range(len(world.network)):
-            yield False, lambda index=index: world.arrive(index)  # type: ignore[misc]
+            yield False, lambda index=index: world.arrive(index)  # type: ignore[misc]  # a default binds the loop's value
 
 
 def _choices(fault: str, task: Task) -> Sequence[int]:

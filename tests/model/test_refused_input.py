@@ -62,7 +62,7 @@ class Counted:
 
     def deliver(self, records: Sequence[Any]) -> BatchResult:
         """One invocation."""
-        committer = Committer(self.client, LEDGER, 60, ImmediateExecutor(), sleep=lambda _: None)  # type: ignore[arg-type]
+        committer = Committer(self.client, LEDGER, 60, ImmediateExecutor(), sleep=lambda _: None)  # type: ignore[arg-type]  # a fake client
         return process(records, self.definitions, committer, self.place.queue(), A_MINUTE)
 
     def receipts(self, aggregation: str) -> list[tuple[str, str]]:

@@ -591,7 +591,7 @@ class Watched:
         self._carry_out = self.client.transact_write_items
         self.batch_get_item = self.client.batch_get_item
 
-    def transact_write_items(self, *, TransactItems: list[dict[str, Any]], ClientRequestToken: str) -> None:  # noqa: N803
+    def transact_write_items(self, *, TransactItems: list[dict[str, Any]], ClientRequestToken: str) -> None:  # noqa: N803 - boto3's names
         keys = Request(ClientRequestToken, TransactItems).keys()
         with self._lock:
             self._requests += 1

@@ -179,7 +179,7 @@ def test_moment_of_a_look__is_after_its_last_read() -> None:
     passed = []
     totals.on_request = lambda operation: passed.append(next(times))
 
-    found = look_at(totals, LEDGER, AGGREGATE, "0", clock=lambda: next(times))  # type: ignore[arg-type]
+    found = look_at(totals, LEDGER, AGGREGATE, "0", clock=lambda: next(times))  # type: ignore[arg-type]  # a fake client
 
     assert found.seen_at > max(passed)
 

@@ -98,7 +98,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]
         monkeypatch.setattr(command, "publish", lambda _, value: published.append(value))
         as_json, as_csv = options.pop("as_json", False), options.pop("as_csv", False)
         resources: Any = None
-        return reconcile(resources, Request(**options), as_json=as_json, as_csv=as_csv), published  # type: ignore[arg-type]
+        return reconcile(resources, Request(**options), as_json=as_json, as_csv=as_csv), published  # type: ignore[arg-type]  # options of the test's own
 
     return run
 
@@ -390,7 +390,7 @@ def test_count_of_the_queue_that_lags__is_waited_for(queue: Queue) -> None:
         if queue.time > 10:
             queue.sqs.delete_message(QueueUrl=queue.url, ReceiptHandle=message["ReceiptHandle"])
 
-    queue.sleep = other_one_is_done  # type: ignore[method-assign]
+    queue.sleep = other_one_is_done  # type: ignore[method-assign]  # a fake's method
 
     assert len(queue.read()) == 1
     assert 10 < queue.time < 20

@@ -130,7 +130,7 @@ class World:
             try:
                 with Spool(None) as spool:
                     return Reconciliation(
-                        client=self.totals,  # type: ignore[arg-type]
+                        client=self.totals,  # type: ignore[arg-type]  # a fake client
                         definitions=self.definitions,
                         aggregations=self.definitions.aggregations,
                         ledger_table=LEDGER,

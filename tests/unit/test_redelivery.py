@@ -125,7 +125,7 @@ class Delivered:
             self.reads.append(len(RequestItems[LEDGER]["Keys"]))
             return self.on_read() or read(RequestItems=RequestItems)
 
-        self.client.batch_get_item = batch_get_item  # type: ignore[method-assign]
+        self.client.batch_get_item = batch_get_item  # type: ignore[method-assign]  # a fake's method
 
     def deliver(self, raws: Sequence[Any], *, seconds: float = 60.0) -> Outcome:
         client: Any = self.client

@@ -517,7 +517,7 @@ def test_letter_of_which_one_of_two_contributions_is_in__holds_back_the_other() 
 def test_letter_that_the_aggregation_refuses__holds_back_what_it_would_change() -> None:
     """A mended worker may count it one day."""
     totals = FakeTotals([AGGREGATION])
-    malformed = order(quantity={"S": "ten"})  # type: ignore[arg-type]
+    malformed = order(quantity={"S": "ten"})  # type: ignore[arg-type]  # malformed on purpose
     malformed["quantity"] = {"S": "ten"}
 
     assert waiting(totals, modify(order(item="item312"), malformed)) == {

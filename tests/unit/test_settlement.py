@@ -417,7 +417,7 @@ ENDPOINT = "http://127.0.0.1"
         client_error("InternalServerError", status=500),
         client_error("SomethingNew", status=500),
         client_error("", status=503),
-        ClientError({"ResponseMetadata": {"HTTPStatusCode": 502}}, "TransactWriteItems"),  # type: ignore[typeddict-item]
+        ClientError({"ResponseMetadata": {"HTTPStatusCode": 502}}, "TransactWriteItems"),  # type: ignore[typeddict-item]  # part of an answer
     ],
 )
 def test_lost_answer__sends_the_same_request_again(error: Exception) -> None:

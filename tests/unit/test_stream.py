@@ -395,7 +395,7 @@ def test_record_from_get_records_without_identity_or_images__gets_none() -> None
     assert validated(delivered).created_at == CREATED_AT
 
 
-@given(st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(2100, 1, 1), timezones=st.timezones()))  # noqa: DTZ001
+@given(st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(2100, 1, 1), timezones=st.timezones()))  # noqa: DTZ001 - hypothesis wants naive bounds
 def test_creation_time_from_get_records__is_the_second_in_any_zone(moment: datetime) -> None:
     original = get_records_record()
     original["dynamodb"]["ApproximateCreationDateTime"] = moment

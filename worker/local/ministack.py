@@ -101,7 +101,7 @@ class Ministack:
             retries={"mode": "standard", "total_max_attempts": 4},
             s3={"addressing_style": "path"},
         )
-        return session.client(service, endpoint_url=self.endpoint, config=config)  # type: ignore[call-overload]
+        return session.client(service, endpoint_url=self.endpoint, config=config)  # type: ignore[call-overload]  # any service's name
 
 
 @contextmanager
@@ -178,7 +178,7 @@ def _spawn(state_directory: str, output: IO[bytes], port: int, token: str) -> su
     script = Path(__file__).with_name("ministack_process.py")
     # -P keeps this directory, with its own ministack module, off the import path. A session of its own keeps Ctrl-C
     # away from the server while this process still uses it.
-    return subprocess.Popen(  # noqa: S603
+    return subprocess.Popen(  # noqa: S603 - this interpreter, without a shell
         [sys.executable, "-P", str(script), state_directory],
         stdin=subprocess.PIPE,
         stdout=output,

@@ -235,7 +235,7 @@ class HeldMessages:
                 for index, message in enumerate(messages[start : start + 10])
             ]
             try:
-                self.sqs.change_message_visibility_batch(QueueUrl=self.queue_url, Entries=entries)  # type: ignore[arg-type]
+                self.sqs.change_message_visibility_batch(QueueUrl=self.queue_url, Entries=entries)  # type: ignore[arg-type]  # plain dicts for typed ones
             except (BotoCoreError, ClientError):
                 continue
 

@@ -415,7 +415,7 @@ class Spool:
         behind = "" if after is None else group_text(after)
         while True:
             rows = self._db.execute(
-                f"SELECT grp, amounts FROM {table} WHERE aggregation = ? AND grp > ? ORDER BY grp LIMIT ?",  # noqa: S608
+                f"SELECT grp, amounts FROM {table} WHERE aggregation = ? AND grp > ? ORDER BY grp LIMIT ?",  # noqa: S608 - a table of this module
                 (aggregation, behind, _ROWS_AT_ONCE),
             ).fetchall()
             yield from rows
@@ -425,13 +425,13 @@ class Spool:
 
     def _amounts(self, table: str, aggregation: int, group: Group) -> Amounts | None:
         found = self._db.execute(
-            f"SELECT amounts FROM {table} WHERE aggregation = ? AND grp = ?",  # noqa: S608
+            f"SELECT amounts FROM {table} WHERE aggregation = ? AND grp = ?",  # noqa: S608 - a table of this module
             (aggregation, group_text(group)),
         ).fetchone()
         return None if found is None else read_amounts(found[0])
 
     def _count(self, table: str, aggregation: int) -> int:
-        query = f"SELECT COUNT(*) FROM {table} WHERE aggregation = ?"  # noqa: S608
+        query = f"SELECT COUNT(*) FROM {table} WHERE aggregation = ?"  # noqa: S608 - a table of this module
         return int(self._db.execute(query, (aggregation,)).fetchone()[0])
 
     def _set_up(self) -> None:
