@@ -43,9 +43,8 @@ class AttributePath:
             MalformedValueError: the path leads through a scalar, or the attribute is not in DynamoDB's typed JSON.
         """
         value: Any = image.get(self.steps[0], _ABSENT)  # type: ignore[arg-type]  # the first step is always a name
-        if len(self.steps) > 1:
-            for step in self.steps[1:]:
-                value = self._inside(value, step)
+        for step in self.steps[1:]:
+            value = self._inside(value, step)
         if value is _ABSENT:
             return None
         kind, content = self._typed(value)

@@ -20,13 +20,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from worker.ledger import (
     AGGREGATE_KEY,
-    FEWEST_ACTIONS,
     MAX_ACTIONS,
     PAGE_KEY,
     Posting,
     Row,
     Transaction,
     expiry,
+    halved,
     pack,
     transact_items,
 )
@@ -177,7 +177,7 @@ class Committer:
     def _adapt(self, conflicts: int) -> None:
         """How large transactions may be in the next batch."""
         if conflicts:
-            self._most_actions = max(FEWEST_ACTIONS, self._most_actions // 2)
+            self._most_actions = halved(self._most_actions)
         else:
             self._most_actions = min(MAX_ACTIONS, self._most_actions + _MORE_ACTIONS)
 

@@ -226,6 +226,11 @@ def _representable(change: RowChange) -> list[RowChange]:
     return [RowChange((PageChange((posting,)),)) for posting in change.postings]
 
 
+def halved(actions: int) -> int:
+    """How large transactions may be after a conflict: the next one cancels, and DynamoDB charges for, half as much."""
+    return max(FEWEST_ACTIONS, actions // 2)
+
+
 def pack(changes: Iterable[RowChange], most_actions: int | None = None) -> list[Transaction]:
     """Puts changes together, in order, up to `MAX_ACTIONS` and each row once a transaction.
 

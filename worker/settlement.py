@@ -14,12 +14,12 @@ import botocore.exceptions
 from botocore.exceptions import BotoCoreError, ClientError
 
 from worker.ledger import (
-    FEWEST_ACTIONS,
     Aggregate,
     PageChange,
     Posting,
     RowChange,
     Transaction,
+    halved,
     pack,
     row_changes,
 )
@@ -141,8 +141,7 @@ def _cancelled(transaction: Transaction, error: ClientError) -> Settlement:
     learnt = settlement.duplicates or settlement.refused or settlement.repost
     # Cancelled without a reason that we know: it must not be sent again in a tight loop.
     pause = Pause.NONE if learnt else Pause.THROTTLED
-    # The next conflict cancels, and DynamoDB charges for, half as much.
-    most_actions = max(FEWEST_ACTIONS, actions // 2) if settlement.conflicts else None
+    most_actions = halved(actions) if settlement.conflicts else None
     settlement.repost.extend((again, pause) for again in pack(together, most_actions))
     return settlement
 

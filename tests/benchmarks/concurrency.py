@@ -29,7 +29,7 @@ from tests.benchmarks.workloads import REFERENCE, Choice, batches
 from tests.benchmarks.write_units import Meter
 from worker import deployment
 from worker.commit import MAX_IN_FLIGHT, Committer
-from worker.ledger import FEWEST_ACTIONS, MAX_ACTIONS, MAX_RECEIPTS_PER_ACTION
+from worker.ledger import MAX_ACTIONS, MAX_RECEIPTS_PER_ACTION, halved
 from worker.settlement import Pause
 
 # --- Assumed: seconds -----------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class Simulation:
         most_actions = MAX_ACTIONS
         if pause is Pause.CONFLICT:
             shard.conflicts += 1
-            most_actions = max(FEWEST_ACTIONS, sum(change.actions for change in sending.changes) // 2)
+            most_actions = halved(sum(change.actions for change in sending.changes))
         for change in alone:
             later = now + shard.pacing._seconds(pause, sending.pauses)
             shard.waiting.append(Sending(shard, (change,), later, sending.pauses + 1))
