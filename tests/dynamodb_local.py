@@ -51,8 +51,8 @@ JVM_OPTIONS: Final = (
 )
 
 _NPM_TIMEOUT: Final = 600  # seconds, for 57 MB
-_JAVA_VERSION_TIMEOUT: Final = 30  # seconds
-_START_TIMEOUT: Final = 60  # seconds
+_JAVA_VERSION_TIMEOUT: Final = 120  # seconds
+_START_TIMEOUT: Final = 180  # seconds
 _STOP_TIMEOUT: Final = 5  # seconds
 _MANIFEST: Final = "SHA256SUMS"
 

@@ -37,7 +37,7 @@ _EMULATORS = {"x86_64": "aws-lambda-rie-x86_64", "aarch64": "aws-lambda-rie-arm6
 # awslambdaric and what it needs, made with
 #   echo awslambdaric==4.2.2 | uv pip compile - --python-version 3.13 --generate-hashes --no-header --no-annotate
 _CLIENT = Path(__file__).with_name("runtime-client.txt")
-_SECONDS_TO_START = 30
+_SECONDS_TO_START = 120
 _SECONDS_TO_INSTALL = 300
 
 

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.aws_cli import commands_of
 from tests.end_to_end.conftest import ROOT, cdk, missing
 from tests.infrastructure.runbook_pages import pages, preamble
 from tests.records import insert, order
+from tests.waiting import wait_for
 from worker.dead_letters import FailedBatchReference, ParkedRecord, message_body, read_dead_letter
 from worker.local.ministack import Ministack
 
@@ -54,7 +54,7 @@ class DeployedStack:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
 
     def aws(self, command: str, folder: Path) -> Any:
@@ -93,14 +93,6 @@ def deployed(ministack: Ministack, tmp_path_factory: pytest.TempPathFactory) -> 
     # S3 tests a new notification with a message of its own.
     assert all("s3:TestEvent" in body for body in stack.messages())
     return stack
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.5)
-    return found
 
 
 def test_readme_commands__show_the_totals(

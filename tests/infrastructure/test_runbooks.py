@@ -124,7 +124,7 @@ def call_in_shell(blocks: list[str], folder: Path) -> tuple[list[list[str]], str
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     calls = record.read_text().split("\036")[:-1]
     return [call.split("\037")[:-1] for call in calls], done.stderr

@@ -34,8 +34,9 @@ from tests.integration.busy_table import (
     load,
 )
 from tests.integration.world import World, a_world
+from tests.waiting import wait_for
 from worker.aggregations import Definitions
-from worker.definitions import moment_text
+from worker.definitions import moment_text, parse_definitions
 from worker.ledger import BACKFILL_PAGE, aggregate_name, is_stream_page
 from worker.local.ministack import Ministack, running_ministack
 from worker.operations.cli import main
@@ -106,6 +107,12 @@ class Shop:
         """The definitions with these aggregations only, or all."""
         aggregations = tuple(one for one in self.world.definitions.aggregations if not names or one.name in names)
         return replace(self.world.definitions, aggregations=aggregations)
+
+    def define(self, old: str, new: str) -> None:
+        """Changes the definitions' text; a worker counts by them when they are deployed."""
+        assert self.text.count(old) == 1
+        self.text = self.text.replace(old, new)
+        self.world.definitions = parse_definitions(self.text)
 
     def writer(self, seed: int, **options: Any) -> Writer:
         """Somebody who changes orders."""
@@ -320,21 +327,20 @@ def ministack() -> Iterator[Ministack]:
 def test_since__is_exact_with_records_on_both_sides_of_it(
     ministack: Ministack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    since = int(time.time()) + 6
     monkeypatch.setattr(core, "SINCE_MARGIN", 2)
-    with a_shop(
-        ministack,
-        tmp_path,
-        monkeypatch,
-        *(BY_CUSTOMER, SOLD + f'since = "{moment_text(since)}"\n'),
-        existing=300,
-        environment=ministack.environment,
-    ) as shop:
+    environment = ministack.environment
+    with a_shop(ministack, tmp_path, monkeypatch, BY_CUSTOMER, SOLD, existing=300, environment=environment) as shop:
         worker = shop.follower("by_customer")
-        with busy(worker, *(shop.writer(seed) for seed in range(3))):
+        writers = [shop.writer(seed) for seed in range(3)]
+        with busy(worker, *writers):
+            wait_for(lambda: all(writer.writes > 50 for writer in writers))
+            since = int(time.time()) + 2
+            shop.define(SOLD, SOLD + f'since = "{moment_text(since)}"\n')
             time.sleep(max(0.0, since + 1.5 - time.time()))
             worker.deploy(shop.knowing())
             time.sleep(2)
+            written = [writer.writes for writer in writers]
+            wait_for(lambda: all(writer.writes > before + 50 for writer, before in zip(writers, written, strict=True)))
             assert shop.backfill("--json") == 0
             results = {one["name"]: one for one in json.loads(capsys.readouterr().out)["aggregations"]}
         shop.assert_exact()

@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError, ConnectionClosedError
 from tests.dynamodb_local import DynamoDBLocal
 from tests.integration.world import ClientWith, World, a_world, side_by_side
 from worker.batch import RecordOutcome
+from worker.commit import MAX_IN_FLIGHT
 from worker.ledger import MAX_RECEIPTS_PER_ACTION
 
 APPLIED, DUPLICATE, NOT_COUNTED = RecordOutcome.APPLIED, RecordOutcome.DUPLICATE, RecordOutcome.NOT_COUNTED
@@ -97,13 +98,17 @@ def test_answer_lost_after_commit__same_token_makes_the_repeat_harmless(world: W
 
 
 def test_answer_lost_and_no_time_left__redelivery_finds_it_counted(world: World) -> None:
+    calls = 0
+
     def loses_every_answer(**request: Any) -> Any:
+        nonlocal calls
+        calls += 1
         world.client.transact_write_items(**request)
         raise ConnectionClosedError(endpoint_url="http://lost")
 
     batch = [world.record("item123", 10), world.record("item312", 20)]
 
-    first = world.deliver(batch, client=ClientWith(world.client, loses_every_answer), seconds=1.2, stop_sending=0.9)
+    first = world.deliver(batch, client=ClientWith(world.client, loses_every_answer), time_is_up=lambda: calls >= 3)
     second = world.deliver(batch)
 
     assert set(first.outcomes) == {RETRIED}
@@ -317,21 +322,18 @@ def test_missing_target_table__raises_and_nothing_is_lost(world: World) -> None:
 def test_deadline_in_the_middle_of_a_batch__reports_the_rest_which_counts_on_redelivery(world: World) -> None:
     calls = 0
 
-    def slow(**request: Any) -> Any:
+    def counted(**request: Any) -> Any:
         nonlocal calls
         calls += 1
-        import time
-
-        time.sleep(0.3)
         return world.client.transact_write_items(**request)
 
     batch = [world.record(f"item{number}", 1) for number in range(1000)]
 
-    first = world.deliver(batch, client=ClientWith(world.client, slow), seconds=1.0, stop_sending=0.6)
+    first = world.deliver(batch, client=ClientWith(world.client, counted), time_is_up=lambda: calls >= 3)
     second = world.deliver(batch)
 
     assert set(first.outcomes) == {APPLIED, RETRIED}
-    assert calls < 20
+    assert 3 <= calls <= 2 + MAX_IN_FLIGHT
     assert second.outcomes.count(DUPLICATE) >= first.outcomes.count(APPLIED)
     assert len(world.totals()) == 1000
     assert sum(amounts[0] for amounts in world.totals().values()) == 1000

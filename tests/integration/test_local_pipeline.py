@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.aws_cli import commands_of, run_aws
+from tests.waiting import wait_for
 from worker.definitions import BUNDLED_FILE, parse_definitions
 from worker.local.pipeline import Pipeline, running_pipeline
 from worker.operations.recompute import scan, stored_totals, totals_of
@@ -33,16 +33,9 @@ def without_aws_settings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.05)
-
-
 def test_demo__shows_matching_totals_and_the_dead_letter() -> None:
     done = subprocess.run(
-        aggregator("demo"), capture_output=True, text=True, timeout=60, env=without_aws_settings(), check=False
+        aggregator("demo"), capture_output=True, text=True, timeout=300, env=without_aws_settings(), check=False
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -96,12 +89,12 @@ def test_local__counts_what_is_put_and_ends_with_ctrl_c() -> None:
         boto = _client_of(credentials, command)
         run_aws("aws " + command.split(" --endpoint-url")[0], boto)
         query = "aws " + query.split("aws ", 1)[1].split(" --endpoint-url")[0]
-        wait_until(lambda: bool(run_aws(query, boto)["Items"]))
+        wait_for(lambda: bool(run_aws(query, boto)["Items"]))
         assert run_aws(query, boto)["Items"][0]["quantity"] == {"N": "10"}
         assert re.search(r"1 records \d+\.\.\d+ done in \d+ ms", process.stdout.readline() + process.stdout.readline())
     finally:
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=20)
+        rest, _ = process.communicate(timeout=120)
     assert process.returncode == 0, rest
     assert "Traceback" not in rest
 
@@ -132,7 +125,7 @@ def test_local_with_a_broken_definitions_file__is_one_clear_line(tmp_path: Path)
     broken.write_text(BUNDLED_FILE.read_text().replace("truncate", "truncat"))
 
     done = subprocess.run(
-        aggregator("local", "--definitions", str(broken)), capture_output=True, text=True, timeout=60, check=False
+        aggregator("local", "--definitions", str(broken)), capture_output=True, text=True, timeout=300, check=False
     )
 
     assert done.returncode == 2

@@ -61,7 +61,7 @@ def mapping_of(
 
 def drain(mapping: EventSourceMapping) -> None:
     with mapping:
-        mapping.drain(timeout_seconds=5, quiet_seconds=0.01)
+        mapping.drain(timeout_seconds=60, quiet_seconds=0.01)
 
 
 def test_records_of_a_stream__reach_the_handler_in_batches_and_in_order() -> None:
@@ -129,7 +129,7 @@ def test_empty_pages__do_not_end_the_reading() -> None:
     with mapping_of(FakeStreamsClient(shard), lambda event, context: seen.extend(numbers_of(event))) as mapping:
         assert [mapping.poll_once() for _ in range(5)] == [0] * 5
         shard.put(record(1))
-        mapping.drain(timeout_seconds=5, quiet_seconds=0.01)
+        mapping.drain(timeout_seconds=60, quiet_seconds=0.01)
 
     assert seen == [1]
 
@@ -181,7 +181,7 @@ def test_batching_window__gathers_records_of_several_polls() -> None:
         mapping.poll_once()
         assert batches == []
         shard.put(record(3))
-        mapping.drain(timeout_seconds=5, quiet_seconds=0.01)
+        mapping.drain(timeout_seconds=60, quiet_seconds=0.01)
 
     assert batches == [[1, 2, 3]]
 
@@ -189,14 +189,14 @@ def test_batching_window__gathers_records_of_several_polls() -> None:
 def test_reading_ahead__ends_while_a_batch_is_under_way() -> None:
     release = threading.Event()
     shard = shard_of(50)
-    settings = MappingSettings(batch_size=2, function_timeout_seconds=10)
+    settings = MappingSettings(batch_size=2, function_timeout_seconds=60)
 
-    with mapping_of(FakeStreamsClient(shard), lambda event, context: release.wait(5), settings) as mapping:
+    with mapping_of(FakeStreamsClient(shard), lambda event, context: release.wait(60), settings) as mapping:
         for _ in range(20):
             mapping.poll_once()
         polled = mapping.metrics["PolledEventCount"]
         release.set()
-        mapping.drain(timeout_seconds=5, quiet_seconds=0.01)
+        mapping.drain(timeout_seconds=60, quiet_seconds=0.01)
 
     assert polled == 4
     assert mapping.metrics["PolledEventCount"] == 50
@@ -382,7 +382,7 @@ def test_on_batch_raises__next_round_raises_it() -> None:
         mapping_of(FakeStreamsClient(shard_of(1)), lambda event, context: None, on_batch=on_batch) as mapping,
         pytest.raises(LookupError, match="display broken"),
     ):
-        mapping.drain(timeout_seconds=5)
+        mapping.drain(timeout_seconds=60)
 
 
 def test_drain__waits_for_deliveries_under_way() -> None:
@@ -393,7 +393,7 @@ def test_drain__waits_for_deliveries_under_way() -> None:
         ended.extend(numbers_of(event))
 
     with mapping_of(FakeStreamsClient(shard_of(1)), handler) as mapping:
-        mapping.drain(timeout_seconds=5, quiet_seconds=0)
+        mapping.drain(timeout_seconds=60, quiet_seconds=0)
         assert ended == [1]
 
 
@@ -418,11 +418,11 @@ def run_until(condition: Callable[[], bool], mapping: EventSourceMapping) -> Non
     stop = threading.Event()
     thread = threading.Thread(target=mapping.run, args=[stop])
     thread.start()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.002)
     stop.set()
-    thread.join(5)
+    thread.join(30)
     assert not thread.is_alive()
     assert condition()
 
@@ -434,18 +434,18 @@ def test_close_during_an_invocation__its_halves_are_not_sent_any_more() -> None:
     def handler(event: dict[str, Any], context: Any) -> None:
         calls.append(len(event["Records"]))
         called.set()
-        release.wait(5)
+        release.wait(60)
         raise ValueError
 
-    settings = MappingSettings(bisect_batch_on_function_error=True, function_timeout_seconds=10)
+    settings = MappingSettings(bisect_batch_on_function_error=True, function_timeout_seconds=60)
     mapping = mapping_of(FakeStreamsClient(shard_of(4)), handler, settings)
     mapping.poll_once()
-    assert called.wait(5)
+    assert called.wait(60)
     closing = threading.Thread(target=mapping.close)
     closing.start()
     time.sleep(0.01)
     release.set()
-    closing.join(5)
+    closing.join(30)
 
     assert not closing.is_alive()
     assert calls == [4]

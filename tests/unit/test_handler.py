@@ -528,7 +528,7 @@ def test_import_of_the_handler__pulls_in_nothing_that_the_function_does_not_use(
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
     loaded = set(json.loads(done.stdout))

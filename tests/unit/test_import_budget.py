@@ -24,7 +24,7 @@ def test_import_of_the_handler__stays_within_its_budget_over_boto3_and_a_client(
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
     added = json.loads(done.stdout)

@@ -228,7 +228,7 @@ def test_function__imports_nothing_that_its_bundle_lacks() -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
     modules = json.loads(done.stdout)
