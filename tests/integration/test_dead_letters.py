@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,11 +22,13 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.integration.world import side_by_side
+from worker import handler
 from worker.aggregations import Definitions
 from worker.dead_letters import PARKED_PREFIX
 from worker.definitions import BUNDLED_FILE
 from worker.local.local_function import LambdaContext
 from worker.local.mapping_settings import MappingSettings
+from worker.local.ministack import Ministack, running_ministack
 from worker.local.pipeline import Pipeline, mapping_settings, running_pipeline
 from worker.operations.cli import build_parser, main
 from worker.operations.recompute import scan, stored_totals, totals_of
@@ -47,6 +50,27 @@ def quick(definitions: Definitions) -> MappingSettings:
 def pipeline_with(handler: Handler | None = None, **settings: Any) -> Iterator[Pipeline]:
     with running_pipeline(BUNDLED_FILE, handler=handler, settings=lambda d: replace(quick(d), **settings)) as pipeline:
         yield pipeline
+
+
+@pytest.fixture(scope="module")
+def ministack() -> Iterator[Ministack]:
+    with running_ministack() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def emptied_server(ministack: Ministack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pipelines of one server that is emptied for each: a start takes longer than most tests."""
+
+    @contextmanager
+    def emptied(port: int | None = None) -> Iterator[Ministack]:
+        reset = urllib.request.Request(f"{ministack.endpoint}/_ministack/reset", method="POST")
+        with urllib.request.urlopen(reset) as answer:
+            assert json.load(answer) == {"reset": "ok"}
+        handler._worker.cache_clear()  # it has written its definitions to a ledger that is gone
+        yield ministack
+
+    monkeypatch.setattr("worker.local.pipeline.running_ministack", emptied)
 
 
 @pytest.fixture(autouse=True)
@@ -540,13 +564,20 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
         pipeline.mapping.drain(60)
         broken_number_parsing()
 
-        for _ in range(10):
+        for number in range(10):
+            before = waiting(pipeline)
             process = subprocess.Popen(
                 command, env={**os.environ}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            time.sleep(0.5 + chance.random() * 1.2)
+            if number < 3:  # killed while it starts
+                time.sleep(chance.random())
+            else:  # killed when it has replayed some letters
+                while waiting(pipeline) == before and process.poll() is None:
+                    time.sleep(0.01)
+                time.sleep(chance.random() * 0.1)
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+        assert 0 < waiting(pipeline) < 390
         deadline = time.monotonic() + 60
         while waiting(pipeline) and time.monotonic() < deadline:
             main(["replay", "--in-process"])
@@ -586,14 +617,14 @@ def test_verify__tells_the_latency_and_leaves_only_a_receipt_behind(
         delivering.start()
         try:
             capsys.readouterr()
-            status = main(["verify", "--json", "--timeout", "20"])
+            status = main(["verify", "--json", "--timeout", "60"])
             output = capsys.readouterr().out
         finally:
             stop.set()
             delivering.join()
 
         assert status == 0
-        assert json.loads(output[output.rindex("{\n") :])["latencySeconds"] < 20
+        assert json.loads(output[output.rindex("{\n") :])["latencySeconds"] < 60
         assert stored(pipeline) == {}
         assert expected(pipeline) == {}
         ledger = list(scan(pipeline.dynamodb, pipeline.ledger_table))
@@ -616,7 +647,7 @@ def test_verify_of_totals_by_day_alone__touches_no_real_day(tmp_path: Path, caps
         delivering = threading.Thread(target=pipeline.mapping.run, args=(stop,))
         delivering.start()
         try:
-            status = main(["verify", "--timeout", "20"])
+            status = main(["verify", "--timeout", "60"])
         finally:
             stop.set()
             delivering.join()

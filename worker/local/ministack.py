@@ -11,11 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, overload
 
@@ -47,6 +48,19 @@ class _PortTakenError(Exception):
     """Another process took the port between the choice and the start."""
 
 
+def _session_without_profile() -> boto3.Session:
+    no_profile = {
+        name: (None, None, default, None)
+        for name, default in (("profile", None), ("config_file", os.devnull), ("credentials_file", os.devnull))
+    }
+    return boto3.Session(
+        aws_access_key_id=_ACCESS_KEY,
+        aws_secret_access_key=_SECRET_KEY,
+        region_name=REGION,
+        botocore_session=botocore.session.Session(session_vars=no_profile),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Ministack:
     """A running ministack.
@@ -58,6 +72,9 @@ class Ministack:
 
     endpoint: str
     pid: int
+    # Making one takes longer than making a client of it.
+    _session: boto3.Session = field(default_factory=_session_without_profile, repr=False, compare=False)
+    _session_lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -81,17 +98,10 @@ class Ministack:
     @overload
     def client(self, service: Literal["sqs"]) -> "SQSClient": ...
     def client(self, service: str) -> Any:
-        """A boto3 client of this server, whatever profile, proxy or endpoint the user has configured for AWS."""
-        no_profile = {
-            name: (None, None, default, None)
-            for name, default in (("profile", None), ("config_file", os.devnull), ("credentials_file", os.devnull))
-        }
-        session = boto3.Session(
-            aws_access_key_id=_ACCESS_KEY,
-            aws_secret_access_key=_SECRET_KEY,
-            region_name=REGION,
-            botocore_session=botocore.session.Session(session_vars=no_profile),
-        )
+        """A boto3 client of this server, whatever profile, proxy or endpoint the user has configured for AWS.
+
+        Creating clients from several threads is safe.
+        """
         config = Config(
             account_id_endpoint_mode="disabled",
             connect_timeout=5,
@@ -101,7 +111,8 @@ class Ministack:
             retries={"mode": "standard", "total_max_attempts": 4},
             s3={"addressing_style": "path"},
         )
-        return session.client(service, endpoint_url=self.endpoint, config=config)  # type: ignore[call-overload]  # any service's name
+        with self._session_lock:
+            return self._session.client(service, endpoint_url=self.endpoint, config=config)  # type: ignore[call-overload]  # any service's name
 
 
 @contextmanager
