@@ -1,12 +1,15 @@
 """Fixtures for every layer of tests."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import freezegun
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from tests.dynamodb_local import DynamoDBLocal, DynamoDBLocalUnavailableError, running_dynamodb_local
 
@@ -29,6 +32,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return _LONGEST.index(layer) if layer in _LONGEST else len(_LONGEST)
 
     items.sort(key=rank)
+
+
+# Files of one process each, since they share what takes long to make: the CDK's kernel, a synthesized assembly.
+_TOGETHER = {
+    "infrastructure": re.compile(r"tests/infrastructure/"),
+    "the stack": re.compile(r"tests/end_to_end/test_(deployed_stack|packaged_function)\.py"),
+}
+
+
+class FilesTogether(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist has no types here
+    """How pytest-xdist distributes: a file's tests, and those of files that belong together, stay in one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        for name, files in _TOGETHER.items():
+            if files.match(nodeid):
+                return name
+        return str(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
+    """In place of what --dist names."""
+    return FilesTogether(config, log)
 
 
 @pytest.fixture(scope="session")

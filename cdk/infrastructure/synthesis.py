@@ -15,9 +15,9 @@ from worker.definitions import DefinitionError, load_definitions
 from worker.deployment import DeploymentError
 
 
-def main() -> int:
-    """Synthesizes the stack; returns the exit status."""
-    app = cdk.App()
+def main(app: cdk.App | None = None) -> int:
+    """Synthesizes the stack into an app, by default the one that the CDK CLI speaks of; returns the exit status."""
+    app = app or cdk.App()
     bundling: FunctionBundling | None = None
     try:
         options = read_options(app.node.get_all_context())

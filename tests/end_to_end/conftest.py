@@ -34,15 +34,15 @@ def cdk_cli() -> str:
     return versions.pop()
 
 
-def cdk(*arguments: str, output: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs the CDK CLI in cdk/ as a user does, but into a folder of its own: two at once cannot share one."""
+def cdk(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs the CDK CLI in cdk/ as a user does."""
     for tool, what in (("npx", "npx (it comes with Node.js)"), ("uv", "uv (https://docs.astral.sh/uv/)")):
         if shutil.which(tool) is None:
             missing(f"the CDK CLI needs {what}: install it and make sure that it is on PATH")
     no_account = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     no_account |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
     return subprocess.run(
-        ["npx", "--yes", cdk_cli(), *arguments, "--output", str(output)],
+        ["npx", "--yes", cdk_cli(), *arguments],
         cwd=CDK,
         env=no_account | (environment or {}),
         capture_output=True,
@@ -58,7 +58,7 @@ class Assembly:
 
     Attributes:
         folder: the cloud assembly.
-        bundle: the function's code.
+        bundle: the worker's code.
         seconds: how long it took.
     """
 
@@ -69,20 +69,27 @@ class Assembly:
 
 @pytest.fixture(scope="session")
 def assembly(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
-    """`cdk synth` of the shipped definitions, without credentials, bundle included."""
+    """`cdk synth` of the shipped definitions and of all that is optional, without credentials, bundle included."""
     folder = tmp_path_factory.mktemp("cdk.out")
     start = time.monotonic()
-    done = cdk("synth", "--quiet", output=folder)
+    optional = ["-c", "reconcile=rate(1 day)", "-c", "reconcileNothingRemoved=true"]
+    done = cdk("synth", "--quiet", "--output", str(folder), *optional)
     seconds = time.monotonic() - start
     assert done.returncode == 0, done.stderr
-    (assets,) = folder.glob("*.assets.json")
-    bundles = {
-        source["source"]["path"]
-        for source in json.loads(assets.read_text())["files"].values()
-        if source["source"]["packaging"] == "zip"
-    }
-    (bundle,) = bundles
-    return Assembly(folder, folder / bundle, seconds)
+    return Assembly(folder, bundle_of("worker.handler.lambda_handler", folder), seconds)
+
+
+def bundle_of(handler: str, assembly: Path) -> Path:
+    """The code of the function with this handler."""
+    (template,), (assets,) = assembly.glob("*.template.json"), assembly.glob("*.assets.json")
+    functions = [
+        resource["Properties"]
+        for resource in json.loads(template.read_text())["Resources"].values()
+        if resource["Type"] == "AWS::Lambda::Function"
+    ]
+    (key,) = [function["Code"]["S3Key"] for function in functions if function["Handler"] == handler]
+    files = json.loads(assets.read_text())["files"]
+    return assembly / str(files[key.removesuffix(".zip")]["source"]["path"])
 
 
 @pytest.fixture(scope="module")

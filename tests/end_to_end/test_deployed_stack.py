@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.aws_cli import commands_of
-from tests.end_to_end.conftest import ROOT, cdk, missing
+from tests.end_to_end.conftest import ROOT, Assembly, cdk, missing
 from tests.infrastructure.runbook_pages import pages, preamble
 from tests.records import insert, order
 from tests.waiting import wait_for
@@ -81,13 +81,10 @@ class DeployedStack:
 
 
 @pytest.fixture(scope="module")
-def deployed(ministack: Ministack, tmp_path_factory: pytest.TempPathFactory) -> DeployedStack:
-    output = tmp_path_factory.mktemp("cdk.out")
+def deployed(assembly: Assembly, ministack: Ministack) -> DeployedStack:
     start = time.monotonic()
-    # With all that is optional: the runbooks look at it, too.
-    optional = ["-c", "reconcile=rate(1 day)", "-c", "reconcileNothingRemoved=true"]
-    for command in (["bootstrap"], ["deploy", "--require-approval", "never", "--no-notices", *optional]):
-        done = cdk(*command, output=output, environment=ministack.environment)
+    for command in (["bootstrap"], ["deploy", "--require-approval", "never", "--no-notices"]):
+        done = cdk(*command, "--app", str(assembly.folder), environment=ministack.environment)
         assert done.returncode == 0, done.stdout + done.stderr
     stack = DeployedStack(ministack, time.monotonic() - start)
     # S3 tests a new notification with a message of its own.

@@ -1,15 +1,20 @@
 """`cdk synth` as the CDK CLI runs it: what it writes, what the linters say, and what it says about mistakes."""
 
+import contextlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aws_cdk as cdk
 import pytest
 
+from infrastructure.synthesis import main
 from tests.infrastructure.stacks import CDK, OTHER_DEFINITIONS
 from worker.definitions import BUNDLED_FILE
 
@@ -23,16 +28,34 @@ ACKNOWLEDGED = {
 }
 
 
-def synth(output: Path, prelude: str = "pass", **context: Any) -> subprocess.CompletedProcess[str]:
-    """Runs the app as the CDK CLI does, but without bundling; `prelude` runs first."""
+NO_BUNDLING: dict[str, Any] = {"aws:cdk:bundling-stacks": []}
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """How a synthesis ended: its exit status, and what it said."""
+
+    returncode: int
+    stderr: str
+
+
+def synth(output: Path, **context: Any) -> Synthesis:
+    """Synthesizes as app.py does, but in this process, which need not load the CDK anew, and without bundling."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        status = main(cdk.App(context=NO_BUNDLING | context, outdir=str(output)))
+    return Synthesis(status, said.getvalue())
+
+
+def synth_as_the_cdk_cli(output: Path, **context: Any) -> Synthesis:
+    """Runs app.py as the CDK CLI does."""
     environment = os.environ | {
         "CDK_OUTDIR": str(output),
-        "CDK_CONTEXT_JSON": json.dumps({"aws:cdk:bundling-stacks": [], **context}),
+        "CDK_CONTEXT_JSON": json.dumps(NO_BUNDLING | context),
     }
-    program = f"import sys; sys.path.insert(0, '.'); {prelude}; import app"
-    return subprocess.run(
-        [sys.executable, "-c", program], cwd=CDK, env=environment, capture_output=True, text=True, check=False
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=CDK, env=environment, capture_output=True, text=True, check=False
     )
+    return Synthesis(done.returncode, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +141,24 @@ def test_feature_flags_that_the_cdk_recommends__would_change_nothing(
     assert template(tmp_path) == template(assembly)
 
 
-def test_finding_of_cdk_nag__fails_the_synthesis(tmp_path: Path) -> None:
-    without_reasons = "import aws_cdk; aws_cdk.Validations.acknowledge = lambda *_: None"
+@pytest.mark.parametrize("flags", ["other"], indirect=True)
+def test_app__writes_the_same_as_the_cdk_cli_runs_it(assembly: Path, flags: dict[str, str], tmp_path: Path) -> None:
+    done = synth_as_the_cdk_cli(tmp_path, **flags)
 
-    done = synth(tmp_path, f"import infrastructure; {without_reasons}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert template(tmp_path) == template(assembly)
+
+
+def test_mistake__is_one_sentence_and_a_status_as_the_cdk_cli_runs_it(tmp_path: Path) -> None:
+    done = synth_as_the_cdk_cli(tmp_path, throwaway="perhaps")
+
+    assert (done.returncode, done.stderr) == (1, "error: -c throwaway=perhaps: true or false is needed\n")
+
+
+def test_finding_of_cdk_nag__fails_the_synthesis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cdk.Validations, "acknowledge", lambda *_: None)
+
+    done = synth(tmp_path)
 
     assert done.returncode == 1
     assert report(tmp_path)["conclusion"] == "failure"
@@ -150,20 +187,18 @@ def test_mistake_in_the_definitions__is_one_sentence(mistake: tuple[str, str], s
     assert done.stderr.count("\n") == 1
 
 
-def test_ledger_that_forgets_before_dead_letters_do__is_one_sentence(tmp_path: Path) -> None:
-    done = synth(tmp_path, "import worker.deployment; worker.deployment.LEDGER_RETENTION_DAYS = 44")
+def test_ledger_that_forgets_before_dead_letters_do__is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.deployment.LEDGER_RETENTION_DAYS", 44)
+
+    done = synth(tmp_path)
 
     assert done.returncode == 1
     assert done.stderr.startswith(
         "error: the ledger keeps receipts for 44 days, but a dead letter can come back for 45"
     )
     assert done.stderr.count("\n") == 1
-
-
-def test_unusable_flag__is_one_sentence(tmp_path: Path) -> None:
-    done = synth(tmp_path, throwaway="perhaps")
-
-    assert (done.returncode, done.stderr) == (1, "error: -c throwaway=perhaps: true or false is needed\n")
 
 
 def test_reconcile_that_could_prove_nothing__is_one_sentence(tmp_path: Path) -> None:
