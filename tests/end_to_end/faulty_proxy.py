@@ -103,6 +103,7 @@ class FaultyProxy:
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _chances: dict[int, random.Random] = field(default_factory=dict)
     _later: set[asyncio.Task[None]] = field(default_factory=set)
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
     _servers: list[asyncio.Server] = field(default_factory=list)
 
     @contextmanager
@@ -134,16 +135,22 @@ class FaultyProxy:
                         pass
             finally:
                 connection.close()
-                writer.transport.abort()
-                writer.close()
 
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            # Closed by a callback, which runs even if the task is cancelled before it has begun.
+            task = self._loop.create_task(serve(reader, writer))
+            self._serving.add(task)  # the loop alone would not keep it
+            task.add_done_callback(lambda _: writer.transport.abort())
+            task.add_done_callback(self._serving.discard)
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
         self._servers.append(server)
         return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
     async def _stop(self) -> None:
         for server in self._servers:
             server.close()
+        await asyncio.sleep(0.01)  # what was accepted a moment ago has its task then
         current = asyncio.current_task()
         others = [task for task in asyncio.all_tasks() if task is not current]
         for task in others:
