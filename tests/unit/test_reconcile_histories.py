@@ -25,7 +25,7 @@ from worker.attribute_paths import Image
 from worker.definitions import parse_definitions
 from worker.numbers import EXACT
 from worker.operations.recompute import totals_of
-from worker.reconciliation import reconcile
+from worker.reconciliation import reconcile, repair
 from worker.reconciliation.look import Observations
 from worker.reconciliation.reconcile import OutOfTimeError, Reconciliation, Report, Verdict
 from worker.reconciliation.spool import Spool
@@ -480,6 +480,39 @@ def test_total_that_is_no_number__is_drift_that_no_repair_touches() -> None:
         assert (finding.group, finding.total) == (("item1",), None)
         assert "by hand" in finding.note
         assert world.totals.rows["totals"]["item1",]["quantity"] == {"S": "ten"}
+
+
+def test_total_that_changes_before_every_attempt__is_told_after_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "_LONGEST_PAUSE", 0.0)
+    attempts = 0
+    with a_world(5) as world:
+        (group,) = world.plant(1)
+
+        def go_on(operation: str) -> None:
+            nonlocal attempts
+            if operation == "TransactWriteItems":
+                attempts += 1
+                quantity = {"N": str(100 + attempts)}
+                one_write(
+                    world,
+                    "order-0",
+                    {"orderid": {"S": "order-0"}, "item_number": {"S": group[0]}, "quantity": quantity},
+                )
+                world.work()
+            world.go_on()
+
+        world.totals.on_request = go_on
+        report = world.run(repair=True)
+
+        (finding,) = (one for one in report.findings if one.group == group)
+        assert (finding.verdict, finding.note) == (
+            Verdict.DRIFT,
+            "not corrected: it changes all the time; run this again",
+        )
+        assert attempts == repair.MOST_ATTEMPTS
+        world.totals.on_request = lambda operation: world.go_on()
+        assert found(world.run(repair=True), Verdict.REPAIRED).keys() == {group}
+        assert world.wrong() == {}
 
 
 def test_receipts__still_add_up_to_every_total_after_a_repair() -> None:

@@ -297,6 +297,25 @@ def test_total_that_never_holds_still__is_given_up(ward: Ward) -> None:
     assert ward.corrections() == {}
 
 
+def test_total_that_holds_still_for_no_look__is_looked_at_again(ward: Ward) -> None:
+    """A while in which the receipts change between any two requests."""
+    requests = 0
+
+    def on_request(operation: str) -> None:
+        nonlocal requests
+        requests += 1
+        if requests < 300:
+            ward.apply(1)
+
+    seen = ward.look()
+    ward.totals.on_request = on_request
+
+    assert ward.correct(seen) is Fate.DONE
+    assert len(ward.totals.tokens) == 1
+    assert 1 < len(ward.pauses) < 10
+    ward.assert_receipts_add_up()
+
+
 def test_what_dynamodb_refuses__is_told(ward: Ward) -> None:
     ward.totals.faults.append(cancelled(["None", {"Code": "ValidationError", "Message": "Number overflow"}]))
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.busy_source import BEGAN, SOURCE_TABLE, BusySource, Killed
 from tests.definition_texts import aggregation_text, definitions
+from tests.model.scale import scaled
 from worker.aggregations import Aggregation, Group, KeyType, Source, contributions
 from worker.attribute_paths import Image, MalformedValueError
 from worker.ledger import page_name, receipt_name
@@ -133,7 +134,7 @@ def all_sums(pairs: Iterable[tuple[Group, Amounts]]) -> Totals:
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=scaled(20), deadline=None)
 @given(seed=seeds)
 def test_from_the_streams_beginning__baseline_is_what_the_table_held_then(seed: int) -> None:
     world = BusySource(seed, an_order_or_nonsense)
@@ -150,7 +151,7 @@ def test_from_the_streams_beginning__baseline_is_what_the_table_held_then(seed: 
             assert_later_records_are(snapshot, aggregation, [one.record for one in world.written])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=scaled(20), deadline=None)
 @given(seed=seeds)
 def test_from_now__baseline_and_later_records_make_the_state_at_any_time(seed: int) -> None:
     world = BusySource(seed, an_order)
@@ -195,7 +196,7 @@ def uncounted_that_follow(world: BusySource, since: int) -> list[StreamRecord]:
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=scaled(20), deadline=None)
 @given(seed=seeds)
 def test_since__baseline_and_counted_records_make_the_state(seed: int) -> None:
     world = BusySource(seed, an_order)
@@ -227,7 +228,7 @@ def test_since__baseline_and_counted_records_make_the_state(seed: int) -> None:
         assert dict(snapshot.baselines(mixed[0])) == fold(mixed[0], world.at_the_beginning.values())
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=scaled(8), deadline=None)
 @given(seed=seeds)
 def test_killed_again_and_again__goes_on_from_its_spool_and_is_exact(seed: int) -> None:
     world = BusySource(seed, an_order_or_nonsense)
@@ -254,7 +255,7 @@ def test_killed_again_and_again__goes_on_from_its_spool_and_is_exact(seed: int) 
                 break
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=scaled(15), deadline=None)
 @given(seed=seeds)
 def test_killed_with_since__goes_on_from_its_spool_and_is_exact(seed: int) -> None:
     world = BusySource(seed, an_order)

@@ -66,6 +66,7 @@ _MOST_REPAIR_ROUNDS = 8
 # Looks and corrections side by side, each a few requests of milliseconds.
 LOOKS_AT_ONCE = 16
 _POLL_SECONDS = 0.02
+_RESTLESS = "not corrected: it changes all the time; run this again"
 _ZERO = Decimal(0)
 
 
@@ -544,12 +545,16 @@ class Reconciliation:
                 self._correct(repairer, chunk, drifting)
 
     def _correct(self, repairer: Repairer, suspects: Sequence[_Suspect], drifting: dict[_Suspect, Finding]) -> None:
-        """One round: what is right by now leaves `drifting`, what is not is corrected and stays for the next round."""
+        """One round: what is right by now leaves `drifting`, and so does what cannot be corrected.
+
+        The rest is corrected and stays for the next round, which sees whether it is right then.
+        """
         self._observe(suspects)
         differing = []
         for suspect in suspects:
             left = suspect.observations.difference
             if suspect.look is None or left is None:
+                drifting[suspect].note = _RESTLESS
                 continue
             if any(left):
                 differing.append(suspect)
@@ -558,14 +563,20 @@ class Reconciliation:
             finding.verdict = Verdict.REPAIRED
             added = suspect.corrected
             finding.note = f"added {described(added)}" if added else "right by now; another run may have corrected it"
-        notes = self.executor.map(lambda suspect: self._try_to_correct(repairer, suspect), differing)
-        for suspect, note in zip(differing, notes, strict=True):
+        attempts = self.executor.map(lambda suspect: self._try_to_correct(repairer, suspect), differing)
+        for suspect, (note, again) in zip(differing, attempts, strict=True):
             drifting[suspect].note = note
+            if not again:
+                del drifting[suspect]
         for suspect in suspects:
             suspect.forget()
 
-    def _try_to_correct(self, repairer: Repairer, suspect: _Suspect) -> str:
-        """Runs in a thread of the executor; returns what there is to say if the total still differs afterwards."""
+    def _try_to_correct(self, repairer: Repairer, suspect: _Suspect) -> tuple[str, bool]:
+        """Runs in a thread of the executor.
+
+        Returns:
+            What there is to say if the total still differs afterwards, and whether another round can do better.
+        """
         look, left = suspect.look, suspect.observations.difference
         if look is None or left is None:
             raise AssertionError("was just looked at")
@@ -579,12 +590,12 @@ class Reconciliation:
         try:
             fate = repairer.correct(suspect.aggregate, look, left, recent, is_later)
         except CorrectionRefusedError as error:
-            return f"cannot be corrected: {error}"
+            return f"cannot be corrected: {error}", False
         if fate is Fate.DONE:
             correction = tuple(map(EXACT.minus, left))
             suspect.corrected = sum_of([correction], suspect.corrected or (_ZERO,) * len(correction))
-            return f"added {described(suspect.corrected)}, but it differs again: something else changes it"
-        return "not corrected: it changes all the time; run this again"
+            return f"added {described(suspect.corrected)}, but it differs again: something else changes it", True
+        return _RESTLESS, fate is Fate.OVERTAKEN
 
     def _obstacle(self, aggregation: Aggregation) -> str | None:
         """Why an aggregation must not be corrected now; if there is no reason, no backfill can begin from here on."""

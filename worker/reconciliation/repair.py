@@ -59,7 +59,8 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
     from mypy_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
 
-# Attempts at one correction: each takes about 20 ms, and fails when the total changes in between.
+# Attempts at one correction: each takes about 20 ms, and fails when the total changes in between. With their pauses
+# they take about a minute.
 MOST_ATTEMPTS = 60
 # Seconds: the first pause between attempts, and the longest; jittered between half and the whole.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
@@ -173,10 +174,13 @@ class Repairer:
         older = self._sum_before(aggregate, recent, correction)
         known = seen.pages.behind(recent)
         for attempt in range(MOST_ATTEMPTS):
+            if attempt:
+                pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt - 1, 16))
+                self.sleep(pause * (0.5 + self.jitter() / 2))
             try:
                 fresh = look_at(self.client, self.ledger_table, aggregate, recent)
             except RestlessAggregateError:
-                return Fate.RESTLESS
+                continue
             new = fresh.pages.corrections.keys() - known.corrections.keys()
             if new:
                 return Fate.DONE if any(self._is_own(name) for _, name in new) else Fate.OVERTAKEN
@@ -185,8 +189,6 @@ class Repairer:
             found = _without_receipt(fresh.stored.amounts, fresh.pages, older)
             if self._post(aggregate, page, _Correction(correction, found), fresh.stored):
                 return Fate.DONE
-            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 16))
-            self.sleep(pause * (0.5 + self.jitter() / 2))
         return Fate.RESTLESS
 
     def _is_own(self, name: str) -> bool:
