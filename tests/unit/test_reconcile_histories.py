@@ -4,6 +4,7 @@ Between any two requests items are written, records appear in the stream or are 
 The same seed gives the same history.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -512,6 +513,39 @@ def test_total_that_changes_before_every_attempt__is_told_after_one_round(monkey
         assert attempts == repair.MOST_ATTEMPTS
         world.totals.on_request = lambda operation: world.go_on()
         assert found(world.run(repair=True), Verdict.REPAIRED).keys() == {group}
+        assert world.wrong() == {}
+
+
+def test_hot_total_with_a_long_history__is_corrected_between_its_records() -> None:
+    """To read its receipts of the last minutes takes 40 requests, and every twentieth brings another."""
+    with a_world(6) as world, patch.object(reconcile, "_CLOCKS", timedelta(minutes=15)):
+        world.settle(0)
+        world.source.disorder = 2.0
+        requests, quantities = itertools.count(), itertools.count(1)
+
+        def hot_write() -> None:
+            world.source.clock.now += 1
+            quantity = {"N": str(next(quantities))}
+            one_write(
+                world, "order-0", {"orderid": {"S": "order-0"}, "item_number": {"S": "hot"}, "quantity": quantity}
+            )
+            world.work()
+
+        for _ in range(400):
+            hot_write()
+        world.source.rest()
+        world.totals.add(world.aggregation, ("hot",), (Decimal(0), Decimal(-5)))
+        world.totals.page_size = 10
+
+        def go_on(operation: str) -> None:
+            if next(requests) % 20 == 0:
+                hot_write()
+            world.source.go_on()
+
+        world.totals.on_request = go_on
+        report = world.run(repair=True)
+
+        assert found(report, Verdict.REPAIRED).keys() == {("hot",)}
         assert world.wrong() == {}
 
 

@@ -58,6 +58,9 @@ PATIENCE = 60.0
 _LONGEST_PATIENCES = 5
 # A worker's clock, the stream's and this one's differ by less; DynamoDB Local cuts a record's second to the minute.
 _CLOCKS = timedelta(minutes=15)
+# The times of a stream's records are in disorder by less. So many seconds' receipts are read before every attempt to
+# correct a total, which must not take long where it is written many times a second.
+_DISORDER = timedelta(seconds=10)
 # Aggregates looked at together: their receipts are held in memory until the stream has passed the looks.
 _CHUNK = 5_000
 # Differences that prove nothing are looked at again only if they are few.
@@ -178,6 +181,7 @@ class _Suspect:
         look, later, baseline: of the last look, as long as they are needed; `None` if it saw nothing.
         counted: a later record's receipt has been seen.
         corrected: what this run has added to the total.
+        overtaken: the last attempt to correct met a change that it could not explain.
     """
 
     aggregate: Aggregate
@@ -189,6 +193,7 @@ class _Suspect:
     seen_at: float = 0.0
     counted: bool = False
     corrected: Amounts | None = None
+    overtaken: bool = False
 
     @property
     def aggregation(self) -> Aggregation:
@@ -581,6 +586,7 @@ class Reconciliation:
         if look is None or left is None:
             raise AssertionError("was just looked at")
         later, recent = suspect.later, self._recent
+        new_from = recent if suspect.overtaken else self._first_new_page(suspect, look)
         label = f"|{table_and_label(self.reader.stream_arn)[1]}"
 
         def is_later(place: Place) -> bool:
@@ -588,14 +594,28 @@ class Reconciliation:
             return place in later or (place[0] >= recent and place[0].endswith(label))
 
         try:
-            fate = repairer.correct(suspect.aggregate, look, left, recent, is_later)
+            fate = repairer.correct(suspect.aggregate, look, left, new_from, is_later)
         except CorrectionRefusedError as error:
             return f"cannot be corrected: {error}", False
         if fate is Fate.DONE:
             correction = tuple(map(EXACT.minus, left))
             suspect.corrected = sum_of([correction], suspect.corrected or (_ZERO,) * len(correction))
             return f"added {described(suspect.corrected)}, but it differs again: something else changes it", True
-        return _RESTLESS, fate is Fate.OVERTAKEN
+        suspect.overtaken = fate is Fate.OVERTAKEN
+        return _RESTLESS, suspect.overtaken
+
+    def _first_new_page(self, suspect: _Suspect, look: Look) -> str:
+        """The first page on which receipts are expected that were not there at the last look.
+
+        They are those of later records that wait for the worker, and of records that are written from now on, which are
+        created after the newest that is known, as far as clocks agree. What arrives elsewhere moves the total without
+        explanation, so that nothing is corrected in this round.
+        """
+        if not suspect.later:
+            return self._recent
+        newest = datetime.fromisoformat(max(suspect.later)[0].partition("|")[0])
+        waiting = (page for page, _ in suspect.later.keys() - look.pages.receipts.keys())
+        return max(self._recent, min((first_page((newest - _DISORDER).timestamp()), *waiting)))
 
     def _obstacle(self, aggregation: Aggregation) -> str | None:
         """Why an aggregation must not be corrected now; if there is no reason, no backfill can begin from here on."""

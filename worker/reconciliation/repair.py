@@ -149,18 +149,18 @@ class Repairer:
     jitter: Callable[[], float] = random.random
 
     def correct(
-        self, aggregate: Aggregate, seen: Look, difference: Amounts, recent: str, is_later: Callable[[Place], bool]
+        self, aggregate: Aggregate, seen: Look, difference: Amounts, new_from: str, is_later: Callable[[Place], bool]
     ) -> Fate:
         """Takes a difference out of a total.
 
         Before every attempt the aggregate is looked at once more: since `seen`, the total must have changed by exactly
-        the receipts of later records that are new, so that the difference still is what it was. New receipts stand on
-        recent pages, so only these are read, which is quick; one on an older page moves the total without explanation.
+        the receipts of later records that are new, so that the difference still is what it was. Only the pages are read
+        on which new receipts are expected, which is quick; one on another page moves the total without explanation.
 
         Args:
             seen: the look that showed the difference.
             difference: what the total has too much.
-            recent: the first page on which new receipts are expected.
+            new_from: the first page on which new receipts are expected.
             is_later: whether a receipt that is new belongs to a later record for certain.
 
         Raises:
@@ -171,14 +171,14 @@ class Repairer:
         if not all(map(fits, correction)):
             raise CorrectionRefusedError("the correction does not fit a DynamoDB number (38 digits)")
         page = correction_page(1 + max((_number(page) for page, _ in seen.pages.corrections), default=0))
-        older = self._sum_before(aggregate, recent, correction)
-        known = seen.pages.behind(recent)
+        older = self._sum_before(aggregate, new_from, correction)
+        known = seen.pages.behind(new_from)
         for attempt in range(MOST_ATTEMPTS):
             if attempt:
                 pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt - 1, 16))
                 self.sleep(pause * (0.5 + self.jitter() / 2))
             try:
-                fresh = look_at(self.client, self.ledger_table, aggregate, recent)
+                fresh = look_at(self.client, self.ledger_table, aggregate, new_from)
             except RestlessAggregateError:
                 continue
             new = fresh.pages.corrections.keys() - known.corrections.keys()
@@ -194,9 +194,9 @@ class Repairer:
     def _is_own(self, name: str) -> bool:
         return name.split("|")[1:2] == [self.run]
 
-    def _sum_before(self, aggregate: Aggregate, recent: str, correction: Amounts) -> Amounts:
-        """The receipts on older pages."""
-        pages = read_pages(self.client, self.ledger_table, aggregate.name, _FIRST_OF_ALL, recent)
+    def _sum_before(self, aggregate: Aggregate, page: str, correction: Amounts) -> Amounts:
+        """The receipts on the pages before this one."""
+        pages = read_pages(self.client, self.ledger_table, aggregate.name, _FIRST_OF_ALL, page)
         return sum_of(pages.receipts.values(), (_ZERO,) * len(correction))
 
     def _post(self, aggregate: Aggregate, page: str, correction: "_Correction", stored: Stored) -> bool:
