@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _BATCH = 25  # items of a BatchWriteItem
 _LOADERS = 6
+# Where two delete one item at once, DynamoDB Local's stream has a second REMOVE, without an old image.
+_one_deletes = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,8 @@ class Writer:
         if kind == "put":
             self.client.put_item(TableName=self.table, Item=order)
         elif kind == "delete":
-            self.client.delete_item(TableName=self.table, Key=key)
+            with _one_deletes:
+                self.client.delete_item(TableName=self.table, Key=key)
         else:
             moves = ("item_number", "customer", "order_date")
             attribute = "quantity" if kind == "update" else self.chance.choice(moves)

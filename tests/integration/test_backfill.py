@@ -335,7 +335,7 @@ def test_since__is_exact_with_records_on_both_sides_of_it(
         with busy(worker, *writers):
             wait_for(lambda: all(writer.writes > 50 for writer in writers))
             since = int(time.time()) + 2
-            shop.define(SOLD, SOLD + f'since = "{moment_text(since)}"\n')
+            shop.define('name = "sold"', f'name = "sold"\nsince = "{moment_text(since)}"')
             time.sleep(max(0.0, since + 1.5 - time.time()))
             worker.deploy(shop.knowing())
             time.sleep(2)

@@ -75,16 +75,6 @@ sum = { quantity = "quantity" }
 ITEMS, DAYS = 50, 3
 
 
-@dataclass(frozen=True, slots=True)
-class OwnOrders(Orders):
-    """Orders with keys that no others have."""
-
-    seed: int = 0
-
-    def order(self, orderid: str, chance: random.Random) -> dict[str, Any]:
-        return Orders.order(self, f"{self.seed}-{orderid}", chance)
-
-
 @dataclass(slots=True)
 class Shop:
     """A source table that is written to, its totals, and a worker that keeps them."""
@@ -97,21 +87,15 @@ class Shop:
     existing: int
     follower: Follower
     text: str
-    nobody_writes: bool = True
 
     @property
     def sold(self) -> Aggregation:
         return self.world.definitions.aggregations[0]
 
     def writer(self, seed: int) -> Writer:
-        """Somebody who changes orders; those of each seed are its own, but for the first 300.
-
-        Where two delete one item at once, DynamoDB Local's stream has a second REMOVE, without an old image.
-        """
-        orders = self.orders if self.nobody_writes else OwnOrders(self.orders.items, days=self.orders.days, seed=seed)
-        self.nobody_writes = False
+        """Somebody who changes orders."""
         # Writes leave the processors some time, which all of them share with the reconciliation.
-        return Writer(self.world.client, self.source, orders, self.existing, random.Random(seed), pause=0.015)
+        return Writer(self.world.client, self.source, self.orders, self.existing, random.Random(seed), pause=0.015)
 
     def reader(self, start: Any) -> StreamReader:
         return StreamReader(self.streams, self.stream_arn, start, stream_lag=0.0, empty_pages=1, poll_interval=0.0)
