@@ -26,9 +26,18 @@ from worker.local.ministack import Ministack
 
 pytestmark = pytest.mark.end_to_end
 
-# Where there is no AWS CLI, uv runs this one, in an environment of its own: it pins another botocore than ministack.
+# In an environment of its own: it pins another botocore than ministack.
 AWS_CLI = "awscli==1.46.3"
 _AGGREGATOR = "import sys; from worker.operations.cli import main; sys.exit(main())"
+
+
+@functools.cache
+def aws_cli() -> Path:
+    """The AWS CLI's executable: many commands are run, and uv, or a shim on PATH, would take as long as one of them."""
+    if not shutil.which("uv"):
+        missing("the AWS CLI's commands need uv (https://docs.astral.sh/uv/): install it")
+    where = ["uv", "tool", "run", "--quiet", "--from", AWS_CLI, "python", "-c", "import sys; print(sys.executable)"]
+    return Path(subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip()).with_name("aws")
 
 
 @dataclass(frozen=True)
@@ -40,11 +49,8 @@ class DeployedStack:
 
     def shell(self, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
         """Runs commands as somebody types them, except that `aws` speaks to ministack."""
-        aws = "command aws" if shutil.which("aws") else f"uv tool run --quiet --from {AWS_CLI} aws"
-        if not shutil.which("aws") and not shutil.which("uv"):
-            missing("the AWS CLI is not installed, and uv, which could bring it, is not either: install one of them")
         # Said as an option, since version 1 of the CLI has an endpoint of its own for SQS.
-        prelude = f'aws() {{ {aws} --endpoint-url "$AWS_ENDPOINT_URL" "$@"; }}\n'
+        prelude = f'aws() {{ {shlex.quote(str(aws_cli()))} --endpoint-url "$AWS_ENDPOINT_URL" "$@"; }}\n'
         prelude += f'aggregator() {{ {shlex.quote(sys.executable)} -c "{_AGGREGATOR}" "$@"; }}\n'
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         return subprocess.run(
