@@ -6,18 +6,15 @@ The mapping's values come from `worker.deployment`, where each stands with its r
 import aws_cdk as cdk
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
-from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from infrastructure.bundle import ARCHITECTURE, RUNTIME, FunctionBundling
+from infrastructure.bundle import FunctionBundling
 from infrastructure.dead_letters import DeadLetters
+from infrastructure.python_function import log_and_trace, log_of, python_function
 from infrastructure.tables import Tables
 from worker import deployment
 from worker.aggregations import Definitions
 from worker.dead_letters import ON_FAILURE_PREFIX, PARKED_PREFIX
-
-# Longer than a receipt: what a receipt proves, the log of its time can still explain.
-LOG_RETENTION = logs.RetentionDays.THREE_MONTHS
 
 
 class AggregationFunction(Construct):
@@ -36,53 +33,28 @@ class AggregationFunction(Construct):
         throwaway: bool,
     ) -> None:
         super().__init__(scope, construct_id)
-        self.log_group = logs.LogGroup(
-            self,
-            "Log",
-            retention=LOG_RETENTION,
-            removal_policy=cdk.RemovalPolicy.DESTROY if throwaway else cdk.RemovalPolicy.RETAIN,
-        )
+        self.log_group = log_of(self, throwaway=throwaway)
         self.role = self._role(definitions, tables, dead_letters)
-        self.function = lambda_.Function(
+        self.function = python_function(
             self,
-            "Function",
+            role=self.role,
+            log=self.log_group,
             description=f"Counts every change of {definitions.source.table} exactly once",
-            runtime=RUNTIME,
-            architecture=ARCHITECTURE,
             code=bundling.code(),
             handler="worker.handler.lambda_handler",
-            # As it is: what the CDK would like to add to it is in it already, narrower.
-            role=self.role.without_policy_updates(),
             memory_size=deployment.FUNCTION_MEMORY_MB,
             timeout=cdk.Duration.seconds(deployment.FUNCTION_TIMEOUT_SECONDS),
             reserved_concurrent_executions=reserved_concurrency,
-            tracing=lambda_.Tracing.ACTIVE,
-            log_group=self.log_group,
-            logging_format=lambda_.LoggingFormat.JSON,
-            # Not higher: metrics are log lines without a level, which Lambda takes for INFO ("Log-level filtering", AWS
-            # Lambda developer guide).
-            application_log_level_v2=lambda_.ApplicationLogLevel.INFO,
-            system_log_level_v2=lambda_.SystemLogLevel.INFO,
             environment={
                 "LEDGER_TABLE": tables.ledger.table_name,
                 "LEDGER_RETENTION_DAYS": str(deployment.LEDGER_RETENTION_DAYS),
                 "DEAD_LETTER_QUEUE_URL": dead_letters.queue.queue_url,
                 "DEAD_LETTER_BUCKET": dead_letters.bucket.bucket_name,
-                "POWERTOOLS_SERVICE_NAME": cdk.Stack.of(self).stack_name,
             },
+            runtime_reason="Python 3.13 is the version that the tests, the pinned dependencies and the bundled "
+            "bytecode are for; a newer one is a change of all three.",
         )
-        # The CDK makes it depend on the role, which it refers to anyway; cfn-lint warns about that.
-        resource = self.function.node.default_child
-        assert isinstance(resource, lambda_.CfnFunction)  # noqa: S101 - a Function's own resource
-        resource.add_deletion_override("DependsOn")
         self.mapping = self._mapping(definitions, tables, dead_letters)
-        cdk.Validations.of(self.function).acknowledge(
-            cdk.Acknowledgment(
-                id="AwsSolutions::AwsSolutions-L1",
-                reason="Python 3.13 is the version that the tests, the pinned dependencies and the bundled bytecode "
-                "are for; a newer one is a change of all three.",
-            )
-        )
 
     def _mapping(
         self, definitions: Definitions, tables: Tables, dead_letters: DeadLetters
@@ -183,18 +155,7 @@ class AggregationFunction(Construct):
                 resources=[bucket_arn],
                 conditions={"StringEquals": {"s3:ResourceAccount": account}},
             ),
-            iam.PolicyStatement(
-                sid="WriteLog",
-                actions=["logs:CreateLogStream", "logs:PutLogEvents"],
-                resources=[self.log_group.log_group_arn],
-            ),
-            iam.PolicyStatement(
-                # Neither action knows resources ("Actions, resources, and condition keys for AWS X-Ray", Service
-                # Authorization Reference).
-                sid="Trace",
-                actions=["xray:PutTelemetryRecords", "xray:PutTraceSegments"],
-                resources=["*"],
-            ),
+            *log_and_trace(self.log_group),
         ]
         role = iam.Role(
             self,

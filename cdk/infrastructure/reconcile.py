@@ -8,12 +8,10 @@ import aws_cdk as cdk
 from aws_cdk import aws_events as events
 from aws_cdk import aws_events_targets as targets
 from aws_cdk import aws_iam as iam
-from aws_cdk import aws_lambda as lambda_
-from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from infrastructure.bundle import ARCHITECTURE, RECONCILE_CONTENTS, RUNTIME, FunctionBundling
-from infrastructure.function import LOG_RETENTION
+from infrastructure.bundle import RECONCILE_CONTENTS, FunctionBundling
+from infrastructure.python_function import log_and_trace, log_of, python_function
 from infrastructure.tables import Tables
 from worker import deployment
 
@@ -39,59 +37,34 @@ class ScheduledReconcile(Construct):
             nothing_removed: nobody ever deletes items of the source.
         """
         super().__init__(scope, construct_id)
-        self.log_group = logs.LogGroup(
+        self.log_group = log_of(self, throwaway=throwaway)
+        self.function = python_function(
             self,
-            "Log",
-            retention=LOG_RETENTION,
-            removal_policy=cdk.RemovalPolicy.DESTROY if throwaway else cdk.RemovalPolicy.RETAIN,
-        )
-        role = self._role(tables)
-        self.function = lambda_.Function(
-            self,
-            "Function",
+            role=self._role(tables),
+            log=self.log_group,
             description=f"Compares every total with {tables.source.table_name}; only reads",
-            runtime=RUNTIME,
-            architecture=ARCHITECTURE,
             code=bundling.code(RECONCILE_CONTENTS),
             handler="worker.reconciliation.scheduled.lambda_handler",
-            # As it is: what the CDK would like to add to it is in it already, narrower.
-            role=role.without_policy_updates(),
             memory_size=deployment.RECONCILE_MEMORY_MB,
             ephemeral_storage_size=cdk.Size.mebibytes(deployment.RECONCILE_STORAGE_MB),
             timeout=cdk.Duration.seconds(deployment.RECONCILE_TIMEOUT_SECONDS),
             reserved_concurrent_executions=deployment.RECONCILE_CONCURRENCY,
             retry_attempts=deployment.RECONCILE_RETRY_ATTEMPTS,
             max_event_age=cdk.Duration.seconds(deployment.RECONCILE_WAITS_SECONDS),
-            tracing=lambda_.Tracing.ACTIVE,
-            log_group=self.log_group,
-            logging_format=lambda_.LoggingFormat.JSON,
-            # Not higher: the metric is a log line without a level, which Lambda takes for INFO.
-            application_log_level_v2=lambda_.ApplicationLogLevel.INFO,
-            system_log_level_v2=lambda_.SystemLogLevel.INFO,
             environment={
                 "LEDGER_TABLE": tables.ledger.table_name,
                 "STREAM_ARN": tables.source.stream_arn,
                 "RECONCILE_NOTHING_REMOVED": "true" if nothing_removed else "false",
                 "MAX_SOURCE_BYTES": str(deployment.MAX_SCHEDULED_RECONCILE_BYTES),
-                "POWERTOOLS_SERVICE_NAME": cdk.Stack.of(self).stack_name,
             },
+            runtime_reason="The worker's runtime, for the worker's reasons: both are made of the same package.",
         )
-        # The CDK makes it depend on the role, which it refers to anyway; cfn-lint warns about that.
-        resource = self.function.node.default_child
-        assert isinstance(resource, lambda_.CfnFunction)  # noqa: S101 - a Function's own resource
-        resource.add_deletion_override("DependsOn")
         events.Rule(
             self,
             "Schedule",
             description=f"When the totals of {tables.source.table_name} are compared with it",
             schedule=events.Schedule.expression(schedule),
             targets=[targets.LambdaFunction(self.function)],
-        )
-        cdk.Validations.of(self.function).acknowledge(
-            cdk.Acknowledgment(
-                id="AwsSolutions::AwsSolutions-L1",
-                reason="The worker's runtime, for the worker's reasons: both are made of the same package.",
-            )
         )
 
     def _role(self, tables: Tables) -> iam.Role:
@@ -121,18 +94,7 @@ class ScheduledReconcile(Construct):
                 actions=["dynamodb:GetItem", "dynamodb:Query"],
                 resources=[tables.ledger.table_arn],
             ),
-            iam.PolicyStatement(
-                sid="WriteLog",
-                actions=["logs:CreateLogStream", "logs:PutLogEvents"],
-                resources=[self.log_group.log_group_arn],
-            ),
-            iam.PolicyStatement(
-                # Neither action knows resources ("Actions, resources, and condition keys for AWS X-Ray", Service
-                # Authorization Reference).
-                sid="Trace",
-                actions=["xray:PutTelemetryRecords", "xray:PutTraceSegments"],
-                resources=["*"],
-            ),
+            *log_and_trace(self.log_group),
         ]
         role = iam.Role(
             self,
