@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -604,7 +605,7 @@ def test_explain__shows_receipts_that_add_up_and_says_when_they_do_not(capsys: p
 
         assert (good, bad) == (0, 1)
         assert "add up to the stored total" in told
-        assert told.count("2026") + told.count("2027") >= 10 or told.count("T") > 10
+        assert len(re.findall(r"\b\d{4}-\d\d-\d\d", told)) > 10
         assert "something other than the worker" in " ".join(capsys.readouterr().out.split())
 
 
