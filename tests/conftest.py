@@ -9,9 +9,10 @@ from typing import Any
 import freezegun
 import pytest
 from hypothesis import settings
-from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # pytest-xdist has no types here
 
 from tests.dynamodb_local import DynamoDBLocal, DynamoDBLocalUnavailableError, running_dynamodb_local
+from worker.local.ministack import Ministack, running_ministack
 
 # A failing example prints how to reproduce it; a noisy machine's pauses are no failures.
 settings.register_profile("project", print_blob=True, deadline=None)
@@ -78,3 +79,10 @@ def dynamodb_local() -> Iterator[DynamoDBLocal]:
 def dynamodb_endpoint(dynamodb_local: DynamoDBLocal) -> str:
     """The URL of DynamoDB Local, as AWS_ENDPOINT_URL_DYNAMODB takes it."""
     return dynamodb_local.endpoint
+
+
+@pytest.fixture(scope="module")
+def ministack() -> Iterator[Ministack]:
+    """ministack, with nothing in it, for the tests of one file."""
+    with running_ministack() as server:
+        yield server

@@ -174,7 +174,7 @@ class Powertools:
 
         self._config = IdempotencyConfig(event_key_jmespath="eventID")
 
-        @idempotent_function(  # type: ignore[untyped-decorator]  # Powertools'
+        @idempotent_function(  # type: ignore[untyped-decorator]  # Powertools gives it no type
             data_keyword_argument="record",
             persistence_store=DynamoDBPersistenceLayer(self.markers, boto3_client=self.client),
             config=self._config,

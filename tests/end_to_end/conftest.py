@@ -14,7 +14,6 @@ from typing import NoReturn
 import pytest
 
 from tests.dynamodb_local import DynamoDBLocal, DynamoDBLocalUnavailableError, running_dynamodb_local
-from worker.local.ministack import Ministack, running_ministack
 
 ROOT = Path(__file__).parents[2]
 CDK = ROOT / "cdk"
@@ -100,10 +99,3 @@ def dynamodb_of_its_own() -> Iterator[DynamoDBLocal]:
             yield server
     except DynamoDBLocalUnavailableError as unavailable:
         missing(unavailable)
-
-
-@pytest.fixture(scope="module")
-def ministack() -> Iterator[Ministack]:
-    """ministack, with nothing in it."""
-    with running_ministack() as server:
-        yield server

@@ -38,7 +38,7 @@ from tests.waiting import wait_for
 from worker.aggregations import Definitions
 from worker.definitions import moment_text, parse_definitions
 from worker.ledger import BACKFILL_PAGE, aggregate_name, is_stream_page
-from worker.local.ministack import Ministack, running_ministack
+from worker.local.ministack import Ministack
 from worker.operations.cli import main
 from worker.operations.recompute import scan, totals_of
 from worker.reconciliation import backfill as core
@@ -317,16 +317,10 @@ def _watch(process: "subprocess.Popen[str]", stage: str, reached: threading.Even
     reached.set()
 
 
-@pytest.fixture(scope="module")
-def ministack() -> Iterator[Ministack]:
-    """Has second-granular stream times, which DynamoDB Local has not, and S3."""
-    with running_ministack() as server:
-        yield server
-
-
 def test_since__is_exact_with_records_on_both_sides_of_it(
     ministack: Ministack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """On ministack, whose stream has seconds, where DynamoDB Local's has minutes."""
     monkeypatch.setattr(core, "SINCE_MARGIN", 2)
     environment = ministack.environment
     with a_shop(ministack, tmp_path, monkeypatch, BY_CUSTOMER, SOLD, existing=300, environment=environment) as shop:

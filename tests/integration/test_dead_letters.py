@@ -29,7 +29,7 @@ from worker.dead_letters import PARKED_PREFIX
 from worker.definitions import BUNDLED_FILE
 from worker.local.local_function import LambdaContext
 from worker.local.mapping_settings import MappingSettings
-from worker.local.ministack import Ministack, running_ministack
+from worker.local.ministack import Ministack
 from worker.local.pipeline import Pipeline, mapping_settings, running_pipeline
 from worker.operations.cli import build_parser, main
 from worker.operations.recompute import scan, stored_totals, totals_of
@@ -51,12 +51,6 @@ def quick(definitions: Definitions) -> MappingSettings:
 def pipeline_with(handler: Handler | None = None, **settings: Any) -> Iterator[Pipeline]:
     with running_pipeline(BUNDLED_FILE, handler=handler, settings=lambda d: replace(quick(d), **settings)) as pipeline:
         yield pipeline
-
-
-@pytest.fixture(scope="module")
-def ministack() -> Iterator[Ministack]:
-    with running_ministack() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,6 @@ from tests.waiting import wait_for
 from worker.local.event_source_mapping import EventSourceMapping
 from worker.local.mapping_settings import MappingSettings
 from worker.local.ministack import Ministack, MinistackError, running_ministack
-
-
-@pytest.fixture(scope="module")
-def ministack() -> Iterator[Ministack]:
-    with running_ministack() as running:
-        yield running
 
 
 @pytest.fixture
@@ -237,7 +230,7 @@ def test_server__listens_on_loopback_only(ministack: Ministack) -> None:
         assert probe.connect_ex(("127.0.0.2", port_of(ministack))) != 0
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals: run it on Linux or macOS")
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_starting_process_killed__server_ends_and_leaves_nothing_behind(by: signal.Signals, tmp_path: Path) -> None:
     script = (

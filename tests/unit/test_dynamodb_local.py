@@ -275,7 +275,7 @@ class TestRunningDynamoDBLocal:
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid_file.read_text()), 0)
 
-    @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG exists on Linux only")
+    @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG exists on Linux only: run it there")
     def test_test_process_killed__takes_java_with_it(self, machine: FakeMachine, tmp_path: Path) -> None:
         pid_file = tmp_path / "pid"
         machine.install_java(run=f'echo $$ > "{pid_file}.new"; mv "{pid_file}.new" "{pid_file}"; exec sleep 60')

@@ -16,6 +16,7 @@ from tests.stream_fakes import (
     get_records_record,
     numbers_of,
 )
+from tests.waiting import wait_for
 from worker.local.delivery import DiscardCondition, DiscardedBatch, Invocation
 from worker.local.event_source_mapping import EventSourceMapping
 from worker.local.local_function import Handler
@@ -418,13 +419,12 @@ def run_until(condition: Callable[[], bool], mapping: EventSourceMapping) -> Non
     stop = threading.Event()
     thread = threading.Thread(target=mapping.run, args=[stop])
     thread.start()
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    stop.set()
-    thread.join(30)
+    try:
+        wait_for(condition, pause=0.002)
+    finally:
+        stop.set()
+        thread.join(30)
     assert not thread.is_alive()
-    assert condition()
 
 
 def test_close_during_an_invocation__its_halves_are_not_sent_any_more() -> None:

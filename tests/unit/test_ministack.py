@@ -28,7 +28,7 @@ def fake_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: st
     monkeypatch.setattr(sys, "executable", str(interpreter))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.skipif(sys.platform == "win32", reason="the server's stand-in is a shell script: run it on Linux or macOS")
 def test_ministack_ends_at_once__error_shows_how_its_output_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,7 +40,7 @@ def test_ministack_ends_at_once__error_shows_how_its_output_ended(
     assert str(raised.value).splitlines()[1:] == [*map(str, range(82, 101)), "no module named hypercorn"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.skipif(sys.platform == "win32", reason="the server's stand-in is a shell script: run it on Linux or macOS")
 def test_ministack_never_answers__error_after_the_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_interpreter(tmp_path, monkeypatch, "echo still loading; exec cat")
 
@@ -51,7 +51,7 @@ def test_ministack_never_answers__error_after_the_timeout(tmp_path: Path, monkey
         pass
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.skipif(sys.platform == "win32", reason="the server's stand-in is a shell script: run it on Linux or macOS")
 def test_port_always_taken__error_after_a_few_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_interpreter(tmp_path, monkeypatch, "echo 'ERROR: 127.0.0.1 is already in use'; exit 1")
 
