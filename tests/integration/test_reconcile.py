@@ -95,7 +95,7 @@ class Shop:
     def writer(self, seed: int) -> Writer:
         """Somebody who changes orders."""
         # Writes leave the processors some time, which all of them share with the reconciliation.
-        return Writer(self.world.client, self.source, self.orders, self.existing, random.Random(seed), pause=0.03)
+        return Writer(self.world.client, self.source, self.orders, self.existing, random.Random(seed), pause=0.015)
 
     def reader(self, start: Any) -> StreamReader:
         return StreamReader(self.streams, self.stream_arn, start, stream_lag=0.0, empty_pages=1, poll_interval=0.0)
@@ -199,7 +199,7 @@ def a_shop(server: DynamoDBLocal, definitions: str = DEFINITIONS) -> Iterator[Sh
     with a_world(client, text) as world:
         check_definitions(client, world.ledger_table, world.definitions.aggregations)
         streams = server.client("dynamodbstreams")
-        follower = Follower(world, streams, stream_arn, world.definitions, pause=0.06)
+        follower = Follower(world, streams, stream_arn, world.definitions, pause=0.03)
         shop = Shop(world, streams, source, stream_arn, Orders(items=ITEMS, days=DAYS), 300, follower, text)
         chance = random.Random(7)
         load(client, source, [shop.orders.order(str(number), chance) for number in range(shop.existing)])
@@ -510,7 +510,7 @@ def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop) -> None:
         time.sleep(0.1)
 
     def write() -> None:
-        time.sleep(0.05)
+        time.sleep(0.002)
         order = {"orderid": {"S": f"hot-{next(numbers)}"}, "item_number": {"S": "item1"}}
         shop.world.client.put_item(
             TableName=shop.source, Item=order | {"order_date": {"S": "2024-07-01"}, "quantity": {"N": "1"}}

@@ -134,7 +134,7 @@ def all_sums(pairs: Iterable[tuple[Group, Amounts]]) -> Totals:
     }
 
 
-@settings(max_examples=scaled(20), deadline=None)
+@settings(max_examples=scaled(40), deadline=None)
 @given(seed=seeds)
 def test_from_the_streams_beginning__baseline_is_what_the_table_held_then(seed: int) -> None:
     world = BusySource(seed, an_order_or_nonsense)
@@ -151,7 +151,7 @@ def test_from_the_streams_beginning__baseline_is_what_the_table_held_then(seed: 
             assert_later_records_are(snapshot, aggregation, [one.record for one in world.written])
 
 
-@settings(max_examples=scaled(20), deadline=None)
+@settings(max_examples=scaled(40), deadline=None)
 @given(seed=seeds)
 def test_from_now__baseline_and_later_records_make_the_state_at_any_time(seed: int) -> None:
     world = BusySource(seed, an_order)
@@ -196,7 +196,7 @@ def uncounted_that_follow(world: BusySource, since: int) -> list[StreamRecord]:
     return found
 
 
-@settings(max_examples=scaled(20), deadline=None)
+@settings(max_examples=scaled(40), deadline=None)
 @given(seed=seeds)
 def test_since__baseline_and_counted_records_make_the_state(seed: int) -> None:
     world = BusySource(seed, an_order)
@@ -228,7 +228,7 @@ def test_since__baseline_and_counted_records_make_the_state(seed: int) -> None:
         assert dict(snapshot.baselines(mixed[0])) == fold(mixed[0], world.at_the_beginning.values())
 
 
-@settings(max_examples=scaled(8), deadline=None)
+@settings(max_examples=scaled(12), deadline=None)
 @given(seed=seeds)
 def test_killed_again_and_again__goes_on_from_its_spool_and_is_exact(seed: int) -> None:
     world = BusySource(seed, an_order_or_nonsense)
