@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -514,35 +512,3 @@ def test_deep_json_in_a_valid_event__raises_nothing_undocumented(path: str, dept
             assert function.logs()[-1]["level"] == "ERROR"
         else:
             assert function.metrics()["RecordsReceived"] == 2
-
-
-# --- What it costs to start -----------------------------------------------------------------------------------------
-
-
-def test_import_of_the_handler__pulls_in_nothing_that_the_function_does_not_use() -> None:
-    program = "import worker.handler, json, sys; print(json.dumps(sorted(sys.modules)))"
-
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-    loaded = set(json.loads(done.stdout))
-    unwanted = [
-        *("worker.operations", "worker.local", "worker.deployment", "moto", "rich", "ministack", "aws_xray_sdk"),
-        *(
-            "tests",
-            "hypothesis",
-            "pytest",
-            "aws_cdk",
-            "aws_lambda_powertools.utilities.batch",
-            "asyncio",
-            "mypy_boto3_dynamodb",
-        ),
-    ]
-    assert "worker.handler" in loaded
-    assert [name for name in loaded if any(name == one or name.startswith(one + ".") for one in unwanted)] == []

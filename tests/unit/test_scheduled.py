@@ -1,8 +1,6 @@
 """The scheduled function: its settings, its limit, and that it never publishes what it does not know."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -217,21 +215,3 @@ def test_table_within_the_limit__is_read(monkeypatch: pytest.MonkeyPatch, limit:
 
     with pytest.raises(ReadingError, match="Order_by_item"):
         reconcile(settings, client, client, seconds_left=lambda: 900)
-
-
-def test_function__imports_nothing_that_its_bundle_lacks() -> None:
-    program = "import json, sys\nimport worker.reconciliation.scheduled\nprint(json.dumps(sorted(sys.modules)))"
-
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-    modules = json.loads(done.stdout)
-    assert "worker.reconciliation.repair" in modules
-    assert not [name for name in modules if name.split(".")[0] in ("argparse", "rich")]
-    assert not [name for name in modules if name.startswith(("worker.operations", "worker.local", "worker.deployment"))]
