@@ -21,7 +21,13 @@ settings.load_profile("project")
 freezegun.configure(extend_ignore_list=["aws_cdk", "cdk_nag", "constructs", "jsii"])
 
 
-_LONGEST = ("end_to_end", "integration", "infrastructure")
+_LONGEST = (
+    "tests/end_to_end/",
+    "tests/integration/",
+    "tests/infrastructure/",
+    "tests/unit/test_snapshot.py",
+    "tests/unit/test_reconcile_histories.py",
+)
 
 
 @pytest.hookimpl(trylast=True)
@@ -29,8 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first, so that in the end no processor waits for another; otherwise the order stays."""
 
     def rank(item: pytest.Item) -> int:
-        layer = item.path.parent.name
-        return _LONGEST.index(layer) if layer in _LONGEST else len(_LONGEST)
+        return next((place for place, path in enumerate(_LONGEST) if item.nodeid.startswith(path)), len(_LONGEST))
 
     items.sort(key=rank)
 
