@@ -254,7 +254,7 @@ class Setup:
     def totals(self) -> dict[str, int]:
         """Quantity by item, as the target table has it."""
         (aggregation,) = self.definitions.aggregations
-        return {group[0]: int(amounts[0]) for group, amounts in stored_totals(self.client, aggregation).items()}  # type: ignore[arg-type]  # reads pass through
+        return {group[0]: int(amounts[0]) for group, amounts in stored_totals(self.client, aggregation).items()}  # type: ignore[arg-type]  # has a client's operations, not its type
 
 
 @contextmanager
@@ -278,7 +278,7 @@ def set_up(name: str, endpoint: str, *, workers: int = 1) -> Iterator[Setup]:
     contender: Contender
     with mock.patch.dict(os.environ, {"AWS_LAMBDA_FUNCTION_NAME": "benchmark"}), threads:
         for table, definition in tables.items():
-            create_table(client, table, definition)  # type: ignore[arg-type]  # what does not write passes through
+            create_table(client, table, definition)  # type: ignore[arg-type]  # has a client's operations, not its type
         match name:
             case "naive":
                 contender = Naive(client, target)

@@ -498,38 +498,24 @@ def test_repair_that_is_killed__the_next_one_corrects_the_rest_once(shop: Shop, 
     shop.assert_exact()
 
 
-class Counting:
-    """A DynamoDB client that counts the requests made through it."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._numbers = itertools.count(1)
-        self.made = 0
-
-    def __getattr__(self, name: str) -> Any:
-        def call(**request: Any) -> Any:
-            self.made = next(self._numbers)
-            return getattr(self._client, name)(**request)
-
-        return call
-
-
-def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop, seed: int) -> None:
+def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop, dynamodb_local: DynamoDBLocal, seed: int) -> None:
     """Every write and every batch is about one total, which moves after every few requests of the repair.
 
     An attempt takes four requests. They are what the worker waits for, not time: on a slow machine the repair would
     need more of it than there is between two batches.
     """
-    repair = Counting(shop.world.client)
+    client = dynamodb_local.client("dynamodb")
+    requests: list[str] = []
+    client.meta.events.register("before-call", lambda model, **_: requests.append(model.name))
     chance = random.Random(seed)
     numbers = itertools.count()
-    batches_at = [0]
+    due_after = [0]  # so many requests: each batch
 
     def follow() -> None:
-        if repair.made < batches_at[-1]:
+        if len(requests) < due_after[-1]:
             time.sleep(0.001)
         elif shop.follower():
-            batches_at.append(repair.made + chance.randrange(1, 9))
+            due_after.append(len(requests) + chance.randrange(1, 9))
 
     def write() -> None:
         time.sleep(0.002)
@@ -541,10 +527,10 @@ def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop, seed: int) ->
     shop.add_behind_the_workers_back(("item1", "2024-07-01"), 1_000)
 
     with busy(write, write, follow):
-        report = shop.repair(client=repair)
+        report = shop.repair(client=client)
 
     assert groups(report, Verdict.REPAIRED) == {("item1", "2024-07-01")}
-    assert len(batches_at) > 5, "the total hardly moved"
+    assert len(due_after) > 5, "the total hardly moved"
     shop.assert_exact()
 
 
