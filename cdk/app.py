@@ -2,6 +2,6 @@
 
 import sys
 
-from infrastructure.synthesis import main
+from aggregation_worker_cdk.synthesis import main
 
 sys.exit(main())

@@ -14,12 +14,13 @@ from functools import cached_property
 from typing import Any
 from unittest.mock import patch
 
+from aggregation_worker.aggregations.contributions import Source
+from aggregation_worker.reconciliation import snapshot
+from aggregation_worker.reconciliation.items import ItemPage
+from aggregation_worker.streams import reader as stream_reader
+from aggregation_worker.streams import shards as stream_shards
+from aggregation_worker.streams.records import Image, StreamRecord, from_get_records, read_record
 from tests.stream_fakes import FakeShard, FakeStreamsClient
-from worker.aggregations import Source
-from worker.attribute_paths import Image
-from worker.reconciliation import snapshot, stream_reader, stream_shards
-from worker.reconciliation.items import ItemPage
-from worker.stream import StreamRecord, from_get_records, read_record
 
 BEGAN = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
 SOURCE_TABLE = "Order_by_item"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # pytest-xdist has no types here
 
+from aggregation_worker.local.ministack import Ministack, running_ministack
 from tests.dynamodb_local import DynamoDBLocal, DynamoDBLocalUnavailableError, running_dynamodb_local
-from worker.local.ministack import Ministack, running_ministack
 
 # A failing example prints how to reproduce it; a noisy machine's pauses are no failures.
 settings.register_profile("project", print_blob=True, deadline=None)

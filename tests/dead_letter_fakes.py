@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from worker.dead_letters import DeadLetterQueue
+from aggregation_worker.dead_letters import DeadLetterQueue
 
 QUEUE_URL = "https://sqs.us-east-1.amazonaws.com/123456789012/dead-letters"
 BUCKET = "dead-letters"

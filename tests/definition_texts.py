@@ -1,7 +1,7 @@
 """Definitions files for tests: TOML text made of parts, and what it says as the worker's own types."""
 
-from worker.aggregations import Aggregation, Definitions
-from worker.definitions import parse_definitions
+from aggregation_worker.aggregations.contributions import Aggregation, Definitions
+from aggregation_worker.aggregations.definitions import parse_definitions
 
 SOURCE = """
 [source]

@@ -1,7 +1,7 @@
 """Target tables and a ledger in memory, as far as a reconcile reads and corrects them, with a worker that is a method.
 
 Every request is one moment; between two of them `on_request` lets anybody else do something. Knows only the expressions
-that `worker.reconciliation` sends, and refuses to guess at others.
+that `aggregation_worker.reconciliation` sends, and refuses to guess at others.
 """
 # ruff: noqa: N803 - the parameters have boto3's names
 
@@ -13,9 +13,10 @@ from typing import Any
 
 from botocore.exceptions import ClientError, ConnectionClosedError
 
-from worker.aggregations import Aggregation, Contribution, Group, contributions
-from worker.definition_guard import RECORDED_AT, fingerprint
-from worker.ledger import (
+from aggregation_worker.aggregations.contributions import Aggregation, Contribution, Group, contributions
+from aggregation_worker.aggregations.numbers import EXACT
+from aggregation_worker.ledger.definition_guard import RECORDED_AT, fingerprint
+from aggregation_worker.ledger.receipts import (
     AGGREGATE_KEY,
     DEFINITION_PAGE,
     EXPIRES_AT,
@@ -26,8 +27,7 @@ from worker.ledger import (
     read_receipt,
     receipt_value,
 )
-from worker.numbers import EXACT
-from worker.stream import StreamRecord
+from aggregation_worker.streams.records import StreamRecord
 
 LEDGER = "ledger"
 Amounts = tuple[Decimal, ...]

@@ -9,10 +9,10 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from aggregation_worker.aggregations.contributions import Definitions
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.ledger.receipts import AGGREGATE_KEY, NO_RECEIPTS, PAGE_KEY, read_receipt
 from tests.model.in_memory_dynamodb import InMemoryDynamoDB
-from worker import deployment
-from worker.aggregations import Definitions
-from worker.ledger import AGGREGATE_KEY, NO_RECEIPTS, PAGE_KEY, read_receipt
 
 LEDGER = "ledger"
 

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from aggregation_worker.aggregations.contributions import Definitions, contributions
+from aggregation_worker.ledger import receipts
+from aggregation_worker.ledger.receipts import Posting
+from aggregation_worker.ledger.transactions import Transaction, plan
 from tests.definition_texts import definitions
 from tests.records import validated
-from worker import ledger
-from worker.aggregations import Definitions, contributions
-from worker.ledger import Posting, Transaction
 
 REFERENCE = definitions()
 
@@ -19,12 +20,12 @@ def postings(*raws: Any, defined: Definitions = REFERENCE) -> list[Posting]:
         changes, refusals = contributions(defined.aggregations, record)
         assert refusals == []
         batch.append((index, record, changes))
-    return ledger.postings(batch)
+    return receipts.postings(batch)
 
 
 def transactions(*raws: Any, defined: Definitions = REFERENCE) -> list[Transaction]:
     """The transactions of a batch without repeated records."""
-    planned, repeated = ledger.plan(postings(*raws, defined=defined))
+    planned, repeated = plan(postings(*raws, defined=defined))
     assert repeated == []
     return planned
 

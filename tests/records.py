@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
-from worker.stream import StreamRecord, read_record
+from aggregation_worker.streams.records import StreamRecord, read_record
 
 SOURCE_TABLE = "Order_by_item"
 STREAM_LABEL = "2024-07-01T00:00:00.000"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from worker.local.delivery import Batch, PolledRecord
+from aggregation_worker.local.delivery import Batch, PolledRecord
 
 STREAM_ARN = "arn:aws:dynamodb:us-east-1:123456789012:table/Order_by_item/stream/2024-07-15T00:00:00.000"
 CREATED_AT = 1_721_036_400  # 2024-07-15T09:40:00Z

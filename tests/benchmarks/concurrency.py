@@ -23,14 +23,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer
+from aggregation_worker.ledger.settlement import Pause
+from aggregation_worker.ledger.transactions import MAX_ACTIONS, MAX_RECEIPTS_PER_ACTION, halved
 from tests.benchmarks.compare import WORKER, server, warm_up
 from tests.benchmarks.contenders import ThisWorker, set_up
 from tests.benchmarks.workloads import REFERENCE, Choice, batches
 from tests.benchmarks.write_units import Meter
-from worker import deployment
-from worker.commit import MAX_IN_FLIGHT, Committer
-from worker.ledger import MAX_ACTIONS, MAX_RECEIPTS_PER_ACTION, halved
-from worker.settlement import Pause
 
 # --- Assumed: seconds -----------------------------------------------------------------------------------------------
 # From the worker to DynamoDB, and back again.

@@ -25,17 +25,18 @@ from aws_lambda_powertools.utilities.idempotency import (
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from aggregation_worker import handler
+from aggregation_worker.aggregations.contributions import Definitions, KeyType
+from aggregation_worker.batch import BatchResult, process
+from aggregation_worker.dead_letters import DeadLetterQueue
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.deployment.settings import TableDefinition
+from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline
+from aggregation_worker.local.pipeline import create_table
+from aggregation_worker.local.recompute import stored_totals
 from tests.benchmarks.write_units import Request
 from tests.definition_texts import aggregation_text, definitions
 from tests.records import event
-from worker import deployment, handler
-from worker.aggregations import Definitions, KeyType
-from worker.batch import BatchResult, process
-from worker.commit import MAX_IN_FLIGHT, Committer, Deadline
-from worker.dead_letters import DeadLetterQueue
-from worker.deployment import TableDefinition
-from worker.local.pipeline import create_table
-from worker.operations.recompute import stored_totals
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

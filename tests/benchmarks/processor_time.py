@@ -21,11 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from aggregation_worker.aggregations.contributions import contributions
+from aggregation_worker.ledger.receipts import postings
+from aggregation_worker.ledger.transactions import Transaction, plan, transact_items
+from aggregation_worker.streams.records import read_record
 from tests.benchmarks.workloads import EVENT_BYTES, REFERENCE, batches, records
 from tests.definition_texts import definitions
-from worker.aggregations import contributions
-from worker.ledger import Transaction, plan, postings, transact_items
-from worker.stream import read_record
 
 _DEFINITIONS = definitions()
 _ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ _ROOT = Path(__file__).parents[2]
 _BOTO3_AND_CLIENT = "import boto3; boto3.client('dynamodb', region_name='us-east-1')"
 _PEAK_MEMORY = """
 import json, resource, sys
-import worker.handler
+import aggregation_worker.handler
 from tests.benchmarks import processor_time
 event = json.load(open(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -103,12 +104,12 @@ def _sized_records(count: int, record_bytes: int) -> list[dict[str, Any]]:
 
 
 def import_milliseconds(rounds: int = 7) -> dict[str, float]:
-    """Median processor time to import boto3 and make a client, and what importing `worker.handler` adds to it."""
+    """Median processor time to import boto3 and make a client, and what importing `handler` adds to it."""
     timed = "import time; start = time.process_time(); {}; print((time.process_time() - start) * 1000)"
     alone, added = [], []
     for _ in range(rounds):
         alone.append(float(_python(timed.format(_BOTO3_AND_CLIENT))))
-        added.append(float(_python(_BOTO3_AND_CLIENT + "\n" + timed.format("import worker.handler"))))
+        added.append(float(_python(_BOTO3_AND_CLIENT + "\n" + timed.format("import aggregation_worker.handler"))))
     return {"boto3_and_client": statistics.median(alone), "worker_adds": statistics.median(added)}
 
 
@@ -118,14 +119,14 @@ def package(rounds: int = 5) -> dict[str, float]:
     Needs the CDK app's extra (`deploy`) and, for the init, Python 3.13 and Linux.
     """
     sys.path.insert(0, str(_ROOT / "cdk"))
-    from infrastructure.bundle import bundle
+    from aggregation_worker.local import SAMPLE_FILE
+    from aggregation_worker_cdk.bundle import bundle
     from tests.end_to_end.lambda_emulator import running_function
-    from worker.definitions import BUNDLED_FILE
 
     with tempfile.TemporaryDirectory() as folder:
         target, archive = Path(folder, "bundle"), Path(folder, "bundle.zip")
         target.mkdir()
-        bundle(BUNDLED_FILE, target)
+        bundle(SAMPLE_FILE, target)
         files = [path for path in target.rglob("*") if path.is_file()]
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
             for path in files:
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"peak memory {memory['peak_mb']:.0f} MB for {memory['records']:,} records in {memory['event_bytes']:,} B "
             f"({memory['event_mb']:.0f} MB with the event alone)\n"
-            f"boto3 and a client {imports['boto3_and_client']:.0f} ms, worker.handler {imports['worker_adds']:.0f} ms "
+            f"boto3 and a client {imports['boto3_and_client']:.0f} ms, the handler {imports['worker_adds']:.0f} ms "
             "more"
         )
     if options.package:

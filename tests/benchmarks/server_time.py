@@ -16,16 +16,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from aggregation_worker import handler
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
+from aggregation_worker.ledger.transactions import transact_items
+from aggregation_worker.local.pipeline import create_table
 from tests.benchmarks import workloads
 from tests.benchmarks.compare import LONGEST_ONE_BY_ONE, server
 from tests.benchmarks.contenders import client_of, set_up
 from tests.benchmarks.processor_time import planned, requests
 from tests.postings import REFERENCE, transaction
 from tests.records import insert, order
-from worker import deployment, handler
-from worker.commit import MAX_IN_FLIGHT
-from worker.ledger import transact_items
-from worker.local.pipeline import create_table
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

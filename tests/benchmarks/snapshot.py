@@ -22,16 +22,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aggregation_worker.deployment.settings import TableDefinition
+from aggregation_worker.local.pipeline import create_table
+from aggregation_worker.reconciliation.items import ItemPage, ScanSource
+from aggregation_worker.reconciliation.snapshot import Snapshot, take_snapshot
+from aggregation_worker.reconciliation.spool import Spool
+from aggregation_worker.streams.reader import StreamReader
+from aggregation_worker.streams.records import Image
 from tests.definition_texts import SOURCE, definitions
 from tests.dynamodb_local import running_dynamodb_local
 from tests.records import STREAM_ARN
-from worker.attribute_paths import Image
-from worker.deployment import TableDefinition
-from worker.local.pipeline import create_table
-from worker.reconciliation.items import ItemPage, ScanSource
-from worker.reconciliation.snapshot import Snapshot, take_snapshot
-from worker.reconciliation.spool import Spool
-from worker.reconciliation.stream_reader import StreamReader
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

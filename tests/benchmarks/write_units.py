@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
+from aggregation_worker.aggregations.numbers import EXACT, amount_text
 from tests.benchmarks.processor_time import planned, requests
 from tests.benchmarks.workloads import RECORDS_PER_SECOND, REFERENCE, Choice, Workload, records
-from worker.numbers import EXACT, amount_text
 
 # On-demand write request units, us-east-1, in dollars per million ("Amazon DynamoDB pricing").
 DOLLARS_PER_MILLION_UNITS = 0.625

@@ -37,24 +37,24 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from aggregation_worker.aggregations.definitions import parse_definitions
+from aggregation_worker.batch import REPORT_OUTCOMES, RecordOutcome
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.ledger.receipts import aggregate_name
+from aggregation_worker.local.delivery import Batch, Invocation, PolledRecord, deliver
+from aggregation_worker.local.local_function import LocalFunction
+from aggregation_worker.local.ministack import Ministack, running_ministack
+from aggregation_worker.local.on_failure_destination import OnFailureDestination
+from aggregation_worker.local.pipeline import DEAD_LETTERS, LEDGER_TABLE, create_dead_letters, create_table
+from aggregation_worker.local.recompute import scan
+from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.operations.letters import HeldMessages, understand
+from aggregation_worker.operations.replaying import Replay, Selection, SendError
 from tests.dynamodb_local import DynamoDBLocal, running_dynamodb_local
 from tests.end_to_end.faulty_proxy import Fault, FaultyProxy
 from tests.model.orders import DEFINITIONS, RULES, TABLES, Amounts, Change, Order, Total, add_up, expected
 from tests.records import STREAM_ARN, stream_record
-from worker import deployment
-from worker.batch import REPORT_OUTCOMES, RecordOutcome
-from worker.definitions import parse_definitions
-from worker.ledger import aggregate_name
-from worker.local.delivery import Batch, Invocation, PolledRecord, deliver
-from worker.local.local_function import LocalFunction
-from worker.local.mapping_settings import MappingSettings
-from worker.local.ministack import Ministack, running_ministack
-from worker.local.on_failure_destination import OnFailureDestination
-from worker.local.pipeline import DEAD_LETTERS, LEDGER_TABLE, create_dead_letters, create_table
-from worker.operations.errors import CommandError
-from worker.operations.letters import HeldMessages, understand
-from worker.operations.recompute import scan
-from worker.operations.replay import Replay, Selection, SendError
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

@@ -28,7 +28,7 @@ def main() -> None:
     # The handler's log goes where the handler writes; the answers have a way of their own.
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
-        from worker.handler import lambda_handler
+        from aggregation_worker.handler import lambda_handler
 
         for number, line in enumerate(sys.stdin):
             invocation = json.loads(line)

@@ -75,7 +75,7 @@ def assembly(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
     done = cdk("synth", "--quiet", "--output", str(folder), *optional)
     seconds = time.monotonic() - start
     assert done.returncode == 0, done.stderr
-    return Assembly(folder, bundle_of("worker.handler.lambda_handler", folder), seconds)
+    return Assembly(folder, bundle_of("aggregation_worker.handler.lambda_handler", folder), seconds)
 
 
 def bundle_of(handler: str, assembly: Path) -> Path:

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infrastructure.bundle import PYTHON_VERSION, python_of_the_runtime
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker_cdk.bundle import PYTHON_VERSION, python_of_the_runtime
 from tests.dynamodb_local import cache_folder
-from worker import deployment
 
 # The wheel whose hash this is holds the emulator for both architectures.
 _SAM_CLI = "aws-sam-cli==1.170.0 --hash=sha256:24ebaf5ecba38dc1758089968cb89ab61e124b84e92a344fc7a2771a47f4d0bf"
@@ -114,7 +114,7 @@ def running_function(bundle: Path, environment: Mapping[str, str]) -> Iterator[R
             *(str(emulator), "--log-level", "info"),
             *("--runtime-api-address", f"127.0.0.1:{runtime_api_port}"),
             *("--runtime-interface-emulator-address", f"127.0.0.1:{port}"),
-            *(python, "-m", "awslambdaric", "worker.handler.lambda_handler"),
+            *(python, "-m", "awslambdaric", "aggregation_worker.handler.lambda_handler"),
         ]
         with log.open("wb") as output:
             process = subprocess.Popen(

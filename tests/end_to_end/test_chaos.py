@@ -5,10 +5,10 @@ import random
 
 import pytest
 
+from aggregation_worker.batch import RecordOutcome
 from tests.dynamodb_local import DynamoDBLocalUnavailableError
 from tests.end_to_end.chaos import run
 from tests.end_to_end.conftest import missing
-from worker.batch import RecordOutcome
 
 pytestmark = pytest.mark.end_to_end
 

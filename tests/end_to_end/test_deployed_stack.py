@@ -16,19 +16,19 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.dead_letters import FailedBatchReference, ParkedRecord, message_body, read_dead_letter
+from aggregation_worker.local.ministack import Ministack
 from tests.aws_cli import commands_of
 from tests.end_to_end.conftest import ROOT, Assembly, cdk, missing
 from tests.infrastructure.runbook_pages import pages, preamble
 from tests.records import insert, order
 from tests.waiting import wait_for
-from worker.dead_letters import FailedBatchReference, ParkedRecord, message_body, read_dead_letter
-from worker.local.ministack import Ministack
 
 pytestmark = pytest.mark.end_to_end
 
 # In an environment of its own: it pins another botocore than ministack.
 AWS_CLI = "awscli==1.46.3"
-_AGGREGATOR = "import sys; from worker.operations.cli import main; sys.exit(main())"
+_AGGREGATOR = "import sys; from aggregation_worker.operations.cli import main; sys.exit(main())"
 
 
 @functools.cache

@@ -10,6 +10,12 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.aggregations.definitions import load_definitions
+from aggregation_worker.dead_letters import ParkedRecord, RecordReference, read_dead_letter
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker.local.ministack import Ministack
+from aggregation_worker.local.pipeline import create_table
 from tests.dynamodb_local import DynamoDBLocal
 from tests.end_to_end.conftest import Assembly, missing
 from tests.end_to_end.lambda_emulator import (
@@ -19,11 +25,6 @@ from tests.end_to_end.lambda_emulator import (
     running_function,
 )
 from tests.records import insert, modify, order
-from worker import deployment
-from worker.dead_letters import ParkedRecord, RecordReference, read_dead_letter
-from worker.definitions import load_definitions
-from worker.local.ministack import Ministack
-from worker.local.pipeline import create_table
 
 pytestmark = pytest.mark.end_to_end
 
@@ -78,7 +79,7 @@ class Services:
 def services(dynamodb_of_its_own: DynamoDBLocal, ministack: Ministack) -> Services:
     dynamodb = dynamodb_of_its_own.client("dynamodb")
     create_table(dynamodb, LEDGER, deployment.LEDGER)
-    for name, table in deployment.target_tables(load_definitions()).items():
+    for name, table in deployment.target_tables(load_definitions(SAMPLE_FILE)).items():
         create_table(dynamodb, name, table)
     ministack.client("s3").create_bucket(Bucket=BUCKET)
     queue_url = ministack.client("sqs").create_queue(QueueName="packaged-dead-letters")["QueueUrl"]
@@ -186,8 +187,10 @@ def test_bundle__is_small_pure_python_with_bytecode_and_without_the_operators_to
     files = {path.relative_to(assembly.bundle).as_posix() for path in assembly.bundle.rglob("*") if path.is_file()}
     sources = {name for name in files if name.endswith(".py")}
     assert not {name for name in files if name.endswith((".so", ".dylib", ".exe"))}
-    assert not {name for name in files if name.startswith(("worker/operations", "worker/local", "rich"))}
-    assert "worker/aggregations.toml" in files
+    assert not {
+        name for name in files if name.startswith(("aggregation_worker/operations", "aggregation_worker/local", "rich"))
+    }
+    assert "aggregations.toml" in files
     compiled = {name.replace("__pycache__/", "").replace(".cpython-313.pyc", ".py") for name in files if "pyc" in name}
     assert compiled == sources
     size = zipped_bytes(assembly.bundle)

@@ -10,10 +10,11 @@ from typing import Any
 import aws_cdk as cdk
 from aws_cdk.assertions import Template
 
-from infrastructure.bundle import FunctionBundling
-from infrastructure.options import Options
-from infrastructure.stack import AggregationStack
-from worker.definitions import BUNDLED_FILE, load_definitions
+from aggregation_worker.aggregations.definitions import load_definitions
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker_cdk.bundle import FunctionBundling
+from aggregation_worker_cdk.options import Options
+from aggregation_worker_cdk.stack import AggregationStack
 
 CDK = Path(__file__).parents[2] / "cdk"
 
@@ -78,7 +79,7 @@ class Stack:
 def synthesized(definitions: str | None = None, **options: Any) -> Stack:
     """The stack of a definitions file's text (of the bundled file if not given) and of options."""
     with tempfile.TemporaryDirectory() as folder:
-        file = BUNDLED_FILE
+        file = SAMPLE_FILE
         if definitions is not None:
             file = Path(folder) / "definitions.toml"
             file.write_text(definitions)

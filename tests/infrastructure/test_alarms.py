@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from infrastructure.alarms import very_late_ms
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker_cdk.alarms import very_late_ms
 from tests.infrastructure.stacks import Stack, plain, synthesized
-from worker.definitions import BUNDLED_FILE
 
 WORKER = ("DynamoDBAggregationWorker", {"service": "DynamoDBAggregationWorker"})
 FUNCTION = ("AWS/Lambda", {"FunctionName": "<WorkerFunction>"})
@@ -122,7 +122,7 @@ def test_alarms_of_a_scheduled_reconcile__come_with_it(stack: Stack, reconcile_s
 
 
 def test_target_table_named_ledger__has_alarms_beside_the_ledgers() -> None:
-    stack = synthesized(BUNDLED_FILE.read_text().replace('table = "item_count_by_date"', 'table = "ledger"'))
+    stack = synthesized(SAMPLE_FILE.read_text().replace('table = "item_count_by_date"', 'table = "ledger"'))
 
     names = {name.removeprefix("DynamoDBAggregationWorker-") for name in alarms(stack)}
     assert names > {"ledger-write-throttling", "write-throttling-ledger"}

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from infrastructure import bundle
-from infrastructure.bundle import (
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker_cdk import bundle
+from aggregation_worker_cdk.bundle import (
     RECONCILE_CONTENTS,
     REQUIREMENTS,
     WORKER_CONTENTS,
@@ -26,17 +27,17 @@ from infrastructure.bundle import (
     files_of,
     python_of_the_runtime,
 )
-from worker.definitions import BUNDLED_FILE
 
 ROOT = Path(__file__).parents[2]
+PACKAGE_ROOT = ROOT / "worker"
 
 
 @pytest.fixture
 def copied_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the worker that a test may change, in place of the real one."""
-    copy = tmp_path / "worker"
-    shutil.copytree(bundle.WORKER, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(bundle, "WORKER", copy)
+    copy = tmp_path / "aggregation_worker"
+    shutil.copytree(bundle.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(bundle, "PACKAGE", copy)
     return copy
 
 
@@ -49,18 +50,18 @@ def any_python() -> Iterator[None]:
 
 
 def test_hash__does_not_depend_on_where_the_sources_are(copied_worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    of_the_copy = asset_hash(BUNDLED_FILE)
+    of_the_copy = asset_hash(SAMPLE_FILE)
 
     monkeypatch.undo()
 
-    assert of_the_copy == asset_hash(BUNDLED_FILE)
+    assert of_the_copy == asset_hash(SAMPLE_FILE)
 
 
 def test_hash__changes_with_what_is_bundled(copied_worker: Path, tmp_path: Path) -> None:
-    before = asset_hash(BUNDLED_FILE)
+    before = asset_hash(SAMPLE_FILE)
 
-    (copied_worker / "ledger.py").write_text("# changed")
-    after_code = asset_hash(BUNDLED_FILE)
+    (copied_worker / "ledger" / "receipts.py").write_text("# changed")
+    after_code = asset_hash(SAMPLE_FILE)
     other_definitions = tmp_path / "mine.toml"
     other_definitions.write_text("# changed")
 
@@ -68,29 +69,29 @@ def test_hash__changes_with_what_is_bundled(copied_worker: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("contents", [WORKER_CONTENTS, RECONCILE_CONTENTS], ids=["worker", "reconcile"])
-@pytest.mark.parametrize("file", ["deployment.py", "verification.py", "operations/new.py", "local/new.py"])
+@pytest.mark.parametrize("file", ["deployment/settings.py", "operations/new.py", "local/new.py"])
 def test_hash__does_not_change_with_what_is_not_bundled(file: str, contents: Contents, copied_worker: Path) -> None:
-    before = asset_hash(BUNDLED_FILE, contents)
+    before = asset_hash(SAMPLE_FILE, contents)
 
     (copied_worker / file).write_text("# changed")
 
-    assert asset_hash(BUNDLED_FILE, contents) == before
+    assert asset_hash(SAMPLE_FILE, contents) == before
 
 
 def test_reconciliation__is_bundled_for_the_reconcile_only(copied_worker: Path) -> None:
-    before = asset_hash(BUNDLED_FILE), asset_hash(BUNDLED_FILE, RECONCILE_CONTENTS)
+    before = asset_hash(SAMPLE_FILE), asset_hash(SAMPLE_FILE, RECONCILE_CONTENTS)
 
     (copied_worker / "reconciliation" / "new.py").write_text("# changed")
 
-    assert asset_hash(BUNDLED_FILE) == before[0]
-    assert asset_hash(BUNDLED_FILE, RECONCILE_CONTENTS) != before[1]
+    assert asset_hash(SAMPLE_FILE) == before[0]
+    assert asset_hash(SAMPLE_FILE, RECONCILE_CONTENTS) != before[1]
 
 
 @pytest.mark.parametrize(
     ("handler", "contents"),
     [
-        ("worker.handler", WORKER_CONTENTS),
-        ("worker.reconciliation.scheduled", RECONCILE_CONTENTS),
+        ("aggregation_worker.handler", WORKER_CONTENTS),
+        ("aggregation_worker.reconciliation.scheduled", RECONCILE_CONTENTS),
     ],
 )
 def test_bundle__holds_all_that_the_function_imports(handler: str, contents: Contents) -> None:
@@ -103,7 +104,13 @@ def test_bundle__holds_all_that_the_function_imports(handler: str, contents: Con
 
     bundled = {module_of(file) for file in files_of(contents) if file.suffix == ".py"}
     assert reached <= bundled, reached - bundled
-    assert not [module for module in reached if module.startswith(("worker.operations", "worker.local"))]
+    assert not [
+        module
+        for module in reached
+        if module.startswith(
+            ("aggregation_worker.operations", "aggregation_worker.local", "aggregation_worker.deployment")
+        )
+    ]
 
 
 def imported_by(module: str) -> set[str]:
@@ -116,16 +123,16 @@ def imported_by(module: str) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.partition(".")[0] == "worker" and file_of(name).is_file()}
+    return {name for name in names if name.partition(".")[0] == "aggregation_worker" and file_of(name).is_file()}
 
 
 def file_of(module: str) -> Path:
-    path = ROOT.joinpath(*module.split("."))
+    path = PACKAGE_ROOT.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def module_of(file: Path) -> str:
-    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return ".".join(file.relative_to(PACKAGE_ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def test_service_models__are_those_of_the_clients(tmp_path: Path) -> None:
@@ -146,7 +153,7 @@ def test_hash__tells_bytecode_from_none(monkeypatch: pytest.MonkeyPatch) -> None
     hashes = set()
     for python in ("/usr/bin/python3.13", None):
         monkeypatch.setattr(bundle, "python_of_the_runtime", lambda python=python: python)
-        hashes.add(asset_hash(BUNDLED_FILE))
+        hashes.add(asset_hash(SAMPLE_FILE))
 
     assert len(hashes) == 2
 
@@ -174,7 +181,7 @@ def test_no_installer__is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
     with pytest.raises(BundlingError, match=r"^the function's dependencies cannot .*neither uv nor pip was found; "):
-        bundle.bundle(BUNDLED_FILE, tmp_path)
+        bundle.bundle(SAMPLE_FILE, tmp_path)
 
 
 def test_failing_installer__is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +191,7 @@ def test_failing_installer__is_quoted(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(shutil, "which", lambda name: str(uv))
 
     with pytest.raises(BundlingError, match=r"could not be bundled: uv pip install said: the registry is down"):
-        bundle.bundle(BUNDLED_FILE, tmp_path / "target")
+        bundle.bundle(SAMPLE_FILE, tmp_path / "target")
 
 
 def test_without_uv__pip_installs_for_the_functions_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

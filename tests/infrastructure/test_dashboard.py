@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker.telemetry import NAMESPACE, Metric
 from tests.infrastructure.stacks import Stack, synthesized
-from worker.definitions import BUNDLED_FILE
-from worker.telemetry import NAMESPACE, Metric
 
 
 def widgets(stack: Stack) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ def test_cost__counts_the_writes_of_ledger_and_targets(other_stack: Stack) -> No
 
 def test_many_target_tables__leave_alarms_that_the_widget_cannot_take_out() -> None:
     """CloudWatch refuses a dashboard with more than 100 alarms in one widget."""
-    head, _, aggregation = BUNDLED_FILE.read_text().partition("[[aggregations]]")
+    head, _, aggregation = SAMPLE_FILE.read_text().partition("[[aggregations]]")
     aggregations = [aggregation.replace('"item_count_by_date"', f'"counts{number}"') for number in range(50)]
     stack = synthesized("[[aggregations]]".join([head, *aggregations]))
 

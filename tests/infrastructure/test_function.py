@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.settings import read_settings
 from tests.infrastructure.stacks import Stack, plain, synthesized
-from worker.settings import read_settings
 
 BUCKET = "<DeadLettersBucket.Arn>"
 ACCOUNT = {"StringEquals": {"s3:ResourceAccount": "<AWS::AccountId>"}}
@@ -26,7 +26,7 @@ def statements(stack: Stack) -> list[tuple[str, Any, Any, Any]]:
 def test_function__runs_the_handler_on_the_tested_runtime(stack: Stack) -> None:
     function = stack.properties("Lambda::Function")
 
-    assert function["Handler"] == "worker.handler.lambda_handler"
+    assert function["Handler"] == "aggregation_worker.handler.lambda_handler"
     assert function["Runtime"] == "python3.13"
     assert function["Architectures"] == ["arm64"]
     assert function["Role"] == "<WorkerRole.Arn>"

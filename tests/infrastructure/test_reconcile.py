@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
-from infrastructure.schedule import mistake_in
+from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE, load_definitions, parse_definitions
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.deployment.example import example_item
+from aggregation_worker.deployment.settings import DeploymentError
+from aggregation_worker.ledger.definition_guard import check_definitions
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker.local.pipeline import create_table
+from aggregation_worker.reconciliation.scheduled import ScheduledSettings, read_scheduled_settings, reconcile
+from aggregation_worker_cdk.schedule import mistake_in
 from tests.dynamodb_local import DynamoDBLocal
 from tests.infrastructure.stacks import OTHER_DEFINITIONS, Stack, plain, synthesized
-from worker import deployment
-from worker.definition_guard import check_definitions
-from worker.definitions import BUNDLED_FILE, load_definitions, parse_definitions
-from worker.deployment import DeploymentError
-from worker.local.pipeline import create_table
-from worker.reconciliation.scheduled import ScheduledSettings, read_scheduled_settings, reconcile
-from worker.verification import example_item
 
 # The service authorization reference's access levels of the actions that are allowed.
 READS = {
@@ -60,7 +61,7 @@ def test_with_the_flag__all_else_stays_as_it_is(stack: Stack, reconcile_stack: S
 def test_function__is_its_own_and_runs_alone_for_as_long_as_lambda_allows(reconcile_stack: Stack) -> None:
     function = function_of(reconcile_stack)
 
-    assert function["Handler"] == "worker.reconciliation.scheduled.lambda_handler"
+    assert function["Handler"] == "aggregation_worker.reconciliation.scheduled.lambda_handler"
     assert (function["Runtime"], function["Architectures"]) == ("python3.13", ["arm64"])
     assert function["Role"] == "<ReconcileRole.Arn>"
     assert function["Timeout"] == 900
@@ -149,7 +150,7 @@ def test_role__allows_every_request_of_a_run(
     """A run that meets drift, and so makes all of its requests: each names a table that its role names for it."""
     name = f"role-{uuid.uuid4().hex[:12]}"
     file = tmp_path / "definitions.toml"
-    text = BUNDLED_FILE.read_text().replace('"Order_by_item"', f'"{name}"')
+    text = SAMPLE_FILE.read_text().replace('"Order_by_item"', f'"{name}"')
     file.write_text(text.replace('table = "item_count_by_date"', f'table = "{name}-target"'))
     definitions = load_definitions(file)
     client, streams = dynamodb_local.client("dynamodb"), dynamodb_local.client("dynamodbstreams")
@@ -242,7 +243,7 @@ def test_schedule_that_could_prove_nothing__is_refused() -> None:
 def test_schedule__needs_one_aggregation_that_the_source_can_prove(
     policies: list[str], nothing_removed: bool, provable: bool
 ) -> None:
-    head, _, aggregation = BUNDLED_FILE.read_text().partition("[[aggregations]]")
+    head, _, aggregation = SAMPLE_FILE.read_text().partition("[[aggregations]]")
     named = aggregation.replace('"item_count_by_date"', '"{name}"').replace("{ ", "{{ ").replace(" }", " }}")
     entries = [named.format(name=f"counts{n}") + f'remove = "{policy}"\n' for n, policy in enumerate(policies)]
     definitions = parse_definitions("[[aggregations]]".join([head, *entries]))
@@ -266,7 +267,7 @@ def test_settings__are_taken_by_the_function(reconcile_stack: Stack, other_recon
 
         assert settings.max_source_bytes == deployment.MAX_SCHEDULED_RECONCILE_BYTES
         assert settings.nothing_removed is nothing_removed
-        assert settings.aggregations_file == BUNDLED_FILE
+        assert settings.aggregations_file == DEFINITIONS_FILE
 
 
 @pytest.mark.parametrize(

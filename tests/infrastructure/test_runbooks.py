@@ -177,7 +177,7 @@ def positional_of(arguments: list[str], options: frozenset[str]) -> Iterator[str
 
 def check_aggregator(arguments: list[str]) -> None:
     """Fails on a subcommand or option that the real command does not have."""
-    from worker.operations.cli import build_parser
+    from aggregation_worker.operations.cli import build_parser
 
     parser = build_parser()
     try:
@@ -188,7 +188,7 @@ def check_aggregator(arguments: list[str]) -> None:
 
 def test_aggregator_in_a_sentence__exists() -> None:
     """In running text too, `aggregator …` names a subcommand that the real parser has."""
-    from worker.operations.cli import build_parser
+    from aggregation_worker.operations.cli import build_parser
 
     (subcommands,) = (
         action.choices for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from infrastructure.options import OptionError, Options, read_options
+from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE
+from aggregation_worker.deployment.settings import Output
+from aggregation_worker_cdk.options import OptionError, Options, read_options
 from tests.infrastructure.stacks import Stack, plain
-from worker.definitions import BUNDLED_FILE
-from worker.deployment import Output
 
 
 def outputs(stack: Stack) -> dict[str, str]:
@@ -56,7 +56,7 @@ def test_every_output__says_what_it_is(stack: Stack) -> None:
 
 
 def test_no_flags__are_the_defaults() -> None:
-    assert read_options({}) == Options("DynamoDBAggregationWorker", BUNDLED_FILE, False, None, None, None, False)
+    assert read_options({}) == Options("DynamoDBAggregationWorker", DEFINITIONS_FILE, False, None, None, None, False)
 
 
 def test_flags__are_read_as_the_cdk_cli_passes_them() -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import aws_cdk as cdk
 import pytest
 
-from infrastructure.synthesis import main
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker_cdk.synthesis import main
 from tests.infrastructure.stacks import CDK, OTHER_DEFINITIONS
-from worker.definitions import BUNDLED_FILE
 
 ACKNOWLEDGED = {
     "AwsSolutions-L1",
@@ -178,7 +178,7 @@ def test_finding_of_cdk_nag__fails_the_synthesis(tmp_path: Path, monkeypatch: py
 )
 def test_mistake_in_the_definitions__is_one_sentence(mistake: tuple[str, str], sentence: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text(BUNDLED_FILE.read_text().replace(*mistake))
+    file.write_text(SAMPLE_FILE.read_text().replace(*mistake))
 
     done = synth(tmp_path, definitions=str(file))
 
@@ -190,7 +190,7 @@ def test_mistake_in_the_definitions__is_one_sentence(mistake: tuple[str, str], s
 def test_ledger_that_forgets_before_dead_letters_do__is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.deployment.LEDGER_RETENTION_DAYS", 44)
+    monkeypatch.setattr("aggregation_worker.deployment.settings.LEDGER_RETENTION_DAYS", 44)
 
     done = synth(tmp_path)
 

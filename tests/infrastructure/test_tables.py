@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.deployment.settings import DeploymentError
+from aggregation_worker.local import SAMPLE_FILE
 from tests.infrastructure.stacks import Stack, synthesized
-from worker.definitions import BUNDLED_FILE
-from worker.deployment import DeploymentError
 
 LEDGER = "DynamoDBAggregationWorker-ledger"
 
@@ -74,7 +74,7 @@ def test_stack_name__is_in_the_ledgers_name() -> None:
 
 @pytest.mark.parametrize("table", ["Order_by_item", "item_count_by_date"])
 def test_table_named_like_the_ledger__is_refused(table: str) -> None:
-    definitions = BUNDLED_FILE.read_text().replace(f'table = "{table}"', f'table = "{LEDGER}"')
+    definitions = SAMPLE_FILE.read_text().replace(f'table = "{table}"', f'table = "{LEDGER}"')
 
     with pytest.raises(DeploymentError, match="name of this stack's ledger"):
         synthesized(definitions)

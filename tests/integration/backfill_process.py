@@ -8,9 +8,9 @@ DynamoDB Local and ministack do; waiting for a lag that they do not have would o
 import functools
 import sys
 
-from worker.operations import backfill
-from worker.operations.cli import main
-from worker.reconciliation.stream_reader import StreamReader
+from aggregation_worker.operations import backfill
+from aggregation_worker.operations.cli import main
+from aggregation_worker.streams.reader import StreamReader
 
 PromptReader = functools.partial(StreamReader, stream_lag=0.0, empty_pages=1, poll_interval=0.0)
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
+from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group
+from aggregation_worker.batch import RecordOutcome, process
+from aggregation_worker.ledger.commit import Deadline
+from aggregation_worker.ledger.definition_guard import check_definitions
+from aggregation_worker.local.recompute import scan, stored_totals, totals_of
+from aggregation_worker.streams.records import from_get_records
+from aggregation_worker.streams.shards import StreamShards
 from tests.integration.world import World
-from worker.aggregations import Aggregation, Definitions, Group
-from worker.batch import RecordOutcome, process
-from worker.commit import Deadline
-from worker.definition_guard import check_definitions
-from worker.operations.recompute import scan, stored_totals, totals_of
-from worker.reconciliation.stream_shards import StreamShards
-from worker.stream import from_get_records
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

@@ -21,6 +21,17 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.aggregations.contributions import Definitions
+from aggregation_worker.aggregations.definitions import moment_text, parse_definitions
+from aggregation_worker.ledger.markers import read_marker
+from aggregation_worker.ledger.receipts import BACKFILL_PAGE, aggregate_name, is_stream_page
+from aggregation_worker.local.ministack import Ministack
+from aggregation_worker.local.recompute import scan, totals_of
+from aggregation_worker.operations.cli import main
+from aggregation_worker.reconciliation import backfill as core
+from aggregation_worker.reconciliation.spool import Spool
+from aggregation_worker.streams import reader as stream_reader
+from aggregation_worker.streams.shards import Shard, StreamShards
 from tests.dynamodb_local import DynamoDBLocal
 from tests.integration.backfill_process import PromptReader
 from tests.integration.busy_table import (
@@ -35,17 +46,6 @@ from tests.integration.busy_table import (
 )
 from tests.integration.world import World, a_world
 from tests.waiting import wait_for
-from worker.aggregations import Definitions
-from worker.definitions import moment_text, parse_definitions
-from worker.ledger import BACKFILL_PAGE, aggregate_name, is_stream_page
-from worker.local.ministack import Ministack
-from worker.operations.cli import main
-from worker.operations.recompute import scan, totals_of
-from worker.reconciliation import backfill as core
-from worker.reconciliation import stream_reader
-from worker.reconciliation.backfill import read_marker
-from worker.reconciliation.spool import Spool
-from worker.reconciliation.stream_shards import Shard, StreamShards
 
 ROOT = Path(__file__).parents[2]
 SOLD = """
@@ -184,7 +184,7 @@ def a_shop(
         environment["XDG_CACHE_HOME"] = str(folder)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr("worker.operations.backfill.StreamReader", PromptReader)
+        monkeypatch.setattr("aggregation_worker.operations.backfill.StreamReader", PromptReader)
         streams = server.client("dynamodbstreams")
         yield Shop(world, source, stream_arn, text, streams, folder, environment, orders, existing)
     client.delete_table(TableName=source)

@@ -22,18 +22,18 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from aggregation_worker import handler
+from aggregation_worker.aggregations.contributions import Definitions
+from aggregation_worker.dead_letters import PARKED_PREFIX
+from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker.local.local_function import LambdaContext
+from aggregation_worker.local.ministack import Ministack
+from aggregation_worker.local.pipeline import Pipeline, mapping_settings, running_pipeline
+from aggregation_worker.local.recompute import scan, stored_totals, totals_of
+from aggregation_worker.operations.cli import build_parser, main
+from aggregation_worker.operations.resources import Resources
 from tests.integration.world import side_by_side
-from worker import handler
-from worker.aggregations import Definitions
-from worker.dead_letters import PARKED_PREFIX
-from worker.definitions import BUNDLED_FILE
-from worker.local.local_function import LambdaContext
-from worker.local.mapping_settings import MappingSettings
-from worker.local.ministack import Ministack
-from worker.local.pipeline import Pipeline, mapping_settings, running_pipeline
-from worker.operations.cli import build_parser, main
-from worker.operations.recompute import scan, stored_totals, totals_of
-from worker.operations.resources import Resources
 
 Handler = Callable[[dict[str, Any], Any], Any]
 
@@ -49,7 +49,7 @@ def quick(definitions: Definitions) -> MappingSettings:
 
 @contextmanager
 def pipeline_with(handler: Handler | None = None, **settings: Any) -> Iterator[Pipeline]:
-    with running_pipeline(BUNDLED_FILE, handler=handler, settings=lambda d: replace(quick(d), **settings)) as pipeline:
+    with running_pipeline(SAMPLE_FILE, handler=handler, settings=lambda d: replace(quick(d), **settings)) as pipeline:
         yield pipeline
 
 
@@ -65,7 +65,7 @@ def emptied_server(ministack: Ministack, monkeypatch: pytest.MonkeyPatch) -> Non
         handler._worker.cache_clear()  # it has written its definitions to a ledger that is gone
         yield ministack
 
-    monkeypatch.setattr("worker.local.pipeline.running_ministack", emptied)
+    monkeypatch.setattr("aggregation_worker.local.pipeline.running_ministack", emptied)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def broken_number_parsing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         raise ValueError("not a number")
 
     with monkeypatch.context() as patch:
-        patch.setattr("worker.aggregations.parse_number", never_a_number)
+        patch.setattr("aggregation_worker.aggregations.contributions.parse_number", never_a_number)
         yield patch.undo
 
 
@@ -180,7 +180,7 @@ def replay_through(handler: Handler, monkeypatch: pytest.MonkeyPatch, *options: 
 
 
 def deployed(event: dict[str, Any], context: Any) -> Any:
-    from worker.handler import lambda_handler
+    from aggregation_worker.handler import lambda_handler
 
     return lambda_handler(event, context)
 
@@ -546,7 +546,7 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
     command = [
         sys.executable,
         "-c",
-        "import sys; from worker.operations.cli import main; sys.exit(main())",
+        "import sys; from aggregation_worker.operations.cli import main; sys.exit(main())",
         "replay",
         "--in-process",
         "--visibility-timeout",
@@ -631,7 +631,7 @@ def test_verify__tells_the_latency_and_leaves_only_a_receipt_behind(
 def test_verify_of_totals_by_day_alone__touches_no_real_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     by_day = tmp_path / "by_day.toml"
     by_day.write_text(
-        BUNDLED_FILE.read_text()
+        SAMPLE_FILE.read_text()
         .replace('partition_key = { name = "item_number", from = "item_number" }\n', "")
         .replace("sort_key = { name", "partition_key = { name")
         + 'remove = "retract"\n'

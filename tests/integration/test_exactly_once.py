@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
 
+from aggregation_worker.batch import RecordOutcome
+from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
+from aggregation_worker.ledger.transactions import MAX_RECEIPTS_PER_ACTION
 from tests.dynamodb_local import DynamoDBLocal
 from tests.integration.world import ClientWith, World, a_world, side_by_side
-from worker.batch import RecordOutcome
-from worker.commit import MAX_IN_FLIGHT
-from worker.ledger import MAX_RECEIPTS_PER_ACTION
 
 APPLIED, DUPLICATE, NOT_COUNTED = RecordOutcome.APPLIED, RecordOutcome.DUPLICATE, RecordOutcome.NOT_COUNTED
 PARKED, RETRIED = RecordOutcome.PARKED, RecordOutcome.RETRIED

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.local.event_source_mapping import EventSourceMapping
+from aggregation_worker.local.ministack import Ministack, MinistackError, running_ministack
 from tests.waiting import wait_for
-from worker.local.event_source_mapping import EventSourceMapping
-from worker.local.mapping_settings import MappingSettings
-from worker.local.ministack import Ministack, MinistackError, running_ministack
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_server__listens_on_loopback_only(ministack: Ministack) -> None:
 def test_starting_process_killed__server_ends_and_leaves_nothing_behind(by: signal.Signals, tmp_path: Path) -> None:
     script = (
         "import time\n"
-        "from worker.local.ministack import running_ministack\n"
+        "from aggregation_worker.local.ministack import running_ministack\n"
         "with running_ministack() as ministack:\n"
         "    print(ministack.endpoint, flush=True)\n"
         "    time.sleep(60)\n"

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.aggregations.definitions import parse_definitions
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker.local.pipeline import Pipeline, running_pipeline
+from aggregation_worker.local.recompute import scan, stored_totals, totals_of
 from tests.aws_cli import commands_of, run_aws
 from tests.waiting import wait_for
-from worker.definitions import BUNDLED_FILE, parse_definitions
-from worker.local.pipeline import Pipeline, running_pipeline
-from worker.operations.recompute import scan, stored_totals, totals_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ def aggregator(*arguments: str) -> list[str]:
     return [
         sys.executable,
         "-c",
-        "import sys; from worker.operations.cli import main; sys.exit(main())",
+        "import sys; from aggregation_worker.operations.cli import main; sys.exit(main())",
         *arguments,
     ]
 
@@ -50,7 +51,7 @@ def test_demo__shows_matching_totals_and_the_dead_letter() -> None:
 def test_readme_put_and_query__show_the_total() -> None:
     put, query = (command for command in commands_of(ROOT / "README.md") if command.startswith("aws dynamodb"))
 
-    with running_pipeline(BUNDLED_FILE) as pipeline:
+    with running_pipeline(SAMPLE_FILE) as pipeline:
         run_aws(put, pipeline.server.client)
         pipeline.mapping.drain(20)
         answer = run_aws(query, pipeline.server.client)
@@ -122,7 +123,7 @@ def _client_of(credentials: str, command: str) -> Callable[[str], Any]:
 
 def test_local_with_a_broken_definitions_file__is_one_clear_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
-    broken.write_text(BUNDLED_FILE.read_text().replace("truncate", "truncat"))
+    broken.write_text(SAMPLE_FILE.read_text().replace("truncate", "truncat"))
 
     done = subprocess.run(
         aggregator("local", "--definitions", str(broken)), capture_output=True, text=True, timeout=300, check=False
@@ -144,8 +145,8 @@ def test_random_history_through_the_whole_pipeline__totals_equal_the_source(
     print(f"seed {seed}")
     chance = random.Random(seed)
     definitions = tmp_path / "retract.toml"
-    definitions.write_text(BUNDLED_FILE.read_text() + 'count = "orders"\nremove = "retract"\n')
-    from worker.local.pipeline import deployed_handler
+    definitions.write_text(SAMPLE_FILE.read_text() + 'count = "orders"\nremove = "retract"\n')
+    from aggregation_worker.local.pipeline import deployed_handler
 
     handler = deployed_handler()
 

@@ -24,6 +24,22 @@ from typing import Any
 import pytest
 from botocore.exceptions import ConnectionClosedError
 
+from aggregation_worker.aggregations.contributions import Aggregation, Group
+from aggregation_worker.aggregations.definitions import parse_definitions
+from aggregation_worker.ledger.definition_guard import DefinitionChangedError, check_definitions
+from aggregation_worker.ledger.markers import CUT, FINISHED_AT, STARTED_AT, read_marker
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker.local.pipeline import running_pipeline
+from aggregation_worker.local.recompute import scan, stored_totals
+from aggregation_worker.operations.cli import main
+from aggregation_worker.operations.explain import ReceiptKind, explanations_of
+from aggregation_worker.operations.resources import Resources
+from aggregation_worker.reconciliation import scheduled
+from aggregation_worker.reconciliation.items import ExportSource, ItemSource, ScanSource
+from aggregation_worker.reconciliation.reconcile import Reconciliation, Report, Verdict
+from aggregation_worker.reconciliation.spool import Spool
+from aggregation_worker.streams.reader import StreamReader
+from aggregation_worker.streams.records import from_get_records
 from tests.dynamodb_local import DynamoDBLocal
 from tests.integration.busy_table import (
     Follower,
@@ -36,21 +52,6 @@ from tests.integration.busy_table import (
     load,
 )
 from tests.integration.world import ClientWith, World, a_world, side_by_side
-from worker.aggregations import Aggregation, Group
-from worker.definition_guard import DefinitionChangedError, check_definitions
-from worker.definitions import BUNDLED_FILE, parse_definitions
-from worker.local.pipeline import running_pipeline
-from worker.operations.cli import main
-from worker.operations.explain import ReceiptKind, explanations_of
-from worker.operations.recompute import scan, stored_totals
-from worker.operations.resources import Resources
-from worker.reconciliation import scheduled
-from worker.reconciliation.backfill import CUT, FINISHED_AT, STARTED_AT, read_marker
-from worker.reconciliation.items import ExportSource, ItemSource, ScanSource
-from worker.reconciliation.reconcile import Reconciliation, Report, Verdict
-from worker.reconciliation.spool import Spool
-from worker.reconciliation.stream_reader import StreamReader
-from worker.stream import from_get_records
 
 DEFINITIONS = """
 [source]
@@ -628,8 +629,8 @@ def surroundings(shop: Shop, dynamodb_local: DynamoDBLocal, tmp_path: Path, monk
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("worker.operations.reconcile.StreamReader", PromptReader)
-    monkeypatch.setattr("worker.reconciliation.scheduled.StreamReader", PromptReader)
+    monkeypatch.setattr("aggregation_worker.operations.reconcile.StreamReader", PromptReader)
+    monkeypatch.setattr("aggregation_worker.reconciliation.scheduled.StreamReader", PromptReader)
     return file
 
 
@@ -641,7 +642,7 @@ def PromptReader(*arguments: Any, **_: Any) -> StreamReader:  # noqa: N802 - sta
 def test_command__finds_repairs_and_then_finds_nothing(
     shop: Shop, surroundings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("worker.operations.reconcile.records_of_letters", lambda _: [])
+    monkeypatch.setattr("aggregation_worker.operations.reconcile.records_of_letters", lambda _: [])
     shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
     run = ["reconcile", "--patience", "0.3", "--no-metric"]
 
@@ -685,7 +686,7 @@ def test_command_on_the_local_pipeline__leaves_what_waits_in_the_queue_until_it_
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through SQS and CloudWatch, too; the bad deployment parks what it cannot read."""
-    monkeypatch.setattr("worker.operations.reconcile.StreamReader", PromptReader)
+    monkeypatch.setattr("aggregation_worker.operations.reconcile.StreamReader", PromptReader)
     run = ["reconcile", "--repair", "--nothing-removed", "--patience", "0.5", "--json"]
 
     def report(status: int) -> Any:
@@ -698,14 +699,14 @@ def test_command_on_the_local_pipeline__leaves_what_waits_in_the_queue_until_it_
     def never_a_number(_: object) -> Decimal:
         raise ValueError("not a number")
 
-    with running_pipeline(BUNDLED_FILE) as pipeline:
+    with running_pipeline(SAMPLE_FILE) as pipeline:
         (aggregation,) = pipeline.definitions.aggregations
         order = {"order_date": {"S": "2024-07-15"}, "quantity": {"N": "3"}}
         items = [order | {"orderid": {"S": str(n)}, "item_number": {"S": f"item{n % 3}"}} for n in range(9)]
         load(pipeline.dynamodb, pipeline.definitions.source.table, items[:8])
         pipeline.mapping.drain(60)
         with monkeypatch.context() as bad_deployment:
-            bad_deployment.setattr("worker.aggregations.parse_number", never_a_number)
+            bad_deployment.setattr("aggregation_worker.aggregations.contributions.parse_number", never_a_number)
             pipeline.dynamodb.put_item(TableName=pipeline.definitions.source.table, Item=items[8])
             pipeline.mapping.drain(60)
         for name in ("item0", "item2"):
@@ -785,7 +786,7 @@ class ExportBucket:
 
 def test_export_in_s3__gives_the_same_report_as_a_scan(shop: Shop, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # The test's stream is seconds old; the margin is for an export's minute of fuzziness.
-    monkeypatch.setattr("worker.reconciliation.snapshot._EXPORT_FUZZ", datetime.resolution)
+    monkeypatch.setattr("aggregation_worker.reconciliation.snapshot._EXPORT_FUZZ", datetime.resolution)
     with busy(shop.writer(seed), shop.writer(seed + 1), shop.follower):
         planted = plant(shop, seed)
         bucket: Any = ExportBucket(shop)

@@ -5,9 +5,9 @@ from decimal import Decimal
 
 import pytest
 
+from aggregation_worker.batch import RecordOutcome
 from tests.dynamodb_local import DynamoDBLocal
 from tests.integration.world import World, a_world
-from worker.batch import RecordOutcome
 
 DEFINITIONS = """
 [source]

@@ -11,16 +11,16 @@ from decimal import Decimal
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from worker import deployment
-from worker.aggregations import Definitions, Group
-from worker.batch import BatchResult, process
-from worker.commit import MAX_IN_FLIGHT, Committer, Deadline
-from worker.dead_letters import DeadLetterQueue, ParkedRecord
-from worker.definitions import parse_definitions
-from worker.ledger import AGGREGATE_KEY, NO_RECEIPTS, aggregate_name, read_receipt
-from worker.local.pipeline import create_table
-from worker.numbers import EXACT
-from worker.operations.recompute import scan, stored_totals
+from aggregation_worker.aggregations.contributions import Definitions, Group
+from aggregation_worker.aggregations.definitions import parse_definitions
+from aggregation_worker.aggregations.numbers import EXACT
+from aggregation_worker.batch import BatchResult, process
+from aggregation_worker.dead_letters import DeadLetterQueue, ParkedRecord
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline
+from aggregation_worker.ledger.receipts import AGGREGATE_KEY, NO_RECEIPTS, aggregate_name, read_receipt
+from aggregation_worker.local.pipeline import create_table
+from aggregation_worker.local.recompute import scan, stored_totals
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

@@ -1,6 +1,6 @@
 """The worker in a hostile world: a source, invocations that are interleaved call by call, and everything that can fail.
 
-`World` runs the worker's real code (`worker.batch.process` with its committer and dead-letter queue) over DynamoDB, a
+`World` runs the worker's real code (`batch.process` with its committer and dead-letter queue) over DynamoDB, a
 queue and a bucket in memory. What happens next is always the caller's decision: which call is carried out, and what
 becomes of it (`FATES`). `drain` then lets everything come to an end, as AWS would, and `check_totals` says whether the
 promise was kept. At every moment the world itself watches that no total differs from the sum of its receipts and that
@@ -29,6 +29,23 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
+from aggregation_worker.aggregations.definitions import parse_definitions
+from aggregation_worker.batch import BatchResult, RecordOutcome, process
+from aggregation_worker.dead_letters import (
+    ON_FAILURE_PREFIX,
+    DeadLetterQueue,
+    FailedBatchReference,
+    ParkedRecord,
+    RecordReference,
+    read_dead_letter,
+    read_failed_batch,
+)
+from aggregation_worker.ledger.commit import Committer, Deadline
+from aggregation_worker.ledger.receipts import aggregate_name, receipt_name
+from aggregation_worker.ledger.redelivery import FEWEST_TRANSACTIONS
+from aggregation_worker.operations.letters import HeldMessages
+from aggregation_worker.operations.replaying import Replay, Selection, SendError
+from aggregation_worker.streams.records import read_record
 from tests.model.in_memory_dynamodb import Dialect, InMemoryDynamoDB, Shards, cancelled, client_error
 from tests.model.orders import (
     DEFINITIONS,
@@ -47,23 +64,6 @@ from tests.model.orders import (
 )
 from tests.model.scheduler import AnswerWait, Call, Executor, KilledError, Process, Scheduler, Task, wait
 from tests.records import STREAM_ARN
-from worker.batch import BatchResult, RecordOutcome, process
-from worker.commit import Committer, Deadline
-from worker.dead_letters import (
-    ON_FAILURE_PREFIX,
-    DeadLetterQueue,
-    FailedBatchReference,
-    ParkedRecord,
-    RecordReference,
-    read_dead_letter,
-    read_failed_batch,
-)
-from worker.definitions import parse_definitions
-from worker.ledger import aggregate_name, receipt_name
-from worker.operations.letters import HeldMessages
-from worker.operations.replay import Replay, Selection, SendError
-from worker.redelivery import FEWEST_TRANSACTIONS
-from worker.stream import read_record
 
 LEDGER = "ledger"
 LEDGER_KEYS = (("aggregate", "S"), ("page", "S"))
@@ -214,10 +214,12 @@ class World:
         self._ever_parked: set[str] = set()
         self._patches = ExitStack()
         self.limits = limits = limits or Limits()
-        self._patches.enter_context(patch("worker.commit.wait", wait))
-        self._patches.enter_context(patch("worker.ledger.MAX_ACTIONS", limits.actions))
-        self._patches.enter_context(patch("worker.ledger.MAX_RECEIPTS_PER_ACTION", limits.receipts))
-        self._patches.enter_context(patch("worker.dead_letters.MAX_MESSAGE_BYTES", limits.message_bytes))
+        self._patches.enter_context(patch("aggregation_worker.ledger.commit.wait", wait))
+        self._patches.enter_context(patch("aggregation_worker.ledger.transactions.MAX_ACTIONS", limits.actions))
+        self._patches.enter_context(
+            patch("aggregation_worker.ledger.transactions.MAX_RECEIPTS_PER_ACTION", limits.receipts)
+        )
+        self._patches.enter_context(patch("aggregation_worker.dead_letters.MAX_MESSAGE_BYTES", limits.message_bytes))
 
     def __enter__(self) -> "World":
         return self

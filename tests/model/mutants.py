@@ -72,13 +72,13 @@ def _mutant(name: str, file: str, old: str, new: str) -> Mutant:
 MUTANTS = (
     _mutant(
         "drop the receipt condition",
-        "worker/ledger.py",
+        "worker/aggregation_worker/ledger/transactions.py",
         '            "ConditionExpression": _condition_expression(len(page.postings)),\n',
         "",
     ),
     _mutant(
         "post receipts and totals in two calls",
-        "worker/commit.py",
+        "worker/aggregation_worker/ledger/commit.py",
         "        self.client.transact_write_items(TransactItems=items, ClientRequestToken=attempt.token)\n",
         '        receipts = [item for item in items if "ConditionExpression" in item["Update"]]\n'
         "        self.client.transact_write_items(TransactItems=receipts, ClientRequestToken=attempt.token)\n"
@@ -87,7 +87,7 @@ MUTANTS = (
     ),
     _mutant(
         "use the new image alone on MODIFY",
-        "worker/aggregations.py",
+        "worker/aggregation_worker/aggregations/contributions.py",
         "        if record.old_image is not None:\n            old = aggregation.value(record.old_image)\n"
         "        if record.new_image",
         "        if record.new_image",
@@ -96,13 +96,13 @@ MUTANTS = (
         "key the page by batch",
         (
             Replacement(
-                "worker/ledger.py",
+                "worker/aggregation_worker/ledger/receipts.py",
                 "    found = []\n    for index, record, contributions in batch:\n",
                 '    found = []\n    batch_id = __import__("uuid").uuid4().hex\n'
                 "    for index, record, contributions in batch:\n",
             ),
             Replacement(
-                "worker/ledger.py",
+                "worker/aggregation_worker/ledger/receipts.py",
                 "        page = page_name(record.created_at, record.stream_label)\n",
                 "        page = batch_id\n",
             ),
@@ -110,13 +110,13 @@ MUTANTS = (
     ),
     _mutant(
         "treat a cancelled transaction as done",
-        "worker/settlement.py",
+        "worker/aggregation_worker/ledger/settlement.py",
         "            return _cancelled(transaction, error)\n",
         "            return Settlement(duplicates=[p for change in transaction for p in change.postings])\n",
     ),
     _mutant(
         "delete a dead letter before its replay",
-        "worker/operations/replay.py",
+        "worker/aggregation_worker/operations/replaying.py",
         "        for event in _events(to_send):\n            self._send(event)\n        for job in jobs:\n"
         "            if job.problem is None:\n                self._delete(job.letter)\n            else:\n",
         "        for job in jobs:\n            if job.problem is None:\n                self._delete(job.letter)\n"
@@ -125,100 +125,100 @@ MUTANTS = (
     ),
     _mutant(
         "delete a dead letter whose record was not settled",
-        "worker/operations/replay.py",
+        "worker/aggregation_worker/operations/replaying.py",
         "            if outcome is RecordOutcome.RETRIED:\n",
         "            if False:\n",
     ),
     _mutant(
         "count as parked what the queue refused",
-        "worker/dead_letters.py",
+        "worker/aggregation_worker/dead_letters.py",
         '        return {int(entry["Id"]): f"the dead-letter queue refused it: {entry}" '
         'for entry in answer.get("Failed", [])}\n',
         "        return {}\n",
     ),
     _mutant(
         "count as parked what never reached the queue",
-        "worker/dead_letters.py",
+        "worker/aggregation_worker/dead_letters.py",
         '            return {index: f"the dead-letter queue could not be written: {error}" for index, _ in batch}\n',
         "            return {}\n",
     ),
     _mutant(
         "take any receipt on a page for one of this batch",
-        "worker/redelivery.py",
+        "worker/aggregation_worker/ledger/redelivery.py",
         " if posting.receipt in names}",
         "}",
     ),
     _mutant(
         "use the token again for another payload",
-        "worker/commit.py",
+        "worker/aggregation_worker/ledger/commit.py",
         "            if settlement.same_request:\n                again.token = attempt.token\n",
         "            again.token = attempt.token\n",
     ),
     _mutant(
         "take a lost answer for a success",
-        "worker/settlement.py",
+        "worker/aggregation_worker/ledger/settlement.py",
         "and the receipts make it harmless after that.\n"
         "        return Settlement(repost=[(transaction, Pause.THROTTLED)], same_request=True)\n",
         "\n        return Settlement(duplicates=[p for change in transaction for p in change.postings])\n",
     ),
     _mutant(
         "forget what was not settled in time",
-        "worker/batch.py",
+        "worker/aggregation_worker/batch.py",
         "    for posting in commit.unsettled:\n        outcomes[posting.record] = RecordOutcome.RETRIED\n",
         "",
     ),
     _mutant(
         "drop the first receipt instead of those that are held",
-        "worker/settlement.py",
+        "worker/aggregation_worker/ledger/settlement.py",
         "    return tuple(posting for posting in page.postings if posting.receipt not in held)\n",
         "    return page.postings[1:]\n",
     ),
     _mutant(
         "take a record that stands in a batch twice for done",
-        "worker/batch.py",
+        "worker/aggregation_worker/batch.py",
         "    _settle_repeated(repeated, commit)\n",
         "    commit.duplicates.extend(repeated)\n",
     ),
     _mutant(
         "name a receipt by its sequence number alone",
-        "worker/ledger.py",
+        "worker/aggregation_worker/ledger/receipts.py",
         '    return f"{record.sequence_number}.{digest}"\n',
         '    return f"{record.sequence_number}."\n',
     ),
     _mutant(
         "leave a moved record in its old group",
-        "worker/aggregations.py",
+        "worker/aggregation_worker/aggregations/contributions.py",
         "    changes = [] if old is None else _unless_zero(aggregation, old[0], tuple(map(EXACT.minus, old[1])))\n",
         "    changes = []\n",
     ),
     _mutant(
         "add only the first page's contributions",
-        "worker/ledger.py",
+        "worker/aggregation_worker/ledger/transactions.py",
         "        for page in self.pages:\n            measures =",
         "        for page in self.pages[:1]:\n            measures =",
     ),
     _mutant(
         "retract what Time to Live deletes",
-        "worker/aggregations.py",
+        "worker/aggregation_worker/aggregations/contributions.py",
         "    return policy is RemovePolicy.RETRACT or not record.expired\n",
         "    return True\n",
     ),
     _mutant(
         "park nothing of what DynamoDB refuses",
-        "worker/batch.py",
+        "worker/aggregation_worker/batch.py",
         "    for posting, reason in commit.refused:\n"
         '        refusals.add(posting.record, f"{posting.aggregate.aggregation.name}: {reason}")\n',
         "",
     ),
     _mutant(
         "forget what is on its way when time is up",
-        "worker/commit.py",
+        "worker/aggregation_worker/ledger/commit.py",
         "        for attempt in (*waiting, *in_flight.values()):\n",
         "        for attempt in waiting:\n",
     ),
     _mutant(
         "delete a dead letter although the worker failed",
-        "worker/operations/replay.py",
+        "worker/aggregation_worker/operations/replaying.py",
         "            jobs[0].problem = str(error)\n",
         "",
     ),

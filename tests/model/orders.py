@@ -1,7 +1,7 @@
 """The source of the model tests: orders, four aggregations over them, and what their totals must be.
 
 The oracle: what each change contributes is said here a second time, in as few words as possible and without a line of
-`worker.aggregations`. Definitions and oracle are written beside each other so that they can be compared by eye.
+`aggregations.contributions`. Definitions and oracle are written beside each other so that they can be compared by eye.
 """
 
 from collections.abc import Callable, Iterable

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.aggregations.contributions import Aggregation
+from aggregation_worker.ledger.definition_guard import DefinitionChangedError, check_definitions
 from tests.definition_texts import aggregation, aggregation_text
 from tests.model.hostile_world import LEDGER, LEDGER_KEYS, STOP_SENDING, Client, Limits, World
 from tests.model.in_memory_dynamodb import InMemoryDynamoDB
 from tests.model.orders import Order
 from tests.model.scale import SCALE
 from tests.model.scheduler import Call, Process, Scheduler, Task
-from worker.aggregations import Aggregation
-from worker.definition_guard import DefinitionChangedError, check_definitions
 
 # The order enters one total only: it is unpaid, nobody's, and nothing of it was sold.
 COUNTED_ONCE = Order(paid=False, customer=None, quantity="0")

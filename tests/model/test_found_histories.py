@@ -2,11 +2,11 @@
 
 import pytest
 
+from aggregation_worker.batch import RecordOutcome
 from tests.model.hostile_world import World
 from tests.model.in_memory_dynamodb import Dialect
 from tests.model.orders import Order
 from tests.model.scheduler import Call
-from worker.batch import RecordOutcome
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,10 @@ from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aggregation_worker.aggregations.contributions import KeyType
+from aggregation_worker.deployment.settings import TableDefinition
+from aggregation_worker.local.pipeline import create_table
+from aggregation_worker.streams.records import from_get_records
 from tests.dynamodb_local import DynamoDBLocal
 from tests.model.in_memory_dynamodb import (
     OVERFLOW,
@@ -25,10 +29,6 @@ from tests.model.in_memory_dynamodb import (
 )
 from tests.model.scale import scaled
 from tests.records import STREAM_ARN
-from worker.aggregations import KeyType
-from worker.deployment import TableDefinition
-from worker.local.pipeline import create_table
-from worker.stream import from_get_records
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

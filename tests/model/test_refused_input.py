@@ -18,6 +18,22 @@ from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aggregation_worker.aggregations.contributions import Definitions
+from aggregation_worker.aggregations.definitions import DefinitionError, parse_definitions
+from aggregation_worker.aggregations.numbers import EXACT
+from aggregation_worker.batch import BatchResult, RecordOutcome, process
+from aggregation_worker.dead_letters import KIND, ON_FAILURE_PREFIX
+from aggregation_worker.ledger.commit import Committer, Deadline
+from aggregation_worker.ledger.receipts import aggregate_name, receipt_name
+from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.operations.letters import HeldMessages
+from aggregation_worker.operations.replaying import Replay, Selection, SendError
+from aggregation_worker.streams.records import (
+    MalformedRecordError,
+    StreamViewTypeError,
+    UnexpectedEventError,
+    read_record,
+)
 from tests.dead_letter_fakes import BUCKET, ParkingPlace
 from tests.definition_texts import SOURCE, aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, FaultyDynamoDB, ImmediateExecutor
@@ -25,17 +41,6 @@ from tests.json_values import JSON
 from tests.model.in_memory_dynamodb import client_error
 from tests.model.scale import scaled
 from tests.records import SOURCE_TABLE, changed, insert, modify, order, remove
-from worker.aggregations import Definitions
-from worker.batch import BatchResult, RecordOutcome, process
-from worker.commit import Committer, Deadline
-from worker.dead_letters import KIND, ON_FAILURE_PREFIX
-from worker.definitions import DefinitionError, parse_definitions
-from worker.ledger import aggregate_name, receipt_name
-from worker.numbers import EXACT
-from worker.operations.errors import CommandError
-from worker.operations.letters import HeldMessages
-from worker.operations.replay import Replay, Selection, SendError
-from worker.stream import MalformedRecordError, StreamViewTypeError, UnexpectedEventError, read_record
 
 A_MINUTE = Deadline(lambda: 60.0, stop_sending=5.0, stop_waiting=1.0)
 # Two aggregations that ask for different attributes, so that one can refuse what the other counts.

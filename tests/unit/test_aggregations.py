@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregation_worker.aggregations.contributions import Aggregation, contributions
+from aggregation_worker.streams.records import StreamViewTypeError
 from tests.definition_texts import ITEM_NUMBER, aggregation, aggregation_text, definitions
 from tests.records import CREATED_AT, DAY, insert, modify, order, remove, stream_record, validated
-from worker.aggregations import Aggregation, contributions
-from worker.stream import StreamViewTypeError
 
 Found = list[tuple[tuple[str, ...], tuple[int, ...]]]
 

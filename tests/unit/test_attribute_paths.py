@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.attribute_paths import AttributePath, MalformedValueError, parse_path
+from aggregation_worker.aggregations.attribute_paths import AttributePath, MalformedValueError, parse_path
 
 IMAGE: dict[str, Any] = {
     "quantity": {"N": "10"},

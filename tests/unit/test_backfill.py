@@ -11,16 +11,17 @@ from typing import Any
 import botocore.exceptions
 import pytest
 
+from aggregation_worker.ledger.markers import cut_of, read_marker
+from aggregation_worker.ledger.receipts import BACKFILL_PAGE
+from aggregation_worker.reconciliation import backfill as core
+from aggregation_worker.reconciliation.backfill import Backfill, BackfillError, Result, Step, Target
+from aggregation_worker.reconciliation.items import ItemPage
+from aggregation_worker.reconciliation.spool import Spool
+from aggregation_worker.streams.reader import HistoryLostError
+from aggregation_worker.streams.shards import TrimmedError
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, cancelled, client_error
 from tests.records import CREATED_AT, STREAM_ARN, STREAM_LABEL, insert, modify, order
-from worker.ledger import BACKFILL_PAGE
-from worker.reconciliation import backfill as core
-from worker.reconciliation.backfill import Backfill, BackfillError, Result, Step, Target, cut_of, read_marker
-from worker.reconciliation.items import ItemPage
-from worker.reconciliation.spool import Spool
-from worker.reconciliation.stream_reader import HistoryLostError
-from worker.reconciliation.stream_shards import TrimmedError
 
 DEFINITIONS = definitions(
     aggregation_text('count = "orders"'),

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from worker.operations import backfill
-from worker.operations.errors import CommandError
-from worker.reconciliation.stream_shards import IncompleteDescriptionError, StreamDisabledError, StreamGapError
+from aggregation_worker.operations import backfill
+from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.streams.shards import IncompleteDescriptionError, StreamDisabledError, StreamGapError
 
 NOBODY: Any = None
 

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregation_worker.aggregations.contributions import Definitions
+from aggregation_worker.batch import BatchResult, RecordOutcome, process
+from aggregation_worker.dead_letters import ParkedRecord, read_dead_letter
+from aggregation_worker.ledger.commit import Committer, Deadline
+from aggregation_worker.ledger.settlement import CommitError
+from aggregation_worker.streams.records import StreamViewTypeError, UnexpectedEventError
 from tests.dead_letter_fakes import ParkingPlace
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import Clock, FaultyDynamoDB, ImmediateExecutor, cancelled, client_error
 from tests.json_values import JSON
 from tests.postings import REFERENCE
 from tests.records import DAY, STREAM_ARN, changed, insert, modify, order, remove, stream_record
-from worker.aggregations import Definitions
-from worker.batch import BatchResult, RecordOutcome, process
-from worker.commit import Committer, Deadline
-from worker.dead_letters import ParkedRecord, read_dead_letter
-from worker.settlement import CommitError
-from worker.stream import StreamViewTypeError, UnexpectedEventError
 
 APPLIED, DUPLICATE, NOT_COUNTED, PARKED, RETRIED = RecordOutcome
 TARGET = "item_count_by_date"

@@ -2,11 +2,11 @@
 
 import json
 
+from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.local.batching import Lane, lane_of
+from aggregation_worker.local.delivery import Batch
+from aggregation_worker.local.local_function import event_text
 from tests.stream_fakes import get_records_record, polled_record, polled_records
-from worker.local.batching import Lane, lane_of
-from worker.local.delivery import Batch
-from worker.local.local_function import event_text
-from worker.local.mapping_settings import MappingSettings
 
 
 def lane_with(count: int, settings: MappingSettings, *, padding: int = 0, max_payload_bytes: int = 10**9) -> Lane:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.aggregations.contributions import Definitions
+from aggregation_worker.operations.verify import canary_item
+from aggregation_worker.reconciliation.canary import is_canary
 from tests.definition_texts import aggregation_text, definitions
-from worker.aggregations import Definitions
-from worker.operations.verify import canary_item
-from worker.reconciliation.canary import is_canary
 
 KEYS = ("orderid", "line")
 

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline, Outcome
+from aggregation_worker.ledger.receipts import Posting
+from aggregation_worker.ledger.settlement import CommitError
+from aggregation_worker.ledger.transactions import FEWEST_ACTIONS, Transaction, plan
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, ImmediateExecutor, Request, cancelled, client_error
 from tests.postings import REFERENCE, postings, transactions
 from tests.records import CREATED_AT, DAY, insert, modify, order
-from worker.commit import MAX_IN_FLIGHT, Committer, Deadline, Outcome
-from worker.ledger import FEWEST_ACTIONS, Posting, Transaction, plan
-from worker.settlement import CommitError
 
 TARGET = "item_count_by_date"
 TIMED_OUT = botocore.exceptions.ReadTimeoutError(endpoint_url="http://127.0.0.1")

@@ -12,10 +12,7 @@ from freezegun import freeze_time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.dead_letter_fakes import BUCKET, NOW, QUEUE_URL, ParkingPlace
-from tests.json_values import JSON
-from tests.records import STREAM_ARN, event, insert, order, sequence_number
-from worker.dead_letters import (
+from aggregation_worker.dead_letters import (
     MAX_MESSAGE_BYTES,
     DeadLetter,
     DeadLetterQueue,
@@ -30,6 +27,9 @@ from worker.dead_letters import (
     read_dead_letter,
     read_failed_batch,
 )
+from tests.dead_letter_fakes import BUCKET, NOW, QUEUE_URL, ParkingPlace
+from tests.json_values import JSON
+from tests.records import STREAM_ARN, event, insert, order, sequence_number
 
 DENIED = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "SendMessageBatch")
 NO_ANSWER = botocore.exceptions.ReadTimeoutError(endpoint_url=QUEUE_URL)

@@ -7,11 +7,16 @@ import pytest
 from botocore.exceptions import ClientError
 from freezegun import freeze_time
 
+from aggregation_worker.aggregations.contributions import Aggregation
+from aggregation_worker.ledger.definition_guard import (
+    DefinitionChangedError,
+    check_definitions,
+    fingerprint,
+    recorded_at,
+)
 from tests.definition_texts import aggregation, aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, FaultyDynamoDB, client_error
 from tests.postings import REFERENCE
-from worker.aggregations import Aggregation
-from worker.definition_guard import DefinitionChangedError, check_definitions, fingerprint, recorded_at
 
 
 class Calls:

@@ -8,11 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import aggregation_worker
+from aggregation_worker.aggregations.contributions import KeyType, RemovePolicy
+from aggregation_worker.aggregations.definitions import (
+    DEFINITIONS_FILE,
+    DefinitionError,
+    load_definitions,
+    parse_definitions,
+)
+from aggregation_worker.aggregations.truncation import Truncation, Unit
+from aggregation_worker.local import SAMPLE_FILE
 from tests.definition_texts import ITEM_NUMBER, ORDER_DATE, SOURCE, aggregation, aggregation_text, definitions
 from tests.records import STREAM_ARN
-from worker.aggregations import KeyType, RemovePolicy
-from worker.definitions import BUNDLED_FILE, DefinitionError, load_definitions, parse_definitions
-from worker.truncation import Truncation, Unit
 
 NAMED = "aggregation 'item_count_by_date': "
 
@@ -27,13 +34,13 @@ def mistake(text: str) -> str:
 # --- What a file says -----------------------------------------------------------------------------------------------
 
 
-def test_bundled_file__is_the_reference_scenario() -> None:
-    bundled = load_definitions()
+def test_sample__is_the_reference_scenario() -> None:
+    sample = load_definitions(SAMPLE_FILE)
 
-    (item_count,) = bundled.aggregations
-    assert bundled.source.table == "Order_by_item"
-    assert bundled.source.keys == (("orderid", KeyType.STRING), ("order_date", KeyType.STRING))
-    assert bundled.source.stream_arn is None
+    (item_count,) = sample.aggregations
+    assert sample.source.table == "Order_by_item"
+    assert sample.source.keys == (("orderid", KeyType.STRING), ("order_date", KeyType.STRING))
+    assert sample.source.stream_arn is None
     assert (item_count.name, item_count.table) == ("item_count_by_date", "item_count_by_date")
     assert [(key.name, key.path.text, key.type) for key in item_count.keys] == [
         ("item_number", "item_number", KeyType.STRING),
@@ -707,6 +714,6 @@ def test_any_values_in_an_aggregation__are_a_definition_or_a_definition_error(va
     assert "not valid TOML" not in message
 
 
-def test_bundled_file__lies_beside_the_worker() -> None:
-    assert BUNDLED_FILE.name == "aggregations.toml"
-    assert BUNDLED_FILE.parent.name == "worker"
+def test_users_file__lies_beside_the_package() -> None:
+    assert DEFINITIONS_FILE.name == "aggregations.toml"
+    assert DEFINITIONS_FILE.parent == Path(aggregation_worker.__file__).parents[1]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.stream_fakes import CREATED_AT, polled_record, polled_records
-from worker.local.delivery import (
+from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.local.delivery import (
     Batch,
     BatchFailedError,
     DiscardCondition,
@@ -13,7 +13,7 @@ from worker.local.delivery import (
     deliver,
     records_done,
 )
-from worker.local.mapping_settings import MappingSettings
+from tests.stream_fakes import CREATED_AT, polled_record, polled_records
 
 
 class Function:

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.local.delivery import DiscardCondition, DiscardedBatch, Invocation
+from aggregation_worker.local.event_source_mapping import EventSourceMapping
+from aggregation_worker.local.local_function import Handler
 from tests.stream_fakes import (
     STREAM_ARN,
     FakeShard,
@@ -17,10 +21,6 @@ from tests.stream_fakes import (
     numbers_of,
 )
 from tests.waiting import wait_for
-from worker.local.delivery import DiscardCondition, DiscardedBatch, Invocation
-from worker.local.event_source_mapping import EventSourceMapping
-from worker.local.local_function import Handler
-from worker.local.mapping_settings import MappingSettings
 
 NOW = time.time()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from worker.local.filter_criteria import FilterPattern, FilterPatternError, is_delivered
+from aggregation_worker.local.filter_criteria import FilterPattern, FilterPatternError, is_delivered
 
 RECORD: dict[str, Any] = {
     "eventName": "MODIFY",

@@ -15,21 +15,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregation_worker import handler
+from aggregation_worker.aggregations.definitions import DefinitionError
+from aggregation_worker.batch import REPORT_OUTCOMES
+from aggregation_worker.handler import ParkingError, deadline_of, lambda_handler
+from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
+from aggregation_worker.ledger.definition_guard import DefinitionChangedError
+from aggregation_worker.ledger.settlement import CommitError
+from aggregation_worker.settings import SettingsError
+from aggregation_worker.streams.records import StreamViewTypeError, UnexpectedEventError
 from tests.dead_letter_fakes import BUCKET, QUEUE_URL, ParkingPlace
 from tests.definition_texts import SOURCE, aggregation_text
 from tests.faulty_dynamodb import LEDGER, FaultyDynamoDB, ImmediateExecutor, client_error
 from tests.json_values import JSON
 from tests.postings import REFERENCE
 from tests.records import STREAM_ARN, changed, event, insert, modify, order, remove, sequence_number, stream_record
-from worker import handler
-from worker.batch import REPORT_OUTCOMES
-from worker.commit import MAX_IN_FLIGHT
-from worker.definition_guard import DefinitionChangedError
-from worker.definitions import DefinitionError
-from worker.handler import ParkingError, deadline_of, lambda_handler
-from worker.settings import SettingsError
-from worker.settlement import CommitError
-from worker.stream import StreamViewTypeError, UnexpectedEventError
 
 DOCUMENTED = (
     SettingsError,

@@ -37,22 +37,42 @@ def within(modules: set[str], *packages: str) -> list[str]:
 
 def test_handler__adds_few_modules_to_boto3_and_a_client() -> None:
     # Counted in modules, since time would depend on the machine.
-    added = modules_loaded_by("worker.handler", after="import boto3; boto3.client('dynamodb', region_name='us-east-1')")
+    added = modules_loaded_by(
+        "aggregation_worker.handler", after="import boto3; boto3.client('dynamodb', region_name='us-east-1')"
+    )
 
     assert len(added) <= BUDGET, sorted(added)
 
 
 def test_handler__loads_nothing_that_it_does_not_use() -> None:
-    loaded = modules_loaded_by("worker.handler")
+    loaded = modules_loaded_by("aggregation_worker.handler")
 
-    commands = within(loaded, "worker.operations", "worker.local", "worker.deployment", "rich", "ministack", "aws_cdk")
+    commands = within(
+        loaded,
+        "aggregation_worker.operations",
+        "aggregation_worker.local",
+        "aggregation_worker.deployment.settings",
+        "rich",
+        "ministack",
+        "aws_cdk",
+    )
     tests = within(loaded, "tests", "hypothesis", "pytest", "moto", "mypy_boto3_dynamodb")
     libraries = within(loaded, "asyncio", "aws_lambda_powertools.utilities.batch", "aws_xray_sdk")
     assert commands + tests + libraries == []
 
 
 def test_scheduled_reconcile__loads_nothing_that_its_bundle_lacks() -> None:
-    loaded = modules_loaded_by("worker.reconciliation.scheduled")
+    loaded = modules_loaded_by("aggregation_worker.reconciliation.scheduled")
 
-    assert "worker.reconciliation.repair" in loaded
-    assert within(loaded, "argparse", "rich", "worker.operations", "worker.local", "worker.deployment") == []
+    assert "aggregation_worker.reconciliation.repair" in loaded
+    assert (
+        within(
+            loaded,
+            "argparse",
+            "rich",
+            "aggregation_worker.operations",
+            "aggregation_worker.local",
+            "aggregation_worker.deployment.settings",
+        )
+        == []
+    )

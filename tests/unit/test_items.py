@@ -16,9 +16,16 @@ from botocore.awsrequest import AWSResponse, HeadersDict
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from worker.attribute_paths import Image
-from worker.reconciliation import items as items_module
-from worker.reconciliation.items import ExportError, ExportSource, ItemPage, ItemSource, ScanSource, as_delivered
+from aggregation_worker.reconciliation import items as items_module
+from aggregation_worker.reconciliation.items import (
+    ExportError,
+    ExportSource,
+    ItemPage,
+    ItemSource,
+    ScanSource,
+    as_delivered,
+)
+from aggregation_worker.streams.records import Image
 
 TABLE = "orders"
 

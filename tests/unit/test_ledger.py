@@ -13,35 +13,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.definition_texts import aggregation_text, definitions
-from tests.postings import postings, transaction, transactions
-from tests.records import CREATED_AT, DAY, STREAM_ARN, STREAM_LABEL, insert, modify, order, remove, validated
-from worker.ledger import (
+from aggregation_worker.aggregations.numbers import fits
+from aggregation_worker.ledger.receipts import (
     BACKFILL_PAGE,
     DEFINITION_PAGE,
-    FEWEST_ACTIONS,
-    MAX_ACTIONS,
-    MAX_RECEIPTS_PER_ACTION,
     REPAIR_PAGE_PREFIX,
     Aggregate,
     Posting,
     Row,
-    RowChange,
-    Transaction,
     aggregate_name,
     expiry,
     is_stream_page,
-    pack,
     page_name,
-    plan,
     read_receipt,
     receipt_name,
     receipt_value,
+)
+from aggregation_worker.ledger.transactions import (
+    FEWEST_ACTIONS,
+    MAX_ACTIONS,
+    MAX_RECEIPTS_PER_ACTION,
+    RowChange,
+    Transaction,
+    pack,
+    plan,
     row_changes,
     starting_value_items,
     transact_items,
 )
-from worker.numbers import fits
+from tests.definition_texts import aggregation_text, definitions
+from tests.postings import postings, transaction, transactions
+from tests.records import CREATED_AT, DAY, STREAM_ARN, STREAM_LABEL, insert, modify, order, remove, validated
 
 NAMES = st.from_regex(r"[A-Za-z0-9_.-]{1,128}", fullmatch=True)
 # Anything that could be mistaken for a separator, an escape or a digest, and long values around the plain limit.

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.local.local_function import Handler, LambdaContext, LocalFunction
 from tests.stream_fakes import polled_records
-from worker.local.local_function import Handler, LambdaContext, LocalFunction
 
 ARN = "arn:aws:lambda:us-east-1:123456789012:function:totals"
 

@@ -5,28 +5,27 @@ from typing import Any
 
 import pytest
 
-from tests.fake_totals import LEDGER, FakeTotals
-from tests.records import insert, order, validated
-from worker.aggregations import Contribution, Group
-from worker.definitions import load_definitions, parse_definitions
-from worker.ledger import page_name, postings
-from worker.reconciliation.look import (
+from aggregation_worker.aggregations.contributions import Contribution, Group
+from aggregation_worker.aggregations.definitions import load_definitions, parse_definitions
+from aggregation_worker.ledger.pages import Pages, first_page
+from aggregation_worker.ledger.receipts import aggregate_of, page_name, postings
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker.reconciliation.look import (
     Look,
     Observations,
-    Pages,
     RestlessAggregateError,
     Standing,
     Stored,
-    aggregate_of,
     difference,
-    first_page,
     look_at,
     rows_of,
     stored_in,
 )
-from worker.stream import StreamRecord
+from aggregation_worker.streams.records import StreamRecord
+from tests.fake_totals import LEDGER, FakeTotals
+from tests.records import insert, order, validated
 
-(AGGREGATION,) = load_definitions().aggregations
+(AGGREGATION,) = load_definitions(SAMPLE_FILE).aggregations
 GROUP: Group = ("item123", "2024-07-15")
 AGGREGATE = aggregate_of(AGGREGATION, GROUP)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from worker.local.filter_criteria import FilterPatternError
-from worker.local.mapping_settings import MappingSettings, MappingSettingsError
+from aggregation_worker.deployment.mapping_settings import MappingSettings, MappingSettingsError
+from aggregation_worker.local.filter_criteria import FilterPatternError
 
 
 def test_defaults__are_those_of_aws() -> None:

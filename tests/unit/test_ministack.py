@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.local import ministack
-from worker.local.ministack import Ministack, MinistackError, running_ministack
+from aggregation_worker.local import ministack
+from aggregation_worker.local.ministack import Ministack, MinistackError, running_ministack
 
 
 def test_ministack_not_installed__error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.numbers import EXACT, NumberOutOfRangeError, amount_text, canonical_text, fits, parse_number, product
+from aggregation_worker.aggregations.numbers import (
+    EXACT,
+    NumberOutOfRangeError,
+    amount_text,
+    canonical_text,
+    fits,
+    parse_number,
+    product,
+)
 
 DIGITS_38 = "12345678901234567890123456789012345678"
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.local.delivery import DiscardCondition, DiscardedBatch, Invocation
+from aggregation_worker.local.on_failure_destination import OnFailureDestination
 from tests.stream_fakes import CREATED_AT, STREAM_ARN, polled_record
-from worker.local.delivery import DiscardCondition, DiscardedBatch, Invocation
-from worker.local.on_failure_destination import OnFailureDestination
 
 FUNCTION_ARN = "arn:aws:lambda:us-east-1:123456789012:function:totals"
 SHARD_ID = "shardId-00000001573689847184-864758bb"

@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from aggregation_worker.aggregations.definitions import load_definitions
+from aggregation_worker.deployment.example import example_item, put_item_command, query_command
+from aggregation_worker.deployment.settings import STACK_NAME, Output
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker.operations import resources as resources_module
+from aggregation_worker.operations.cli import build_parser, main
+from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.operations.explain import Explanation, Receipt, receipts_of
+from aggregation_worker.operations.letters import trusted_until
+from aggregation_worker.operations.output import duration
+from aggregation_worker.operations.resources import Resources
+from aggregation_worker.operations.status import facts_of
+from aggregation_worker.operations.verify import canary_item, expectations_of
+from aggregation_worker.streams.range import StreamRangeError, read_range
 from tests.definition_texts import SOURCE, aggregation_text
-from worker.definitions import load_definitions
-from worker.deployment import STACK_NAME, Output
-from worker.operations import resources as resources_module
-from worker.operations.cli import build_parser, main
-from worker.operations.errors import CommandError
-from worker.operations.explain import Explanation, Receipt, receipts_of
-from worker.operations.letters import trusted_until
-from worker.operations.output import duration
-from worker.operations.resources import Resources
-from worker.operations.status import facts_of
-from worker.operations.stream_range import StreamRangeError, read_range
-from worker.operations.verify import canary_item, expectations_of
-from worker.verification import example_item, put_item_command, query_command
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -260,7 +261,7 @@ def test_trust_in_a_record_without_a_time__is_unknown(record: Any) -> None:
 
 
 def explanation(total: tuple[Decimal, ...] | None, may_have_expired: bool = False) -> Explanation:
-    (aggregation,) = load_definitions().aggregations
+    (aggregation,) = load_definitions(SAMPLE_FILE).aggregations
     pages = [
         {
             "aggregate": {"S": "item_count_by_date#…"},
@@ -383,7 +384,7 @@ def test_canary__is_not_expected_in_an_aggregation_that_begins_later(
 
 
 def test_example__is_counted_by_the_reference_definitions() -> None:
-    definitions = load_definitions()
+    definitions = load_definitions(SAMPLE_FILE)
     (aggregation,) = definitions.aggregations
 
     assert aggregation.value(example_item(definitions)) == (("item123", "2024-07-15"), (Decimal(10),))

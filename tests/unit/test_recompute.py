@@ -3,8 +3,8 @@
 from decimal import Decimal
 from typing import Any
 
+from aggregation_worker.local.recompute import stored_totals
 from tests.definition_texts import aggregation_text, definitions
-from worker.operations.recompute import stored_totals
 
 
 class _Client:

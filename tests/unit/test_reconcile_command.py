@@ -14,26 +14,26 @@ import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
-from tests.records import insert, order
-from tests.unit.test_operations import resources_with, stack_with
-from worker.aggregations import Aggregation, Group
-from worker.dead_letters import ParkedRecord, message_body
-from worker.definitions import parse_definitions
-from worker.operations import reconcile as command
-from worker.operations.cli import build_parser, main
-from worker.operations.errors import CommandError
-from worker.operations.reconcile import (
+from aggregation_worker.aggregations.contributions import Aggregation, Group
+from aggregation_worker.aggregations.definitions import parse_definitions
+from aggregation_worker.dead_letters import ParkedRecord, message_body
+from aggregation_worker.operations import reconcile as command
+from aggregation_worker.operations.cli import build_parser, main
+from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.operations.reconcile import (
     Request,
     check_only_stream,
     publish,
     reconcile,
     records_of_letters,
 )
-from worker.operations.resources import Resources
-from worker.reconciliation.reconcile import Finding, OutOfTimeError, Report, Verdict
-from worker.reconciliation.snapshot import SnapshotError
-from worker.reconciliation.stream_shards import TrimmedError
-from worker.telemetry import NAMESPACE
+from aggregation_worker.operations.resources import Resources
+from aggregation_worker.reconciliation.reconcile import Finding, OutOfTimeError, Report, Verdict
+from aggregation_worker.reconciliation.snapshot import SnapshotError
+from aggregation_worker.streams.shards import TrimmedError
+from aggregation_worker.telemetry import NAMESPACE
+from tests.records import insert, order
+from tests.unit.test_operations import resources_with, stack_with
 
 DEFINITIONS = """
 [source]
@@ -322,14 +322,14 @@ class Queue:
 def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "test")
-    monkeypatch.setattr("worker.operations.letters.HeldMessages.receive", _without_waiting)
+    monkeypatch.setattr("aggregation_worker.operations.letters.HeldMessages.receive", _without_waiting)
     with mock_aws():
         yield Queue()
 
 
 def _without_waiting(held: Any, sent_before: datetime) -> Iterator[list[Any]]:
     """As the real one, without a long poll for an empty queue."""
-    from worker.operations.letters import _message
+    from aggregation_worker.operations.letters import _message
 
     while messages := held.sqs.receive_message(
         QueueUrl=held.queue_url,

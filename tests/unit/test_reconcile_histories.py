@@ -17,21 +17,20 @@ from unittest.mock import patch
 
 import pytest
 
+from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group, contributions
+from aggregation_worker.aggregations.definitions import parse_definitions
+from aggregation_worker.aggregations.numbers import EXACT
+from aggregation_worker.local.recompute import totals_of
+from aggregation_worker.reconciliation import reconcile, repair
+from aggregation_worker.reconciliation.look import Observations
+from aggregation_worker.reconciliation.reconcile import OutOfTimeError, Reconciliation, Report, Verdict
+from aggregation_worker.reconciliation.spool import Spool
+from aggregation_worker.streams.records import Image, from_get_records
+from aggregation_worker.streams.shards import IncompleteDescriptionError
 from tests.busy_source import STREAM_ARN, BusySource, Written, _Datetime
 from tests.fake_totals import LEDGER, FakeTotals
 from tests.faulty_dynamodb import ImmediateExecutor
 from tests.model.scale import chosen, seeds
-from worker.aggregations import Aggregation, Definitions, Group, contributions
-from worker.attribute_paths import Image
-from worker.definitions import parse_definitions
-from worker.numbers import EXACT
-from worker.operations.recompute import totals_of
-from worker.reconciliation import reconcile, repair
-from worker.reconciliation.look import Observations
-from worker.reconciliation.reconcile import OutOfTimeError, Reconciliation, Report, Verdict
-from worker.reconciliation.spool import Spool
-from worker.reconciliation.stream_shards import IncompleteDescriptionError
-from worker.stream import from_get_records
 
 DEFINITIONS = """
 [source]

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 from botocore.exceptions import ReadTimeoutError
 
+from aggregation_worker.ledger.commit import Committer, Deadline, Outcome
+from aggregation_worker.ledger.receipts import Posting
+from aggregation_worker.ledger.redelivery import FEWEST_TRANSACTIONS, SAMPLE, PageKey, without_known
+from aggregation_worker.ledger.transactions import Transaction
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, ImmediateExecutor, client_error
 from tests.postings import REFERENCE, transactions
 from tests.records import CREATED_AT, DAY, insert, order
-from worker.commit import Committer, Deadline, Outcome
-from worker.ledger import Posting, Transaction
-from worker.redelivery import FEWEST_TRANSACTIONS, SAMPLE, PageKey, without_known
 
 # A row and its page are two actions, so this many rows fill the fewest transactions that are looked for.
 ROWS = 50 * (FEWEST_TRANSACTIONS - 1) + 1

@@ -10,28 +10,29 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.fake_totals import LEDGER, FakeTotals
-from tests.faulty_dynamodb import cancelled, client_error
-from tests.records import SOURCE_TABLE, changed, insert, modify, order, remove, validated
-from worker.aggregations import Aggregation, Definitions, Group
-from worker.definitions import load_definitions, parse_definitions
-from worker.ledger import page_name, receipt_name
-from worker.reconciliation.backfill import CUT, FINISHED_AT, STARTED_AT, Cut, Marker, read_marker
-from worker.reconciliation.look import Look, Place, aggregate_of, look_at
-from worker.reconciliation.repair import (
+from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group
+from aggregation_worker.aggregations.definitions import load_definitions, parse_definitions
+from aggregation_worker.ledger.markers import CUT, FINISHED_AT, STARTED_AT, Cut, Marker, close_to_backfill, read_marker
+from aggregation_worker.ledger.pages import Place
+from aggregation_worker.ledger.receipts import aggregate_of, page_name, receipt_name
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker.reconciliation.look import Look, look_at
+from aggregation_worker.reconciliation.repair import (
     MOST_ATTEMPTS,
     CorrectionRefusedError,
     Fate,
     Repairer,
     UnreadableLetterError,
-    close_to_backfill,
     correction_page,
     described,
     groups_waiting,
 )
-from worker.stream import StreamRecord
+from aggregation_worker.streams.records import StreamRecord
+from tests.fake_totals import LEDGER, FakeTotals
+from tests.faulty_dynamodb import cancelled, client_error
+from tests.records import SOURCE_TABLE, changed, insert, modify, order, remove, validated
 
-DEFINITIONS = load_definitions()
+DEFINITIONS = load_definitions(SAMPLE_FILE)
 (AGGREGATION,) = DEFINITIONS.aggregations
 GROUP: Group = ("item123", "2024-07-15")
 AGGREGATE = aggregate_of(AGGREGATION, GROUP)

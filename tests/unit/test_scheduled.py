@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from worker.definitions import BUNDLED_FILE, load_definitions
-from worker.reconciliation import scheduled
-from worker.reconciliation.reconcile import Finding, OutOfTimeError, Report, Verdict
-from worker.reconciliation.scheduled import (
+from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE, load_definitions
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker.reconciliation import scheduled
+from aggregation_worker.reconciliation.reconcile import Finding, OutOfTimeError, Report, Verdict
+from aggregation_worker.reconciliation.scheduled import (
     ScheduledSettings,
     SourceTooLargeError,
     UndecidedError,
@@ -20,11 +21,11 @@ from worker.reconciliation.scheduled import (
     read_scheduled_settings,
     reconcile,
 )
-from worker.settings import SettingsError
+from aggregation_worker.settings import SettingsError
 
 STREAM_ARN = "arn:aws:dynamodb:us-east-1:123456789012:table/Order_by_item/stream/2024-07-01T00:00:00.000"
 ENVIRONMENT = {"LEDGER_TABLE": "ledger", "STREAM_ARN": STREAM_ARN}
-(AGGREGATION,) = load_definitions().aggregations
+(AGGREGATION,) = load_definitions(SAMPLE_FILE).aggregations
 
 
 class Context:
@@ -152,7 +153,7 @@ def test_run__stops_in_time_to_say_why(monkeypatch: pytest.MonkeyPatch, remainin
 
 
 def test_settings__have_defaults_for_what_need_not_be_set() -> None:
-    assert read_scheduled_settings(ENVIRONMENT) == ScheduledSettings(BUNDLED_FILE, "ledger", STREAM_ARN, False, 0)
+    assert read_scheduled_settings(ENVIRONMENT) == ScheduledSettings(DEFINITIONS_FILE, "ledger", STREAM_ARN, False, 0)
 
 
 def test_settings__are_read() -> None:
@@ -195,7 +196,7 @@ class Sized:
 
 def test_table_over_the_limit__is_not_read_at_all() -> None:
     client: Any = Sized(1_000_001)
-    settings = ScheduledSettings(BUNDLED_FILE, "ledger", STREAM_ARN, False, 1_000_000)
+    settings = ScheduledSettings(SAMPLE_FILE, "ledger", STREAM_ARN, False, 1_000_000)
 
     with pytest.raises(SourceTooLargeError, match=r"Order_by_item has 1,000,001 bytes, more than the 1,000,000"):
         reconcile(settings, client, client, seconds_left=lambda: 900)
@@ -211,7 +212,7 @@ def test_table_within_the_limit__is_read(monkeypatch: pytest.MonkeyPatch, limit:
 
     monkeypatch.setattr(scheduled, "ScanSource", scan)
     client: Any = Sized(1_000_000)
-    settings = ScheduledSettings(BUNDLED_FILE, "ledger", STREAM_ARN, False, limit)
+    settings = ScheduledSettings(SAMPLE_FILE, "ledger", STREAM_ARN, False, limit)
 
     with pytest.raises(ReadingError, match="Order_by_item"):
         reconcile(settings, client, client, seconds_left=lambda: 900)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.definitions import BUNDLED_FILE
-from worker.settings import Settings, SettingsError, read_settings
+from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE
+from aggregation_worker.settings import Settings, SettingsError, read_settings
 
 ENVIRONMENT = {
     "LEDGER_TABLE": "ledger",
@@ -29,7 +29,7 @@ def test_all_variables__are_read() -> None:
 
 @pytest.mark.parametrize("environment", [ENVIRONMENT, {**ENVIRONMENT, "AGGREGATIONS_FILE": ""}])
 def test_definitions_file__is_the_bundled_one_by_default(environment: dict[str, str]) -> None:
-    assert read_settings(environment).aggregations_file == BUNDLED_FILE
+    assert read_settings(environment).aggregations_file == DEFINITIONS_FILE
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)

@@ -8,12 +8,13 @@ import pytest
 from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
+from aggregation_worker.ledger.receipts import Posting, receipt_value
+from aggregation_worker.ledger.settlement import CommitError, Pause, Settlement, settle
+from aggregation_worker.ledger.transactions import Transaction
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import cancelled, client_error
 from tests.postings import transaction
 from tests.records import CREATED_AT, insert, order
-from worker.ledger import Posting, Transaction, receipt_value
-from worker.settlement import CommitError, Pause, Settlement, settle
 
 NONE: Mapping[str, Any] = {"Code": "None"}
 CONFLICT = {"Code": "TransactionConflict", "Message": "Transaction is ongoing for the item"}

@@ -14,19 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aggregation_worker.aggregations.attribute_paths import MalformedValueError
+from aggregation_worker.aggregations.contributions import Aggregation, Group, KeyType, Source, contributions
+from aggregation_worker.aggregations.numbers import EXACT, Amounts
+from aggregation_worker.ledger.receipts import page_name, receipt_name
+from aggregation_worker.reconciliation.items import ItemPage
+from aggregation_worker.reconciliation.snapshot import Progress, Snapshot, SnapshotError, take_snapshot
+from aggregation_worker.reconciliation.spool import Spool, SpoolMismatchError
+from aggregation_worker.streams.reader import HistoryLostError
+from aggregation_worker.streams.records import Image, StreamRecord, StreamViewTypeError
+from aggregation_worker.streams.shards import IncompleteDescriptionError, StartingPosition
 from tests.busy_source import BEGAN, SOURCE_TABLE, BusySource, Killed
 from tests.definition_texts import aggregation_text, definitions
 from tests.model.scale import scaled
-from worker.aggregations import Aggregation, Group, KeyType, Source, contributions
-from worker.attribute_paths import Image, MalformedValueError
-from worker.ledger import page_name, receipt_name
-from worker.numbers import EXACT
-from worker.reconciliation.items import ItemPage
-from worker.reconciliation.snapshot import Progress, Snapshot, SnapshotError, take_snapshot
-from worker.reconciliation.spool import Amounts, Spool, SpoolMismatchError
-from worker.reconciliation.stream_reader import HistoryLostError
-from worker.reconciliation.stream_shards import IncompleteDescriptionError, StartingPosition
-from worker.stream import StreamRecord, StreamViewTypeError
 
 Totals = dict[Group, Amounts]
 seeds = st.integers(0, 2**32)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.reconciliation import spool as spool_module
-from worker.reconciliation.spool import (
-    Amounts,
+from aggregation_worker.aggregations.numbers import Amounts
+from aggregation_worker.reconciliation import spool as spool_module
+from aggregation_worker.reconciliation.spool import (
     Comparison,
     LaterReceipt,
     Spool,

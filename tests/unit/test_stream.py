@@ -9,6 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregation_worker.streams.records import (
+    EventName,
+    MalformedRecordError,
+    StreamRecord,
+    StreamViewTypeError,
+    UnexpectedEventError,
+    from_get_records,
+    read_record,
+    records_of,
+    sequence_number_of,
+    table_and_label,
+)
 from tests.json_values import JSON
 from tests.records import (
     CREATED_AT,
@@ -23,18 +35,6 @@ from tests.records import (
     remove,
     stream_record,
     validated,
-)
-from worker.stream import (
-    EventName,
-    MalformedRecordError,
-    StreamRecord,
-    StreamViewTypeError,
-    UnexpectedEventError,
-    from_get_records,
-    read_record,
-    records_of,
-    sequence_number_of,
-    table_and_label,
 )
 
 # --- What is read ---------------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ from unittest.mock import patch
 import pytest
 from freezegun import freeze_time
 
+from aggregation_worker.streams import reader as stream_reader
+from aggregation_worker.streams import shards as stream_shards
+from aggregation_worker.streams.reader import HistoryLostError, StreamReader, stream_began
+from aggregation_worker.streams.shards import StartingPosition, StreamDisabledError, TrimmedError
 from tests.busy_source import Clock
 from tests.stream_fakes import STREAM_ARN, FakeShard, FakeStreamsClient, get_records_record
-from worker.reconciliation import stream_reader, stream_shards
-from worker.reconciliation.stream_reader import HistoryLostError, StreamReader, stream_began
-from worker.reconciliation.stream_shards import StartingPosition, StreamDisabledError, TrimmedError
 
 LAG = 10.0
 EMPTY_PAGES = 3

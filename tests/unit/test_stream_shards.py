@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.stream_fakes import STREAM_ARN, FakeShard, FakeStreamsClient, get_records_record
-from worker.reconciliation.stream_shards import (
+from aggregation_worker.streams.shards import (
     IncompleteDescriptionError,
     Shard,
     StartingPosition,
@@ -15,6 +14,7 @@ from worker.reconciliation.stream_shards import (
     StreamShards,
     TrimmedError,
 )
+from tests.stream_fakes import STREAM_ARN, FakeShard, FakeStreamsClient, get_records_record
 
 
 def shards_of(client: FakeStreamsClient, start: StartingPosition = "TRIM_HORIZON") -> StreamShards:

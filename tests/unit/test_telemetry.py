@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from worker.telemetry import NAMESPACE, Metric, emit, new_logger, new_metrics
+from aggregation_worker.telemetry import NAMESPACE, Metric, emit, new_logger, new_metrics
 
 # The names that alarms, the dashboard and the runbooks rely on.
 NAMES = [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.truncation import Truncation, Unit
+from aggregation_worker.aggregations.truncation import Truncation, Unit
 
 
 @pytest.mark.parametrize(

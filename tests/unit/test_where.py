@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.attribute_paths import MalformedValueError
-from worker.where import Where
+from aggregation_worker.aggregations.attribute_paths import MalformedValueError
+from aggregation_worker.aggregations.where import Where
 
 IMAGE: dict[str, Any] = {
     "status": {"S": "paid"},

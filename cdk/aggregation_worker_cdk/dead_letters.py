@@ -1,0 +1,109 @@
+"""Where records wait that could not be counted: the dead-letter queue, and the bucket behind it.
+
+Operators watch the one queue. The bucket holds what does not fit into a message: documents of failed batches, which
+Lambda writes, and large parked records, which the worker writes; it tells the queue about the former.
+"""
+
+import aws_cdk as cdk
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_s3 as s3
+from aws_cdk import aws_sqs as sqs
+from constructs import Construct
+
+from aggregation_worker.dead_letters import ON_FAILURE_PREFIX
+from aggregation_worker.deployment import settings as deployment
+
+# Seconds. Who reads a message keeps it this long to themselves: twice as long as the function may take for it.
+VISIBILITY_TIMEOUT_SECONDS = 2 * deployment.FUNCTION_TIMEOUT_SECONDS
+
+
+class DeadLetters(Construct):
+    """The queue, the bucket, and the bucket's notifications into the queue."""
+
+    def __init__(self, scope: Construct, construct_id: str, *, throwaway: bool) -> None:
+        super().__init__(scope, construct_id)
+        stack = cdk.Stack.of(self)
+        # These records were counted nowhere yet: they outlive the stack.
+        removal_policy = cdk.RemovalPolicy.DESTROY if throwaway else cdk.RemovalPolicy.RETAIN
+        self.queue = sqs.Queue(
+            self,
+            "Queue",
+            retention_period=cdk.Duration.days(deployment.QUEUE_RETENTION_DAYS),
+            visibility_timeout=cdk.Duration.seconds(VISIBILITY_TIMEOUT_SECONDS),
+            # SQS's own key: S3 cannot send to a queue under the AWS-managed KMS key ("Granting permissions to publish
+            # event notification messages to a destination", Amazon S3 user guide).
+            encryption=sqs.QueueEncryption.SQS_MANAGED,
+            enforce_ssl=True,
+            removal_policy=removal_policy,
+        )
+        # S3 checks, while it makes the bucket, that it may send to the queue; so the queue's policy must name the
+        # bucket before there is one, and its name cannot be left to CloudFormation.
+        bucket_name = f"{stack.stack_name.lower()}-dlq-{stack.account}-{stack.region}"
+        self.queue.add_to_resource_policy(
+            iam.PolicyStatement(
+                sid="NotificationsOfTheBucket",
+                principals=[iam.ServicePrincipal("s3.amazonaws.com")],
+                actions=["sqs:SendMessage"],
+                resources=[self.queue.queue_arn],
+                conditions={
+                    "ArnEquals": {"aws:SourceArn": f"arn:{stack.partition}:s3:::{bucket_name}"},
+                    # Bucket ARNs name no account: a bucket deleted here and made elsewhere has the same one.
+                    "StringEquals": {"aws:SourceAccount": stack.account},
+                },
+            )
+        )
+        self.bucket = s3.Bucket(
+            self,
+            "Bucket",
+            bucket_name=bucket_name,
+            encryption=s3.BucketEncryption.S3_MANAGED,
+            enforce_ssl=True,
+            block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
+            object_ownership=s3.ObjectOwnership.BUCKET_OWNER_ENFORCED,
+            lifecycle_rules=[
+                s3.LifecycleRule(
+                    id="EndOfDeadLetters",
+                    expiration=cdk.Duration.days(deployment.DEAD_LETTER_OBJECT_DAYS),
+                    abort_incomplete_multipart_upload_after=cdk.Duration.days(1),
+                )
+            ],
+            removal_policy=removal_policy,
+        )
+        self._notify_queue()
+        cdk.Validations.of(self.queue).acknowledge(
+            cdk.Acknowledgment(
+                id="AwsSolutions::AwsSolutions-SQS3",
+                reason="This is the dead-letter queue; people read it, and what they cannot replay must stay in it.",
+            )
+        )
+        cdk.Validations.of(self.bucket).acknowledge(
+            cdk.Acknowledgment(
+                id="AwsSolutions::AwsSolutions-S1",
+                reason="Two writers, both the function's role, and operators: CloudTrail's data events tell who read "
+                "what, and an access log would need a second bucket that is kept and watched like this one.",
+            )
+        )
+
+    def _notify_queue(self) -> None:
+        """Has the bucket send a message for each document of a failed batch.
+
+        Written into the bucket's own resource: the CDK's helper would add a function of its own with a role that may
+        change the notifications of every bucket in the account.
+        """
+        bucket, policy = self.bucket.node.default_child, self.queue.node.find_child("Policy").node.default_child
+        assert isinstance(bucket, s3.CfnBucket)  # noqa: S101 - a Bucket's own resource
+        assert isinstance(policy, sqs.CfnQueuePolicy)  # noqa: S101 - a QueuePolicy's own resource
+        bucket.notification_configuration = s3.CfnBucket.NotificationConfigurationProperty(
+            queue_configurations=[
+                s3.CfnBucket.QueueConfigurationProperty(
+                    event="s3:ObjectCreated:*",
+                    queue=self.queue.queue_arn,
+                    filter=s3.CfnBucket.NotificationFilterProperty(
+                        s3_key=s3.CfnBucket.S3KeyFilterProperty(
+                            rules=[s3.CfnBucket.FilterRuleProperty(name="prefix", value=ON_FAILURE_PREFIX)]
+                        )
+                    ),
+                )
+            ]
+        )
+        bucket.add_resource_dependency(policy)

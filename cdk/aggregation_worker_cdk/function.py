@@ -1,0 +1,183 @@
+"""The function, its role, its log and the event source mapping that feeds it.
+
+The mapping's values come from `aggregation_worker.deployment.settings`, where each stands with its reason.
+"""
+
+import aws_cdk as cdk
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_lambda as lambda_
+from constructs import Construct
+
+from aggregation_worker.aggregations.contributions import Definitions
+from aggregation_worker.dead_letters import ON_FAILURE_PREFIX, PARKED_PREFIX
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker_cdk.bundle import FunctionBundling
+from aggregation_worker_cdk.dead_letters import DeadLetters
+from aggregation_worker_cdk.python_function import log_and_trace, log_of, python_function
+from aggregation_worker_cdk.tables import Tables
+
+
+class AggregationFunction(Construct):
+    """The worker in Lambda."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        definitions: Definitions,
+        tables: Tables,
+        dead_letters: DeadLetters,
+        bundling: FunctionBundling,
+        reserved_concurrency: int | None,
+        throwaway: bool,
+    ) -> None:
+        super().__init__(scope, construct_id)
+        self.log_group = log_of(self, throwaway=throwaway)
+        self.role = self._role(definitions, tables, dead_letters)
+        self.function = python_function(
+            self,
+            role=self.role,
+            log=self.log_group,
+            description=f"Counts every change of {definitions.source.table} exactly once",
+            code=bundling.code(),
+            handler="aggregation_worker.handler.lambda_handler",
+            memory_size=deployment.FUNCTION_MEMORY_MB,
+            timeout=cdk.Duration.seconds(deployment.FUNCTION_TIMEOUT_SECONDS),
+            reserved_concurrent_executions=reserved_concurrency,
+            environment={
+                "LEDGER_TABLE": tables.ledger.table_name,
+                "LEDGER_RETENTION_DAYS": str(deployment.LEDGER_RETENTION_DAYS),
+                "DEAD_LETTER_QUEUE_URL": dead_letters.queue.queue_url,
+                "DEAD_LETTER_BUCKET": dead_letters.bucket.bucket_name,
+            },
+            runtime_reason="Python 3.13 is the version that the tests, the pinned dependencies and the bundled "
+            "bytecode are for; a newer one is a change of all three.",
+        )
+        self.mapping = self._mapping(definitions, tables, dead_letters)
+
+    def _mapping(
+        self, definitions: Definitions, tables: Tables, dead_letters: DeadLetters
+    ) -> lambda_.CfnEventSourceMapping:
+        """The mapping as CloudFormation knows it: the CDK's event source would add grants and defaults of its own."""
+        mapping = lambda_.CfnEventSourceMapping(
+            self,
+            "Mapping",
+            event_source_arn=tables.source.stream_arn,
+            function_name=self.function.function_name,
+            starting_position=deployment.STARTING_POSITION,
+            batch_size=deployment.BATCH_SIZE,
+            maximum_batching_window_in_seconds=deployment.BATCHING_WINDOW_SECONDS,
+            parallelization_factor=deployment.PARALLELIZATION_FACTOR,
+            maximum_retry_attempts=deployment.RETRY_ATTEMPTS,
+            maximum_record_age_in_seconds=deployment.MAXIMUM_RECORD_AGE_SECONDS,
+            bisect_batch_on_function_error=deployment.BISECT_ON_ERROR,
+            function_response_types=["ReportBatchItemFailures"] if deployment.REPORT_BATCH_ITEM_FAILURES else None,
+            filter_criteria=lambda_.CfnEventSourceMapping.FilterCriteriaProperty(
+                filters=[
+                    lambda_.CfnEventSourceMapping.FilterProperty(pattern=pattern)
+                    for pattern in deployment.filter_patterns(definitions)
+                ]
+            ),
+            destination_config=lambda_.CfnEventSourceMapping.DestinationConfigProperty(
+                # Only S3 gets the records themselves; other destinations get a pointer, which dies with the stream.
+                on_failure=lambda_.CfnEventSourceMapping.OnFailureProperty(destination=dead_letters.bucket.bucket_arn)
+            ),
+            # What Lambda filtered out, discarded and delivered on failure; without it nobody could be alarmed.
+            metrics_config=lambda_.CfnEventSourceMapping.MetricsConfigProperty(metrics=["EventCount"]),
+        )
+        # No record is written to the bucket before its policy is in force.
+        assert dead_letters.bucket.policy is not None  # noqa: S101 - there is one that enforces TLS
+        mapping.node.add_dependency(dead_letters.bucket.policy)
+        return mapping
+
+    def _role(self, definitions: Definitions, tables: Tables, dead_letters: DeadLetters) -> iam.Role:
+        """The execution role: each action that the worker or Lambda on its behalf performs, on what it performs it.
+
+        `TransactWriteItems` needs the permission for each of its actions ("Using IAM with DynamoDB transactions",
+        Amazon DynamoDB developer guide), which are updates; conditions on the updated item need none.
+        """
+        account = cdk.Stack.of(self).account
+        bucket_arn = dead_letters.bucket.bucket_arn
+        targets = [table.table_arn for table in tables.targets.values()]
+        statements = [
+            iam.PolicyStatement(
+                sid="ReadStream",
+                actions=["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"],
+                resources=[tables.source.stream_arn],
+            ),
+            iam.PolicyStatement(
+                # "IAM policy to allow a Lambda function to access DynamoDB stream records", Amazon DynamoDB developer
+                # guide: the action knows no narrower resource.
+                sid="ListStreams",
+                actions=["dynamodb:ListStreams"],
+                resources=[f"{tables.source.table_arn}/stream/*"],
+            ),
+            iam.PolicyStatement(
+                sid="PostReceiptsAndTotals",
+                actions=["dynamodb:UpdateItem"],
+                resources=[tables.ledger.table_arn, *targets],
+            ),
+            iam.PolicyStatement(
+                # Whether a big batch has been delivered before.
+                sid="ReadReceipts",
+                actions=["dynamodb:BatchGetItem"],
+                resources=[tables.ledger.table_arn],
+            ),
+            iam.PolicyStatement(
+                sid="GuardDefinitions",
+                actions=["dynamodb:GetItem", "dynamodb:PutItem"],
+                resources=[tables.ledger.table_arn],
+                # Only the pages named like an aggregation alone; those of receipts are named after a group as well, so
+                # that a put can never overwrite a receipt.
+                conditions={
+                    "ForAllValues:StringEquals": {
+                        "dynamodb:LeadingKeys": [aggregation.name for aggregation in definitions.aggregations]
+                    }
+                },
+            ),
+            iam.PolicyStatement(
+                sid="ParkRecords",
+                actions=["sqs:SendMessage"],
+                resources=[dead_letters.queue.queue_arn],
+            ),
+            iam.PolicyStatement(
+                # The documents that Lambda writes with this role, and the worker's large parked records.
+                sid="StoreDeadLetters",
+                actions=["s3:PutObject"],
+                resources=[f"{bucket_arn}/{ON_FAILURE_PREFIX}*", f"{bucket_arn}/{PARKED_PREFIX}*"],
+                conditions={"StringEquals": {"s3:ResourceAccount": account}},
+            ),
+            iam.PolicyStatement(
+                # "Retain discarded records for a DynamoDB event source in Lambda", AWS Lambda developer guide.
+                sid="FindOnFailureDestination",
+                actions=["s3:ListBucket"],
+                resources=[bucket_arn],
+                conditions={"StringEquals": {"s3:ResourceAccount": account}},
+            ),
+            *log_and_trace(self.log_group),
+        ]
+        role = iam.Role(
+            self,
+            "Role",
+            description="What the aggregation worker may do, action by action",
+            assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"),
+            inline_policies={"Worker": iam.PolicyDocument(statements=statements)},
+        )
+        wildcards = {
+            f"{tables.source.table_arn}/stream/*": "ListStreams knows nothing narrower than a table's streams.",
+            f"{bucket_arn}/{PARKED_PREFIX}*": "Each parked record is an object of its own, named when it is parked.",
+            f"{bucket_arn}/{ON_FAILURE_PREFIX}*": "Lambda names each document of a failed batch when it writes it.",
+            "*": "X-Ray's two actions know no resources.",
+        }
+        for resource, reason in wildcards.items():
+            finding = f"AwsSolutions::AwsSolutions-IAM5[Resource::{_as_cdk_nag_writes_it(self, resource)}]"
+            cdk.Validations.of(role).acknowledge(cdk.Acknowledgment(id=finding, reason=reason))
+        return role
+
+
+def _as_cdk_nag_writes_it(scope: Construct, resource: str) -> str:
+    """The name of a resource in a finding: attributes of other resources stand as `<LogicalId.Arn>`."""
+    resolved = cdk.Stack.of(scope).resolve(resource)
+    parts = resolved["Fn::Join"][1] if isinstance(resolved, dict) else [resolved]
+    return "".join(part if isinstance(part, str) else f"<{'.'.join(part['Fn::GetAtt'])}>" for part in parts)

@@ -1,0 +1,302 @@
+"""Dead letters: parking a record that can never succeed, and reading any dead letter back into records.
+
+Three kinds of message wait in the one queue:
+
+* a parked record, written here: the record as it was delivered, and why it was refused;
+* the same with the record in the bucket, where it is too large for a message;
+* a notice of a batch that Lambda gave up on: S3's notification of an on-failure document, which holds the whole event.
+
+A notice that holds no records but only points into the stream (an on-failure destination other than S3 writes those) is
+recognised too. Parking is the last step of a batch: a record counts as parked only when the queue has taken it.
+"""
+
+import hashlib
+import json
+import urllib.parse
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from aggregation_worker.streams.records import is_sequence_number, sequence_number_of
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sqs.type_defs import SendMessageBatchRequestEntryTypeDef
+
+KIND = "parked_record"
+PARKED_PREFIX = "parked-records/"
+ON_FAILURE_PREFIX = "aws/lambda/"
+
+# Bytes. SQS takes messages of 1 MiB, but a queue made before August 2025, or set so, takes 256 KiB ("Amazon SQS message
+# quotas"); what every queue takes is sent as a message, the rest goes by way of the bucket.
+MAX_MESSAGE_BYTES = 262_144
+_MAX_BATCH_ENTRIES = 10
+_NO_TIME = "no time was left to park it"
+
+
+class UnreadableDeadLetterError(ValueError):
+    """A message in the dead-letter queue that is none of ours, or is damaged; it must be left in the queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedRecord:
+    """A record that can never succeed as it is, as delivered, with a reason per aggregation that refused it.
+
+    Attributes:
+        record: the raw record; whatever Lambda delivered, so possibly not even an object.
+        reasons: sentences that say what is wrong.
+    """
+
+    record: Any
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectReference:
+    """Where in S3 a dead letter's content is."""
+
+    bucket: str
+    key: str
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordReference:
+    """A parked record whose content is in the bucket."""
+
+    content: ObjectReference
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedBatchReference:
+    """A notification that an on-failure document was written."""
+
+    document: ObjectReference
+
+
+@dataclass(frozen=True, slots=True)
+class FailedBatch:
+    """A batch that Lambda gave up on.
+
+    Attributes:
+        records: the raw records, or `None` where the notice only points into the stream.
+        condition: why Lambda gave up, e.g. `RetryAttemptsExhausted`, `RecordAgeExceeded`.
+        first, last: the range of sequence numbers, both included; compare as `int`.
+    """
+
+    records: tuple[Any, ...] | None
+    condition: str
+    stream_arn: str
+    shard_id: str
+    first: str
+    last: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationTest:
+    """What S3 sends to the queue once, when the bucket's notification is set up; it holds nothing, so delete it."""
+
+    bucket: str
+
+
+DeadLetter = ParkedRecord | RecordReference | FailedBatchReference | FailedBatch | NotificationTest
+
+
+def message_body(parked: ParkedRecord, parked_at: datetime, content: ObjectReference | None = None) -> str:
+    """The message for a parked record; with `content`, the record itself is in the bucket."""
+    body: dict[str, Any] = {
+        "kind": KIND,
+        "reasons": parked.reasons,
+        "parkedAt": parked_at.astimezone(UTC).isoformat(timespec="seconds"),
+        "sequenceNumber": sequence_number_of(parked.record),
+    }
+    if content is None:
+        body["record"] = parked.record
+    else:
+        body["recordObject"] = {"bucket": content.bucket, "key": content.key}
+    return json.dumps(body, ensure_ascii=True, separators=(",", ":"))
+
+
+def read_dead_letter(body: str) -> DeadLetter:
+    """Reads a message of the dead-letter queue.
+
+    Raises:
+        UnreadableDeadLetterError: it is not JSON, or nothing that this worker or Lambda writes.
+    """
+    document = _json_object(body, "the message")
+    if document.get("kind") == KIND:
+        return _parked(document)
+    if "DDBStreamBatchInfo" in document:
+        return read_failed_batch(body)
+    if document.get("Event") == "s3:TestEvent" and isinstance(document.get("Bucket"), str):
+        return NotificationTest(document["Bucket"])
+    if isinstance(document.get("Records"), list):
+        return _notification(document["Records"])
+    raise UnreadableDeadLetterError("neither a parked record nor a notice of a failed batch")
+
+
+def _parked(document: Mapping[str, Any]) -> ParkedRecord | RecordReference:
+    reasons = document.get("reasons")
+    if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
+        raise UnreadableDeadLetterError("a parked record without reasons")
+    texts = tuple(reasons)
+    if "record" in document:
+        return ParkedRecord(document["record"], texts)
+    content = document.get("recordObject")
+    if isinstance(content, dict) and isinstance(content.get("bucket"), str) and isinstance(content.get("key"), str):
+        return RecordReference(ObjectReference(content["bucket"], content["key"]), texts)
+    raise UnreadableDeadLetterError("a parked record without the record")
+
+
+def _notification(records: Sequence[Any]) -> FailedBatchReference:
+    """S3's event message ("Event message structure", Amazon S3 user guide); one object a message, keys URL-encoded."""
+    try:
+        (record,) = records
+        s3 = record["s3"]
+        key = urllib.parse.unquote_plus(_text(s3["object"], "key"))
+        version = _text(s3["object"], "versionId") if "versionId" in s3["object"] else None
+        return FailedBatchReference(ObjectReference(_text(s3["bucket"], "name"), key, version))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UnreadableDeadLetterError("not a notification of one S3 object") from error
+
+
+def read_failed_batch(text: str) -> FailedBatch:
+    """Reads an on-failure document; `responseContext` can be missing, as it is for `RecordAgeExceeded`.
+
+    Raises:
+        UnreadableDeadLetterError: it is damaged, or its payload is.
+    """
+    document = _json_object(text, "the on-failure document")
+    info = document.get("DDBStreamBatchInfo")
+    context = document.get("requestContext")
+    if not isinstance(info, dict):
+        raise UnreadableDeadLetterError("the on-failure document has no DDBStreamBatchInfo")
+    payload = document.get("payload")
+    records: tuple[Any, ...] | None = None
+    if payload is not None:
+        event = _json_object(payload, "the on-failure document's payload")
+        if not isinstance(event.get("Records"), list):
+            raise UnreadableDeadLetterError("the on-failure document's payload has no Records")
+        records = tuple(event["Records"])
+    try:
+        return FailedBatch(
+            records,
+            _text(context, "condition") if isinstance(context, dict) and "condition" in context else "unknown",
+            _text(info, "streamArn"),
+            _text(info, "shardId"),
+            _sequence_number(info, "startSequenceNumber"),
+            _sequence_number(info, "endSequenceNumber"),
+            int(info.get("batchSize", len(records or ()))),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UnreadableDeadLetterError(
+            f"the on-failure document's DDBStreamBatchInfo is damaged: {error!r}"
+        ) from error
+
+
+def _text(entries: Mapping[str, Any], name: str) -> str:
+    text = entries[name]
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is not a text")
+    return text
+
+
+def _sequence_number(info: Mapping[str, Any], name: str) -> str:
+    """As it is written: the Streams API takes it back only so."""
+    text = _text(info, name)
+    if not is_sequence_number(text):
+        raise ValueError(f"{name} is not a sequence number")
+    return text
+
+
+def _json_object(text: object, what: str) -> dict[str, Any]:
+    if not isinstance(text, str):
+        raise UnreadableDeadLetterError(f"{what} is not a text")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableDeadLetterError(f"{what} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise UnreadableDeadLetterError(f"{what} is not a JSON object")
+    return document
+
+
+@dataclass(slots=True)
+class DeadLetterQueue:
+    """The dead-letter queue, and the bucket for what is too large for it.
+
+    Attributes:
+        sqs, s3: give the client when it is first needed: most invocations park nothing.
+        now: the time of day.
+    """
+
+    url: str
+    bucket: str
+    sqs: "Callable[[], SQSClient]"
+    s3: "Callable[[], S3Client]"
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    def park(self, parked: Sequence[ParkedRecord], in_time: Callable[[], bool] = lambda: True) -> dict[int, str]:
+        """Sends records to the queue; those too large for a message by way of the bucket.
+
+        Args:
+            parked: the records, each with its reasons.
+            in_time: asked before each request; once it says no, nothing more is sent.
+
+        Returns:
+            The index of every record that is **not** parked, with the reason: it must be delivered again. A record can
+            be parked twice (an answer lost); replaying both counts it once.
+        """
+        failed: dict[int, str] = {}
+        bodies: list[tuple[int, str]] = []
+        for index, record in enumerate(parked):
+            if not in_time():
+                failed[index] = _NO_TIME
+                continue
+            try:
+                bodies.append((index, self._body(record)))
+            except (BotoCoreError, ClientError, ValueError, RecursionError) as error:
+                failed[index] = f"the record could not be stored in bucket {self.bucket}: {error}"
+        for batch in _batches(bodies):
+            failed |= self._send(batch) if in_time() else dict.fromkeys((index for index, _ in batch), _NO_TIME)
+        return failed
+
+    def _body(self, record: ParkedRecord) -> str:
+        now = self.now()
+        body = message_body(record, now)
+        if len(body) <= MAX_MESSAGE_BYTES:  # the body is ASCII: one byte a character
+            return body
+        content = json.dumps(record.record).encode()
+        # Named after its content: parked again after a lost answer, it is the same object.
+        key = f"{PARKED_PREFIX}{now:%Y/%m/%d}/{hashlib.sha256(content).hexdigest()}.json"
+        self.s3().put_object(Bucket=self.bucket, Key=key, Body=content, ContentType="application/json")
+        return message_body(record, now, ObjectReference(self.bucket, key))
+
+    def _send(self, batch: Sequence[tuple[int, str]]) -> dict[int, str]:
+        entries: list[SendMessageBatchRequestEntryTypeDef] = [
+            {"Id": str(index), "MessageBody": body} for index, body in batch
+        ]
+        try:
+            answer = self.sqs().send_message_batch(QueueUrl=self.url, Entries=entries)
+        except (BotoCoreError, ClientError) as error:
+            return {index: f"the dead-letter queue could not be written: {error}" for index, _ in batch}
+        return {int(entry["Id"]): f"the dead-letter queue refused it: {entry}" for entry in answer.get("Failed", [])}
+
+
+def _batches(bodies: Iterable[tuple[int, str]]) -> list[list[tuple[int, str]]]:
+    """At most ten messages, and together at most `MAX_MESSAGE_BYTES`."""
+    batches: list[list[tuple[int, str]]] = []
+    size = 0
+    for index, body in bodies:
+        if not batches or len(batches[-1]) == _MAX_BATCH_ENTRIES or size + len(body) > MAX_MESSAGE_BYTES:
+            batches.append([])
+            size = 0
+        batches[-1].append((index, body))
+        size += len(body)
+    return batches

@@ -1,0 +1,168 @@
+"""What is deployed, apart from where: tables, event source mapping, queue and bucket, each value with its reason.
+
+The CDK app builds from here and the pipeline on one machine runs from here, so that a changed setting cannot differ
+between the two. Plain values and pure functions; the function itself never imports this.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+
+from aggregation_worker.aggregations.contributions import Definitions, KeyType, RemovePolicy
+from aggregation_worker.ledger.receipts import AGGREGATE_KEY, EXPIRES_AT, PAGE_KEY
+
+# --- The event source mapping -------------------------------------------------------------------------------------
+# A bigger batch shares more receipts a page and more contributions an ADD, so it costs less; 1,000 records are still
+# committed in well under a second.
+BATCH_SIZE = 1_000
+# Seconds. A quiet shard waits this long for more records; totals lag by no more than this because of it.
+BATCHING_WINDOW_SECONDS = 1
+# Several batches of one shard at once would conflict on hot aggregates; order does not matter to sums, so a user with
+# thousands of aggregates can raise it.
+PARALLELIZATION_FACTOR = 1
+# The worker parks what can never succeed, so what fails is an outage: worth many attempts. Splits cost none.
+RETRY_ATTEMPTS = 30
+# Seconds. Well inside the stream's 24 hours, so that the on-failure document can still be written from the stream, and
+# long enough for an operator to wake up and repair before records take the longer way through the dead-letter queue.
+MAXIMUM_RECORD_AGE_SECONDS = 6 * 3600
+# The start of the stream: with LATEST, records written while the mapping is being created are missed.
+STARTING_POSITION = "TRIM_HORIZON"
+# Without bisecting, Lambda discards the healthy records behind a failing one when its retries are used up.
+BISECT_ON_ERROR = True
+REPORT_BATCH_ITEM_FAILURES = True
+
+# --- The function -------------------------------------------------------------------------------------------------
+# Seconds. A batch takes well under one; the rest is for riding out throttling and conflicts without a redelivery.
+FUNCTION_TIMEOUT_SECONDS = 60
+# Megabytes. CPU comes with memory (1,769 MB are one core); peak use for the largest event, 6 MB, is under 200 MB.
+FUNCTION_MEMORY_MB = 1_024
+
+# --- The scheduled reconcile --------------------------------------------------------------------------------------
+# Seconds: the longest that Lambda allows.
+RECONCILE_TIMEOUT_SECONDS = 900
+# Seconds of them for reading the source. The other half is for the totals, which can be as many as the items, for the
+# stream to pass the last item read, and for looking again at totals that differ.
+RECONCILE_READING_SECONDS = 450
+# Bytes of items a second: 10,000 items of 100 bytes. One core reads and sums up three times as many (38,000 items of 60
+# bytes, tests/benchmarks/snapshot.py), and more bytes of larger ones; a table on demand gives 12 MB/s from the start.
+RECONCILE_BYTES_PER_SECOND = 1_000_000
+# A larger table cannot be compared in time for certain; `aggregator reconcile` on a machine has all the time it needs.
+# Only the function can know how large a table is, and it refuses before it reads anything of it.
+MAX_SCHEDULED_RECONCILE_BYTES = RECONCILE_READING_SECONDS * RECONCILE_BYTES_PER_SECOND
+# Megabytes: one core. The items pass through one thread, so a second core would idle; memory stays flat.
+RECONCILE_MEMORY_MB = 1_769
+# Megabytes of /tmp, the most there can be, where the items' contributions are gathered and sorted: up to 300 bytes for
+# each item and aggregation, so the largest table in items of 100 bytes fits seven times. A run pays $0.0003 for it.
+RECONCILE_STORAGE_MB = 10_240
+# Two at once would read the table twice, to say the same.
+RECONCILE_CONCURRENCY = 1
+# One that failed would read the whole table again, and fail again: somebody must look, and the schedule comes again.
+RECONCILE_RETRY_ATTEMPTS = 0
+# Seconds that a run waits for the one before it to end, if the two would otherwise be at work at once.
+RECONCILE_WAITS_SECONDS = 1_800
+
+# --- Lifetimes, in days -------------------------------------------------------------------------------------------
+STREAM_RETENTION_DAYS = 1
+# SQS keeps no message longer.
+QUEUE_RETENTION_DAYS = 14
+# The records themselves, where a message only refers to them.
+DEAD_LETTER_OBJECT_DAYS = 30
+# A receipt must outlive every way in which its record can come back: the three above one after another, and a margin.
+LEDGER_RETENTION_DAYS = 60
+
+STREAM_VIEW_TYPE = "NEW_AND_OLD_IMAGES"
+
+# --- The stack ----------------------------------------------------------------------------------------------------
+STACK_NAME = "DynamoDBAggregationWorker"
+
+
+class Output(StrEnum):
+    """The stack's outputs that the `aggregator` command reads, so that nobody copies ARNs by hand."""
+
+    SOURCE_TABLE = "SourceTableName"
+    LEDGER_TABLE = "LedgerTableName"
+    LEDGER_RETENTION_DAYS = "LedgerRetentionDays"
+    DEAD_LETTER_QUEUE_URL = "DeadLetterQueueUrl"
+    DEAD_LETTER_BUCKET = "DeadLetterBucketName"
+    FUNCTION_NAME = "FunctionName"
+    EVENT_SOURCE_MAPPING = "EventSourceMappingUuid"
+
+
+class DeploymentError(ValueError):
+    """Settings that do not fit together; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableDefinition:
+    """A DynamoDB table as it must be created.
+
+    Attributes:
+        keys: attribute name and type: partition key, then sort key if there is one.
+        stream_view_type: of its stream, or `None` for no stream.
+        ttl_attribute: the attribute that holds an item's expiry in epoch seconds, or `None`.
+    """
+
+    keys: tuple[tuple[str, KeyType], ...]
+    stream_view_type: str | None = None
+    ttl_attribute: str | None = None
+
+
+LEDGER = TableDefinition(((AGGREGATE_KEY, KeyType.STRING), (PAGE_KEY, KeyType.STRING)), ttl_attribute=EXPIRES_AT)
+
+
+def source_table(definitions: Definitions) -> TableDefinition | None:
+    """The source table to create; `None` where it exists already."""
+    if definitions.source.stream_arn is not None:
+        return None
+    return TableDefinition(definitions.source.keys, stream_view_type=STREAM_VIEW_TYPE)
+
+
+def target_tables(definitions: Definitions) -> dict[str, TableDefinition]:
+    """The target tables by name; aggregations that share one have the same keys."""
+    return {
+        aggregation.table: TableDefinition(tuple((key.name, key.type) for key in aggregation.keys))
+        for aggregation in definitions.aggregations
+    }
+
+
+def filter_patterns(definitions: Definitions) -> tuple[str, ...]:
+    """The mapping's filter, as JSON: REMOVE is delivered only if some aggregation retracts what was removed."""
+    names = ["INSERT", "MODIFY"]
+    if any(aggregation.remove is not RemovePolicy.IGNORE for aggregation in definitions.aggregations):
+        names.append("REMOVE")
+    return (json.dumps({"eventName": names}),)
+
+
+def check_scheduled_reconcile(definitions: Definitions, *, nothing_removed: bool) -> None:
+    """Refuses a schedule that could never find anything: what an aggregation keeps of deleted items has no source.
+
+    Raises:
+        DeploymentError: no aggregation's totals can be told from the source alone.
+    """
+    if nothing_removed or any(one.remove is RemovePolicy.RETRACT for one in definitions.aggregations):
+        return
+    raise DeploymentError(
+        "a scheduled reconcile would prove nothing: every aggregation keeps what deleted items had contributed, which "
+        "the source can no longer tell; add -c reconcileNothingRemoved=true if items are never deleted, or define "
+        'remove = "retract"'
+    )
+
+
+def shortest_ledger_retention(dead_letter_object_days: int = DEAD_LETTER_OBJECT_DAYS) -> int:
+    """Days that a receipt must be kept at least: stream, queue and object, one after another."""
+    return STREAM_RETENTION_DAYS + QUEUE_RETENTION_DAYS + dead_letter_object_days
+
+
+def check_ledger_retention(days: int, dead_letter_object_days: int = DEAD_LETTER_OBJECT_DAYS) -> None:
+    """Refuses a ledger that forgets a receipt while its record can still come back.
+
+    Raises:
+        DeploymentError: the retention is too short.
+    """
+    shortest = shortest_ledger_retention(dead_letter_object_days)
+    if days < shortest:
+        raise DeploymentError(
+            f"the ledger keeps receipts for {days} days, but a dead letter can come back for {shortest} days "
+            f"({STREAM_RETENTION_DAYS} in the stream, {QUEUE_RETENTION_DAYS} in the queue, {dead_letter_object_days} "
+            "as an object): it could be counted twice; keep receipts longer, or dead-letter objects for a shorter time"
+        )

@@ -1,0 +1,195 @@
+"""The Lambda function: `aggregation_worker.handler.lambda_handler`.
+
+The only module that knows Lambda: its event, its context, its deadline, its answer, and the life of its process.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any, TypeVar
+
+import boto3
+from botocore.config import Config
+
+from aggregation_worker.aggregations.contributions import Definitions
+from aggregation_worker.aggregations.definitions import load_definitions
+from aggregation_worker.batch import REPORT_OUTCOMES, BatchResult, RecordOutcome, process
+from aggregation_worker.dead_letters import DeadLetterQueue
+from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline
+from aggregation_worker.ledger.definition_guard import check_definitions
+from aggregation_worker.settings import Settings, SettingsError, read_settings
+from aggregation_worker.streams.records import records_of, sequence_number_of
+from aggregation_worker.telemetry import Metric, emit, new_logger, new_metrics
+
+# Seconds. A request that has no answer by then is given up and sent again; DynamoDB answers in milliseconds.
+CONNECT_TIMEOUT = 1
+READ_TIMEOUT = 3
+
+# Seconds before the invocation's end: no request is sent that could still be without an answer when the invocation
+# ends, and a little is kept for the answer to Lambda. A function with a short timeout gives up these parts of it.
+STOP_SENDING = CONNECT_TIMEOUT + READ_TIMEOUT + 1.0
+STOP_WAITING = 1.0
+_STOP_SENDING_PART = 1 / 4
+_STOP_WAITING_PART = 1 / 8
+# Milliseconds assumed where no context tells, as in a call by hand.
+_DEFAULT_REMAINING = 60_000
+
+T = TypeVar("T")
+
+logger = new_logger()
+metrics = new_metrics()
+
+
+class ParkingError(Exception):
+    """A record without a sequence number could not be parked: Lambda can only be told that the whole batch failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """All that lives as long as the process."""
+
+    definitions: Definitions
+    committer: Committer
+    dead_letters: DeadLetterQueue
+
+
+def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
+    """Counts one batch of stream records.
+
+    Args:
+        event: what Lambda delivers from a DynamoDB stream.
+        context: Lambda's context; only the remaining time and the request id are used.
+
+    Returns:
+        `batchItemFailures`: the sequence number of every record that must be delivered again. A replay asks for
+        `outcomes` too (`REPORT_OUTCOMES`): one `RecordOutcome` a record, in their order.
+
+    Raises:
+        SettingsError, DefinitionError, DefinitionChangedError, UnexpectedEventError, StreamViewTypeError, CommitError,
+        ParkingError, ClientError, BotoCoreError: the deployment is at fault; nothing is lost, the whole batch is
+        delivered again.
+    """
+    logger.append_keys(request_id=getattr(context, "aws_request_id", None))
+    received = len(event["Records"]) if isinstance(event, dict) and isinstance(event.get("Records"), list) else 0
+    counts = {Metric.RECORDS_RECEIVED: float(received), Metric.RECORDS_RETRIED: float(received)}
+    try:
+        deadline = deadline_of(context)
+        records = records_of(event)
+        worker = _worker(read_settings(os.environ))
+        result = process(records, worker.definitions, worker.committer, worker.dead_letters, deadline)
+        counts = _counts(result)
+        _log(result, records)
+        return _answer(event, result, records)
+    except Exception:
+        logger.exception("the batch failed as a whole and will be delivered again")
+        raise
+    finally:
+        emit(metrics, counts)
+
+
+def deadline_of(context: Any) -> Deadline:
+    """The invocation's deadline, with the margins that this function keeps before it."""
+    tell = getattr(context, "get_remaining_time_in_millis", None)
+    remaining = tell() / 1000 if callable(tell) else _DEFAULT_REMAINING / 1000
+    end = time.monotonic() + remaining
+    return Deadline(
+        seconds_left=lambda: end - time.monotonic(),
+        stop_sending=min(STOP_SENDING, remaining * _STOP_SENDING_PART),
+        stop_waiting=min(STOP_WAITING, remaining * _STOP_WAITING_PART),
+    )
+
+
+@lru_cache(maxsize=1)
+def _worker(settings: Settings) -> Worker:
+    """Made at the first invocation and kept; an error is not kept, so the next invocation tries again."""
+    definitions = load_definitions(settings.aggregations_file)
+    if settings.ledger_table in {definitions.source.table, *(entry.table for entry in definitions.aggregations)}:
+        raise SettingsError(f"LEDGER_TABLE is {settings.ledger_table!r}, which the definitions use for another table")
+    # Retries are the committer's: it knows the deadline, and which errors mean what.
+    config = _config(total_max_attempts=1)
+    client = boto3.client("dynamodb", config=config)
+    check_definitions(
+        boto3.client("dynamodb", config=_config(total_max_attempts=4)), settings.ledger_table, definitions.aggregations
+    )
+    executor = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="commit")
+    return Worker(
+        definitions,
+        Committer(client, settings.ledger_table, settings.ledger_retention_days, executor),
+        DeadLetterQueue(
+            settings.dead_letter_queue_url,
+            settings.dead_letter_bucket,
+            # What could not be parked comes again; a second try could outlast the invocation.
+            sqs=_once(lambda: boto3.client("sqs", config=_config(total_max_attempts=1))),
+            s3=_once(lambda: boto3.client("s3", config=_config(total_max_attempts=1))),
+        ),
+    )
+
+
+def _config(total_max_attempts: int) -> Config:
+    return Config(
+        retries={"mode": "standard", "total_max_attempts": total_max_attempts},
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
+        max_pool_connections=MAX_IN_FLIGHT,
+        # Botocore would walk every request of 100 actions, a quarter of its processor time, to find what DynamoDB would
+        # refuse as well.
+        parameter_validation=False,
+    )
+
+
+def _once(make: Callable[[], T]) -> Callable[[], T]:
+    return cache(make)
+
+
+def _counts(result: BatchResult) -> dict[Metric, float]:
+    by_outcome = {
+        Metric.RECORDS_APPLIED: RecordOutcome.APPLIED,
+        Metric.RECORDS_DUPLICATE: RecordOutcome.DUPLICATE,
+        Metric.RECORDS_NOT_COUNTED: RecordOutcome.NOT_COUNTED,
+        Metric.RECORDS_PARKED: RecordOutcome.PARKED,
+        Metric.RECORDS_RETRIED: RecordOutcome.RETRIED,
+    }
+    counts: dict[Metric, float] = {Metric.RECORDS_RECEIVED: len(result.outcomes)}
+    counts |= {metric: result.outcomes.count(outcome) for metric, outcome in by_outcome.items()}
+    counts[Metric.TRANSACTIONS_COMMITTED] = result.commit.transactions
+    counts[Metric.TRANSACTION_CONFLICTS] = result.commit.conflicts
+    if result.commit.oldest_lag is not None:
+        counts[Metric.APPLY_LAG] = result.commit.oldest_lag
+    return counts
+
+
+def _log(result: BatchResult, records: list[Any]) -> None:
+    """One line a batch, and one for each record that was refused; never an item's contents."""
+    for index, reasons in sorted(result.reasons.items()):
+        logger.warning(
+            "record refused",
+            sequence_number=sequence_number_of(records[index]),
+            outcome=result.outcomes[index],
+            reasons=reasons,
+        )
+    logger.info(
+        "batch counted",
+        outcomes={outcome.value: result.outcomes.count(outcome) for outcome in RecordOutcome},
+        transactions=result.commit.transactions,
+        conflicts=result.commit.conflicts,
+    )
+
+
+def _answer(event: dict[str, Any], result: BatchResult, records: list[Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = {"batchItemFailures": _failures(result, records)}
+    if event.get(REPORT_OUTCOMES) is True:
+        answer["outcomes"] = [outcome.value for outcome in result.outcomes]
+    return answer
+
+
+def _failures(result: BatchResult, records: list[Any]) -> list[dict[str, str]]:
+    failures = []
+    for index in result.indexes(RecordOutcome.RETRIED):
+        sequence_number = sequence_number_of(records[index])
+        if sequence_number is None:
+            raise ParkingError(f"a record without a sequence number could not be parked: {result.reasons.get(index)}")
+        failures.append({"itemIdentifier": sequence_number})
+    return failures

@@ -1,0 +1,73 @@
+"""What the totals should be: the definitions applied to the source table's items as they are now.
+
+The same `Aggregation.value` that the worker applies to stream images is applied to items, so both read a definition
+alike. An aggregation with `remove = "ignore"` keeps what removed items once contributed, which no scan can see.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from aggregation_worker.aggregations.attribute_paths import MalformedValueError
+from aggregation_worker.aggregations.contributions import Aggregation, Group
+from aggregation_worker.aggregations.numbers import EXACT
+from aggregation_worker.streams.records import Image
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+
+@dataclass(slots=True)
+class Totals:
+    """Totals by aggregation name and group, the amounts in the order of the measures' names.
+
+    Attributes:
+        unusable: how many items each aggregation cannot use, by its name; the worker parks their records.
+    """
+
+    by_group: dict[tuple[str, Group], tuple[Decimal, ...]] = field(default_factory=dict)
+    unusable: dict[str, int] = field(default_factory=dict)
+
+
+def totals_of(aggregations: Iterable[Aggregation], items: Iterable[Image]) -> Totals:
+    """Adds up items in DynamoDB's typed JSON."""
+    totals = Totals()
+    aggregations = tuple(aggregations)
+    for item in items:
+        for aggregation in aggregations:
+            try:
+                value = aggregation.value(item)
+            except MalformedValueError:
+                totals.unusable[aggregation.name] = totals.unusable.get(aggregation.name, 0) + 1
+                continue
+            if value is not None:
+                key = (aggregation.name, value[0])
+                before = totals.by_group.get(key)
+                totals.by_group[key] = tuple(map(EXACT.add, before, value[1])) if before else value[1]
+    return totals
+
+
+def scan(client: "DynamoDBClient", table: str) -> Iterator[Image]:
+    """All items of a table, read consistently, in DynamoDB's typed JSON."""
+    for page in client.get_paginator("scan").paginate(TableName=table, ConsistentRead=True):
+        yield from page["Items"]
+
+
+def stored_totals(client: "DynamoDBClient", aggregation: Aggregation) -> dict[Group, tuple[Decimal, ...]]:
+    """An aggregation's totals as they stand in its table.
+
+    Rows that hold none of its measures are left out, and those under another prefix: they are of an aggregation that
+    shares the table, maybe with measures of the same names.
+    """
+    found = {}
+    for row in scan(client, aggregation.table):
+        if not any(measure.name in row for measure in aggregation.measures):
+            continue
+        group = tuple(row[key.name][key.type.value] for key in aggregation.keys)
+        if not all(text.startswith(key.prefix) for key, text in zip(aggregation.keys, group, strict=True)):
+            continue
+        found[group] = tuple(
+            Decimal(row[measure.name]["N"]) if measure.name in row else Decimal(0) for measure in aggregation.measures
+        )
+    return found

@@ -1,0 +1,248 @@
+"""`aggregator backfill`: adds what the source table held before the worker's first record, while everything runs.
+
+What is done, and why it is exact, stands in `reconciliation.backfill`; here are the command line's choices, the
+progress on standard error, and the report.
+"""
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aggregation_worker.aggregations.definitions import moment_text
+from aggregation_worker.aggregations.numbers import Amounts, canonical_text
+from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
+from aggregation_worker.ledger.definition_guard import fingerprint
+from aggregation_worker.ledger.markers import Marker
+from aggregation_worker.ledger.settlement import CommitError
+from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.operations.output import console, print_json, print_table
+from aggregation_worker.operations.resources import Resources
+from aggregation_worker.operations.source import chosen_aggregations, items_of, shown_progress, stream_arn_of
+from aggregation_worker.reconciliation.backfill import Backfill, BackfillError, Result, Target, survey
+from aggregation_worker.reconciliation.items import ExportError, ItemSource
+from aggregation_worker.reconciliation.snapshot import SnapshotError
+from aggregation_worker.reconciliation.spool import Spool, SpoolError
+from aggregation_worker.streams.reader import StreamReader
+from aggregation_worker.streams.records import StreamViewTypeError, UnexpectedEventError
+from aggregation_worker.streams.shards import IncompleteDescriptionError, StreamGapError
+
+_STAGES = {
+    "items": "reading items",
+    "stream": "reading the stream up to now",
+    "sums": "adding up",
+    "waiting": "waiting for workers that do not know the aggregation yet",
+    "catching up": "posting records that such workers may have left out",
+    "posting": "posting starting values",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes:
+        names: aggregations; none means all that are not finished.
+        segments: parallel readers of the table.
+        rate: read units a second at most, or `None`.
+        export: `s3://bucket/prefix` of a table export to read in place of the table.
+        state: the spool's file; `None` for one in the user's cache folder, named by table, aggregations and cut.
+        catch_up_until: epoch seconds, or `None`; see `Backfill`.
+    """
+
+    names: tuple[str, ...] = ()
+    segments: int = 4
+    rate: float | None = None
+    export: str | None = None
+    state: Path | None = None
+    dry_run: bool = False
+    catch_up_until: int | None = None
+
+
+def backfill(resources: Resources, request: Request, *, as_json: bool) -> int:
+    """Fills aggregations, or says what it would add; returns 0.
+
+    Raises:
+        CommandError: it cannot be done, or not now.
+    """
+    try:
+        return _backfill(resources, request, as_json=as_json)
+    except (
+        BackfillError,
+        CommitError,
+        ExportError,
+        SnapshotError,
+        SpoolError,
+        StreamViewTypeError,
+        UnexpectedEventError,
+    ) as error:
+        raise CommandError(str(error)) from error
+    except IncompleteDescriptionError as error:
+        raise CommandError(f"{error}; run this again, and it goes on where it is") from error
+    except StreamGapError as error:
+        raise CommandError(str(error)) from error
+    except sqlite3.Error as error:
+        raise CommandError(f"the file of --state cannot be used: {error}") from error
+
+
+def _backfill(resources: Resources, request: Request, *, as_json: bool) -> int:
+    aggregations = chosen_aggregations(resources, request.names)
+    stream_arn = stream_arn_of(resources)
+    found = survey(
+        resources.dynamodb, resources.ledger_table, resources.definitions, stream_arn, aggregations, time.time()
+    )
+    if not found.targets:
+        _report(found.finished, [], request, as_json=as_json)
+        return 0
+    items = items_of(resources, segments=request.segments, rate=request.rate, export=request.export)
+    state = request.state or _state_file(stream_arn, resources.ledger_table, found.targets, items)
+    reader = StreamReader(resources.client("dynamodbstreams"), stream_arn, "TRIM_HORIZON")
+    with (
+        ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="commit") as executor,
+        shown_progress(_STAGES) as tell,
+        Spool(state) as spool,
+    ):
+        run = Backfill(
+            resources.dynamodb,
+            resources.ledger_table,
+            resources.ledger_retention_days,
+            executor,
+            request.catch_up_until,
+            progress=lambda step: tell(step.stage, step.done, step.of),
+        )
+        results = run.run(found.targets, resources.definitions, items, reader, spool, dry_run=request.dry_run)
+    if not request.dry_run:
+        _remove(state)
+    _report(found.finished, results, request, as_json=as_json)
+    return 0
+
+
+def _state_file(stream_arn: str, ledger_table: str, targets: Sequence[Target], items: ItemSource) -> Path:
+    """A file that a run with the same table, aggregations, cuts and items finds again."""
+    parts = [stream_arn, ledger_table, items.description]
+    parts += [f"{target.aggregation.name} {fingerprint(target.aggregation)} {target.cut.name}" for target in targets]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (xdg if xdg.is_absolute() else Path.home() / ".cache") / "dynamodb-aggregation-worker"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"{folder} cannot be made: {error}; name a file with --state") from error
+    return folder / f"backfill-{digest}.sqlite3"
+
+
+def _remove(state: Path) -> None:
+    """Removes the spool and what sqlite keeps beside it: the ledger's marker says the rest."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        with suppress(OSError):
+            state.with_name(state.name + suffix).unlink()
+
+
+def _report(finished: Mapping[str, Marker], results: Sequence[Result], request: Request, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "dryRun": request.dry_run,
+                "aggregations": [_as_json(result, dry_run=request.dry_run) for result in results],
+                "finishedBefore": [
+                    {
+                        "name": name,
+                        "cut": marker.cut,
+                        "finishedAt": moment_text(marker.finished_at or 0),
+                        "aggregates": marker.aggregates,
+                    }
+                    for name, marker in finished.items()
+                ],
+            }
+        )
+        return
+    for name, marker in finished.items():
+        console().print(f"{name}: {_sentence(marker)}")
+    if not results:
+        return
+    if request.dry_run:
+        _print_dry_run(results)
+        return
+    rows = [
+        (
+            result.target.aggregation.name,
+            result.target.cut.name,
+            f"{result.aggregates:,}",
+            f"{result.added:,}",
+            f"{result.caught_up:,}",
+            f"{result.unusable:,}",
+        )
+        for result in results
+    ]
+    print_table(
+        "Backfilled", ("aggregation", "cut", "aggregates", "added now", "records caught up", "unusable items"), rows
+    )
+    for result in results:
+        for sentence in _remarks(result):
+            console().print(sentence)
+
+
+def _sentence(marker: Marker) -> str:
+    at = moment_text(marker.finished_at or 0)
+    if marker.cut == "repair":
+        return f"its totals were set right by aggregator reconcile --repair at {at}; there is nothing to backfill."
+    return f"backfilled, finished at {at} ({marker.aggregates:,} aggregates, {marker.cut}); there is nothing to do."
+
+
+def _print_dry_run(results: Sequence[Result]) -> None:
+    for result in results:
+        aggregation = result.target.aggregation
+        measures = [measure.name for measure in aggregation.measures]
+        rows: list[tuple[str, ...]] = [(", ".join(group), *_texts(amounts)) for group, amounts in result.examples]
+        if result.aggregates > len(result.examples):
+            rows.append((f"… and {result.aggregates - len(result.examples):,} more", *("" for _ in measures)))
+        rows.append(("all together", *_texts(result.totals)))
+        console().print(
+            f"{aggregation.name}: {result.aggregates:,} aggregates would get a starting value, {result.target.cut.name}"
+        )
+        print_table(
+            aggregation.name,
+            (", ".join(key.name for key in aggregation.keys), *measures),
+            rows,
+        )
+        for sentence in _remarks(result):
+            console().print(sentence)
+
+
+def _remarks(result: Result) -> Iterator[str]:
+    name = result.target.aggregation.name
+    if result.unusable:
+        yield (
+            f"{name}: {result.unusable:,} items had values that it cannot use (text where a number belongs); "
+            "they count nothing."
+        )
+    if result.refused:
+        yield (
+            f"{name}: {result.refused:,} records since the cut hold values that it cannot use; they count nothing. "
+            "Those that a worker with this aggregation has met wait in the dead-letter queue."
+        )
+
+
+def _texts(amounts: Amounts) -> Iterator[str]:
+    return map(canonical_text, amounts)
+
+
+def _as_json(result: Result, *, dry_run: bool) -> dict[str, Any]:
+    aggregation = result.target.aggregation
+    facts: dict[str, Any] = {
+        "name": aggregation.name,
+        "cut": result.target.cut.name,
+        "aggregates": result.aggregates,
+        "unusableItems": result.unusable,
+        "refusedRecords": result.refused,
+    }
+    if not dry_run:
+        return facts | {"added": result.added, "recordsCaughtUp": result.caught_up}
+    measures = [measure.name for measure in aggregation.measures]
+    return facts | {"totals": dict(zip(measures, _texts(result.totals), strict=True))}

@@ -1,0 +1,90 @@
+"""`aggregator replay`: the command around `replay`, with its progress bar and its closing summary."""
+
+from contextlib import ExitStack, nullcontext
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from aggregation_worker.batch import RecordOutcome
+from aggregation_worker.local.environment import environment_of
+from aggregation_worker.operations.letters import HeldMessages
+from aggregation_worker.operations.output import console, print_json, print_table
+from aggregation_worker.operations.replaying import Replay, Selection, Send, Summary, in_process, through_function
+from aggregation_worker.operations.resources import Resources
+
+
+def replay_dead_letters(
+    resources: Resources,
+    selection: Selection,
+    *,
+    dry_run: bool,
+    run_here: bool,
+    rate: float | None,
+    visibility_timeout: int,
+    as_json: bool,
+) -> int:
+    """Replays; returns 0 if nothing was left in the queue that was to be replayed, else 1, and 130 after Ctrl-C."""
+    with ExitStack() as stack:
+        send: Send | None = None
+        if run_here and not dry_run:
+            stack.enter_context(environment_of(worker_environment(resources)))
+            send = in_process()
+        elif not dry_run:
+            send = through_function(resources.client("lambda"), resources.function)
+        held = stack.enter_context(HeldMessages(resources.sqs, resources.queue_url, visibility_timeout))
+        replay = Replay(resources, held, selection, send, rate)
+        bar = Progress(
+            TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TextColumn("letters"), TimeRemainingColumn()
+        )
+        if not as_json:
+            task = bar.add_task("letters", total=min(held.waiting(), selection.limit or held.waiting()))
+            replay.progress = lambda count: bar.advance(task, count)
+        with nullcontext() if as_json else bar:
+            summary = replay.run()
+    _print(summary, as_json=as_json)
+    if summary.interrupted:
+        return 130
+    if dry_run:
+        return 0
+    return 1 if summary.left else 0
+
+
+def worker_environment(resources: Resources) -> dict[str, str]:
+    """The environment of a function that runs in this process."""
+    options = resources.options
+    chosen = {
+        "AWS_PROFILE": options.profile,
+        "AWS_DEFAULT_REGION": options.region,
+        "AWS_ENDPOINT_URL": options.endpoint_url,
+    }
+    return {
+        **{name: value for name, value in chosen.items() if value},
+        "AGGREGATIONS_FILE": str(resources.definitions_file),
+        "LEDGER_TABLE": resources.ledger_table,
+        "LEDGER_RETENTION_DAYS": str(resources.ledger_retention_days),
+        "DEAD_LETTER_QUEUE_URL": resources.queue_url,
+        "DEAD_LETTER_BUCKET": resources.bucket,
+        # The function's log and metrics belong to the function, not to this command's output.
+        "POWERTOOLS_LOG_LEVEL": "CRITICAL",
+        "POWERTOOLS_METRICS_DISABLED": "true",
+    }
+
+
+def _print(summary: Summary, *, as_json: bool) -> None:
+    if as_json:
+        print_json(summary.as_json())
+        return
+    records = summary.records
+    rows = [
+        ("applied", records[RecordOutcome.APPLIED]),
+        ("duplicates, counted already", records[RecordOutcome.DUPLICATE]),
+        ("contribute nothing", records[RecordOutcome.NOT_COUNTED]),
+        ("parked again", records[RecordOutcome.PARKED]),
+        ("refused, too old for their receipts", summary.refused),
+    ]
+    print_table("Records", ("outcome", "records"), [row for row in rows if row[1]] or [("none sent", 0)])
+    if summary.left:
+        left = [(letter.kind, "\n".join(letter.sequence_numbers[:3]), why) for letter, why in summary.left]
+        print_table("Left in the queue", ("kind", "sequence numbers", "why"), left)
+    not_selected = f", {summary.skipped} not selected" if summary.skipped else ""
+    ended = "Interrupted: " if summary.interrupted else ""
+    console().print(f"{ended}{summary.deleted} letters done, {len(summary.left)} left{not_selected}.")

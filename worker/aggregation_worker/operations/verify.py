@@ -1,0 +1,162 @@
+"""`aggregator verify`: puts a canary order through a running deployment and waits for its total.
+
+The canary has source keys and group values of its own, so that it touches nobody's totals, and it is removed again: the
+order, and the rows of its totals. Its receipts stay until they expire as all do, so that whoever reads the stream again
+does not count it anew.
+"""
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from aggregation_worker.aggregations.attribute_paths import MalformedValueError
+from aggregation_worker.aggregations.contributions import Aggregation, Group, KeyType, RemovePolicy
+from aggregation_worker.deployment.example import example_item
+from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.operations.output import console, print_json
+from aggregation_worker.operations.resources import Resources
+from aggregation_worker.reconciliation.canary import CANARY_NUMBER, CANARY_TEXT
+from aggregation_worker.streams.records import Image
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """A total that the canary must produce."""
+
+    aggregation: Aggregation
+    group: Group
+    amounts: tuple[Decimal, ...]
+
+    def key(self) -> dict[str, Any]:
+        """The row's key."""
+        return {key.name: {key.type.value: text} for key, text in zip(self.aggregation.keys, self.group, strict=True)}
+
+
+@dataclass(slots=True)
+class Verification:
+    """One canary's way through the pipeline.
+
+    Attributes:
+        timeout: seconds to wait for the totals.
+    """
+
+    resources: Resources
+    timeout: float
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def run(self) -> float:
+        """Returns the seconds from the put to the last total.
+
+        Raises:
+            CommandError: no aggregation counts the canary, its keys are in use, or a total did not come in time.
+        """
+        canary = canary_item(self.resources)
+        expectations = expectations_of(self.resources, canary)
+        dynamodb = self.resources.dynamodb
+        source = self.resources.definitions.source
+        started = self.clock()
+        dynamodb.put_item(TableName=source.table, Item=canary)
+        try:
+            for expectation in expectations:
+                self._await(expectation, expectation.amounts, started)
+            return self.clock() - started
+        finally:
+            self._clean_up(canary, expectations)
+
+    def _await(self, expectation: Expectation, amounts: tuple[Decimal, ...], started: float) -> None:
+        while self._stored(expectation) != amounts:
+            if self.clock() - started > self.timeout:
+                raise CommandError(
+                    f"the canary's total did not reach {expectation.aggregation.table} within {self.timeout:.0f} s; "
+                    "see aggregator status, and runbooks/iterator-age.md"
+                )
+            self.sleep(_POLL_SECONDS)
+
+    def _stored(self, expectation: Expectation) -> tuple[Decimal, ...] | None:
+        row = self.resources.dynamodb.get_item(
+            TableName=expectation.aggregation.table, Key=expectation.key(), ConsistentRead=True
+        ).get("Item")
+        if row is None:
+            return None
+        names = (measure.name for measure in expectation.aggregation.measures)
+        return tuple(Decimal(row[name]["N"]) if name in row else Decimal(0) for name in names)
+
+    def _clean_up(self, canary: Image, expectations: list[Expectation]) -> None:
+        """Deletes the order first: what retracts it must be done before its rows go, or it would make them anew."""
+        dynamodb = self.resources.dynamodb
+        source = self.resources.definitions.source
+        dynamodb.delete_item(TableName=source.table, Key={name: canary[name] for name, _ in source.keys})
+        deleted = self.clock()
+        for expectation in expectations:
+            if expectation.aggregation.remove is not RemovePolicy.IGNORE and self._stored(expectation) is not None:
+                self._await(expectation, (Decimal(0),) * len(expectation.amounts), deleted)
+        for expectation in expectations:
+            dynamodb.delete_item(TableName=expectation.aggregation.table, Key=expectation.key())
+
+
+def canary_item(resources: Resources) -> dict[str, Any]:
+    """The example item with keys and groups that nobody else has."""
+    item = example_item(resources.definitions)
+    mark = uuid.uuid4()
+    text, number = f"{CANARY_TEXT}{mark.hex[:12]}", str(CANARY_NUMBER - mark.int % 10**12)
+    # A date before all business: totals by day alone must be the canary's own, too.
+    moment = datetime(1000, 1, 1, tzinfo=UTC) + timedelta(minutes=mark.int % (800 * 365 * 1440))
+    dates = {
+        key.path.steps
+        for aggregation in resources.definitions.aggregations
+        for key in aggregation.keys
+        if key.truncation is not None
+    }
+    paths = {
+        (key.path.steps, key.type) for aggregation in resources.definitions.aggregations for key in aggregation.keys
+    } | {((name,), kind) for name, kind in resources.definitions.source.keys}
+    for steps, kind in paths:
+        value = f"{moment:%Y-%m-%dT%H:%M:%SZ}" if steps in dates else number if kind is KeyType.NUMBER else text
+        container: Any = {"M": item}
+        for step in steps:
+            (values,) = container.values()
+            container = values[step]
+        container.clear()
+        container[kind.value] = value
+    return item
+
+
+def expectations_of(resources: Resources, canary: Image) -> list[Expectation]:
+    """The totals that the canary produces.
+
+    Raises:
+        CommandError: none, or a row of theirs is there already.
+    """
+    expectations = []
+    for aggregation in resources.definitions.aggregations:
+        try:
+            value = aggregation.value(canary)
+        except MalformedValueError as error:
+            raise CommandError(f"no canary can be made for {aggregation.name}: {error}") from error
+        begins_later = aggregation.since is not None and aggregation.since > time.time()
+        if value is not None and any(value[1]) and not begins_later:
+            expectation = Expectation(aggregation, *value)
+            found = resources.dynamodb.get_item(TableName=aggregation.table, Key=expectation.key(), ConsistentRead=True)
+            if "Item" in found:
+                raise CommandError(f"{aggregation.table} has a row {', '.join(value[0])} already; run it again")
+            expectations.append(expectation)
+    if not expectations:
+        raise CommandError("no aggregation counts the canary order: each has a where that excludes it, or begins later")
+    return expectations
+
+
+def verify(resources: Resources, timeout: float, *, as_json: bool) -> int:
+    """Runs a verification and prints the latency; returns 0."""
+    seconds = Verification(resources, timeout).run()
+    if as_json:
+        print_json({"verified": True, "latencySeconds": round(seconds, 3)})
+    else:
+        console().print(f"The canary order reached its totals {seconds:.1f} s after it was put, and is removed again.")
+    return 0

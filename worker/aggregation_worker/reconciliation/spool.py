@@ -1,0 +1,440 @@
+"""The spool: all that a snapshot has read so far, on disk, so that memory stays bounded and a killed run can go on.
+
+One sqlite3 file (standard library). Items are only ever appended; the sums over them are made at the end, by sorting on
+disk. What is written in one transaction belongs together: a page's contributions and the position behind it, a round of
+the stream's records. Knows nothing of AWS.
+
+A spool belongs to the thread that opened it: one consumer writes and reads it, so nothing here is locked.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from heapq import merge
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Self
+
+from aggregation_worker.aggregations.contributions import Group
+from aggregation_worker.aggregations.numbers import EXACT, Amounts
+
+ItemRow = tuple[bytes, int, str | None, str | None]
+"""What an item contributes: the digest of its key, the aggregation's number, group and amounts as texts.
+
+Group and amounts are `None` where the aggregation cannot use the item.
+"""
+
+# sqlite3's own memory: its page cache, and as much again for a sort before it goes to disk.
+_CACHE_KIB = 8 * 1024
+_ROWS_AT_ONCE = 1_000
+_FORMAT = "1"
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS position (segment INTEGER PRIMARY KEY, position TEXT NOT NULL, items INTEGER NOT NULL);
+-- What each item that was read contributes; grp is NULL where the aggregation cannot use the item.
+CREATE TABLE IF NOT EXISTS item (digest BLOB NOT NULL, aggregation INTEGER NOT NULL, grp TEXT, amounts TEXT);
+-- Keys that have later records: what was read of them in the table does not count ...
+CREATE TABLE IF NOT EXISTS seen (digest BLOB NOT NULL, cut INTEGER NOT NULL, PRIMARY KEY (digest, cut)) WITHOUT ROWID;
+-- ... but what they were at the cut, and what records add that follow the cut but are not counted.
+CREATE TABLE IF NOT EXISTS at_cut (aggregation INTEGER NOT NULL, grp TEXT, amounts TEXT);
+CREATE TABLE IF NOT EXISTS later (
+    aggregation INTEGER NOT NULL, grp TEXT NOT NULL, page TEXT NOT NULL, receipt TEXT NOT NULL,
+    created_at INTEGER NOT NULL, amounts TEXT NOT NULL, PRIMARY KEY (aggregation, grp, page, receipt)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS baseline (
+    aggregation INTEGER NOT NULL, grp TEXT NOT NULL, amounts TEXT NOT NULL, PRIMARY KEY (aggregation, grp)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS total (
+    aggregation INTEGER NOT NULL, grp TEXT NOT NULL, amounts TEXT NOT NULL, PRIMARY KEY (aggregation, grp)
+) WITHOUT ROWID;
+"""
+
+_ROWS_AT_CUT = """
+SELECT aggregation, grp, amounts FROM (
+    SELECT aggregation, grp, amounts FROM item
+    WHERE NOT EXISTS (SELECT 1 FROM seen WHERE seen.digest = item.digest AND seen.cut = cut_of(item.aggregation))
+    UNION ALL SELECT aggregation, grp, amounts FROM at_cut
+) ORDER BY aggregation, grp
+"""
+
+
+class SpoolError(Exception):
+    """The spool cannot be used; the message says why and what to do."""
+
+
+class SpoolMismatchError(SpoolError):
+    """The spool holds another run: another table, stream, cut or definition."""
+
+
+class SpoolInUseError(SpoolError):
+    """Another process works with this spool."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaterReceipt:
+    """What one later record contributes to one aggregate, and where its receipt stands (or will stand) in the ledger.
+
+    `created_at` is in epoch seconds.
+    """
+
+    group: Group
+    page: str
+    receipt: str
+    created_at: int
+    amounts: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One aggregate: what is expected of it (baseline and all later records read so far), and what stands in its row.
+
+    `total` is `None` where no row was stored; `touched` says whether later records contribute to it.
+    """
+
+    group: Group
+    expected: Amounts
+    total: Amounts | None
+    touched: bool
+
+
+def group_text(group: Group) -> str:
+    """A group as the spool names it, and by which it sorts."""
+    return json.dumps(group, ensure_ascii=False, separators=(",", ":"))
+
+
+def read_group(text: str) -> Group:
+    """The inverse of `group_text`."""
+    return tuple(json.loads(text))
+
+
+def amounts_text(amounts: Amounts) -> str:
+    """Amounts as the spool keeps them."""
+    return " ".join(map(str, amounts))
+
+
+def read_amounts(text: str) -> Amounts:
+    """The inverse of `amounts_text`."""
+    return tuple(map(Decimal, text.split(" ")))
+
+
+class Spool:
+    """What a run has read so far, by the number that each of its aggregations has in the order given to `begin`.
+
+    Args:
+        path: the file, which outlives the process; `None` for a temporary one, in sqlite3's folder for these
+            (`SQLITE_TMPDIR`), that goes with it.
+
+    Raises:
+        SpoolError: the file cannot be opened, or is no spool.
+        SpoolInUseError: another process has it open.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._cuts: tuple[int, ...] = ()
+        # An empty name is sqlite3's own word for a temporary database on disk.
+        try:
+            self._db = sqlite3.connect("" if path is None else path, timeout=0, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise SpoolError(f"{path} cannot be opened: {error}") from error
+        try:
+            self._set_up()
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                raise SpoolInUseError(f"{path} is in use by another run") from error
+            raise SpoolError(f"{path} cannot be used as a spool ({error}): name another file") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file, which stays (unless it is a temporary one)."""
+        self._db.close()
+
+    def begin(self, run: Mapping[str, str], cuts: Sequence[int]) -> None:
+        """Says what run this is: a new spool keeps it, that of another run is refused.
+
+        Args:
+            run: whatever decides what the spool's content means: table, stream, cut, definitions.
+            cuts: for each aggregation, by its number, which cut is its own; aggregations can share one.
+
+        Raises:
+            SpoolMismatchError: the spool is another run's; the message says what differs.
+        """
+        self._cuts = tuple(cuts)
+        self._db.create_function("cut_of", 1, lambda aggregation: self._cuts[aggregation], deterministic=True)
+        wanted = {"format": _FORMAT, **run}
+        kept: dict[str, str] = json.loads(self.note("run") or "null") or wanted
+        differing = sorted(name for name in wanted.keys() | kept.keys() if wanted.get(name) != kept.get(name))
+        if differing:
+            differences = "; ".join(f"{name} was {kept.get(name)}, is {wanted.get(name)}" for name in differing)
+            raise SpoolMismatchError(f"{self._path} is the spool of another run ({differences}): name another file")
+        self.set_note("run", json.dumps(wanted))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the snapshot was taken: then the baselines stand and nothing more is read of the items."""
+        return self.note("complete") is not None
+
+    def note(self, name: str) -> str | None:
+        """What was noted under a name."""
+        found = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def set_note(self, name: str, value: str) -> None:
+        """Notes something, at once."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written inside is written as a whole or not at all.
+
+        Raises:
+            SpoolError: it cannot be written, because the disk is full, for instance.
+        """
+        try:
+            self._db.execute("BEGIN")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:  # sqlite3 itself has rolled back some
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise SpoolError(f"the spool {self._path or ''} cannot be written: {error}") from error
+            raise
+
+    # Items.
+
+    def positions(self) -> dict[int, Any]:
+        """How far each segment has been read."""
+        return {
+            segment: json.loads(position)
+            for segment, position in self._db.execute("SELECT segment, position FROM position")
+        }
+
+    def items_read(self) -> int:
+        """How many items have been read."""
+        return int(self._db.execute("SELECT COALESCE(SUM(items), 0) FROM position").fetchone()[0])
+
+    def add_items(self, segment: int, position: Any, items: int, rows: Iterable[ItemRow]) -> None:
+        """Adds what a page of `items` items contributes, and the position behind it."""
+        with self.together():
+            self._db.executemany("INSERT INTO item VALUES (?, ?, ?, ?)", rows)
+            self._db.execute(
+                "INSERT INTO position VALUES (?, ?, ?) ON CONFLICT (segment) "
+                "DO UPDATE SET position = excluded.position, items = items + excluded.items",
+                (segment, json.dumps(position), items),
+            )
+
+    # The stream.
+
+    def forget_stream(self) -> None:
+        """Forgets what was read of the stream, because it is read from the cut again; items stay."""
+        with self.together():
+            for table in ("seen", "at_cut", "later"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - a name from the line above
+
+    def see(self, digest: bytes, cut: int) -> bool:
+        """Notes that a key has a later record; says whether it is the first."""
+        return self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, cut)).rowcount == 1
+
+    def has_seen(self, digest: bytes, cut: int) -> bool:
+        """Whether a key has a later record."""
+        found = self._db.execute("SELECT 1 FROM seen WHERE digest = ? AND cut = ?", (digest, cut)).fetchone()
+        return found is not None
+
+    def add_at_cut(self, aggregation: int, group: Group | None, amounts: Amounts | None) -> None:
+        """Adds to the baseline what an item was at the cut; `None` if the aggregation cannot use it."""
+        self._db.execute(
+            "INSERT INTO at_cut VALUES (?, ?, ?)",
+            (
+                aggregation,
+                None if group is None else group_text(group),
+                None if amounts is None else amounts_text(amounts),
+            ),
+        )
+
+    def add_later(self, aggregation: int, receipt: LaterReceipt) -> None:
+        """Adds what a later record contributes; a receipt that is known is not added again."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO later VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                aggregation,
+                group_text(receipt.group),
+                receipt.page,
+                receipt.receipt,
+                receipt.created_at,
+                amounts_text(receipt.amounts),
+            ),
+        )
+
+    # What comes of it.
+
+    def complete(self, between: Callable[[], object] = lambda: None) -> None:
+        """Makes the baselines: what every item was at the cut, summed by aggregate. Zeros are left out.
+
+        Sorted on disk, so memory does not grow with items or aggregates. `between` is called now and then, and may add
+        later records' receipts.
+        """
+        unusable: dict[int, int] = {}
+        self._db.execute("DELETE FROM baseline")
+        sums = self._sums_at_cut(unusable)
+        while portion := list(islice(sums, _ROWS_AT_ONCE)):
+            with self.together():
+                self._db.executemany("INSERT INTO baseline VALUES (?, ?, ?)", portion)
+            between()
+        with self.together():
+            for aggregation in range(len(self._cuts)):
+                self.set_note(f"unusable {aggregation}", str(unusable.get(aggregation, 0)))
+            self.set_note("complete", "")
+        with self.together():
+            # Their work is done, and they are the largest part of the file.
+            for table in ("item", "seen", "at_cut"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - a name from the line above
+
+    def _sums_at_cut(self, unusable: dict[int, int]) -> Iterator[tuple[int, str, str]]:
+        add = EXACT.add
+        rows = self._db.execute(_ROWS_AT_CUT)
+        for (aggregation, group), contributions in groupby(rows, itemgetter(0, 1)):
+            if group is None:
+                unusable[aggregation] = sum(1 for _ in contributions)
+                continue
+            total: Amounts | None = None
+            for _, _, text in contributions:
+                amounts = read_amounts(text)
+                total = amounts if total is None else tuple(map(add, total, amounts))
+            if total is not None and any(total):
+                yield aggregation, group, amounts_text(total)
+
+    def unusable(self, aggregation: int) -> int:
+        """How many items, as they were at the cut, an aggregation cannot use."""
+        return int(self.note(f"unusable {aggregation}") or 0)
+
+    def baseline(self, aggregation: int, group: Group) -> Amounts | None:
+        """One aggregate's baseline; `None` if it is zero."""
+        return self._amounts("baseline", aggregation, group)
+
+    def baselines(self, aggregation: int, after: Group | None = None) -> Iterator[tuple[Group, Amounts]]:
+        """All baselines of an aggregation that are not zero, or those behind a group, in the spool's order."""
+        for text, amounts in self._in_order("baseline", aggregation, after):
+            yield read_group(text), read_amounts(amounts)
+
+    def number_of_baselines(self, aggregation: int) -> int:
+        """How many aggregates have a baseline that is not zero."""
+        return self._count("baseline", aggregation)
+
+    def later(self, aggregation: int, group: Group) -> dict[tuple[str, str], Amounts]:
+        """One aggregate's receipts of later records, by page and receipt."""
+        found = self._db.execute(
+            "SELECT page, receipt, amounts FROM later WHERE aggregation = ? AND grp = ?",
+            (aggregation, group_text(group)),
+        )
+        return {(page, receipt): read_amounts(amounts) for page, receipt, amounts in found.fetchall()}
+
+    def is_later(self, aggregation: int, group: Group, page: str, receipt: str) -> bool:
+        """Whether a receipt is a later record's."""
+        found = self._db.execute(
+            "SELECT 1 FROM later WHERE aggregation = ? AND grp = ? AND page = ? AND receipt = ?",
+            (aggregation, group_text(group), page, receipt),
+        )
+        return found.fetchone() is not None
+
+    def later_receipts(self, aggregation: int) -> Iterator[LaterReceipt]:
+        """All receipts of later records, aggregate by aggregate."""
+        for text, page, receipt, created_at, amounts in self._later_rows(aggregation):
+            yield LaterReceipt(read_group(text), page, receipt, created_at, read_amounts(amounts))
+
+    def later_totals(self, aggregation: int) -> Iterator[tuple[Group, Amounts]]:
+        """What later records contribute in all, aggregate by aggregate."""
+        for text, amounts in self._later_sums(aggregation):
+            yield read_group(text), amounts
+
+    def store_totals(self, aggregation: int, rows: Iterable[tuple[Group, Amounts]]) -> None:
+        """Keeps totals as they stand in a target table, in place of those kept before, for `compare`.
+
+        In portions, so that the spool can be written to while `rows` are read.
+        """
+        self._db.execute("DELETE FROM total WHERE aggregation = ?", (aggregation,))
+        left = iter(rows)
+        while portion := list(islice(left, _ROWS_AT_ONCE)):
+            with self.together():
+                self._db.executemany(
+                    "INSERT INTO total VALUES (?, ?, ?)",
+                    ((aggregation, group_text(group), amounts_text(amounts)) for group, amounts in portion),
+                )
+
+    def compare(self, aggregation: int, zero: Amounts) -> Iterator[Comparison]:
+        """Every aggregate with a baseline, a later record or a total, in the spool's order."""
+        tagged = [
+            ((text, 0, read_amounts(amounts)) for text, amounts in self._in_order("baseline", aggregation, None)),
+            ((text, 1, amounts) for text, amounts in self._later_sums(aggregation)),
+            ((text, 2, read_amounts(amounts)) for text, amounts in self._in_order("total", aggregation, None)),
+        ]
+        for text, parts in groupby(merge(*tagged, key=itemgetter(0, 1)), itemgetter(0)):
+            found = {kind: amounts for _, kind, amounts in parts}
+            expected = tuple(map(EXACT.add, found.get(0, zero), found.get(1, zero)))
+            yield Comparison(read_group(text), expected, found.get(2), 1 in found)
+
+    def _later_sums(self, aggregation: int) -> Iterator[tuple[str, Amounts]]:
+        for text, rows in groupby(self._later_rows(aggregation), itemgetter(0)):
+            total: Amounts | None = None
+            for row in rows:
+                amounts = read_amounts(row[4])
+                total = amounts if total is None else tuple(map(EXACT.add, total, amounts))
+            if total is not None:
+                yield text, total
+
+    def _later_rows(self, aggregation: int) -> Iterator[tuple[str, str, str, int, str]]:
+        """In portions, so that the spool can be written to meanwhile."""
+        behind = ("", "", "")
+        while True:
+            rows = self._db.execute(
+                "SELECT grp, page, receipt, created_at, amounts FROM later "
+                "WHERE aggregation = ? AND (grp, page, receipt) > (?, ?, ?) ORDER BY grp, page, receipt LIMIT ?",
+                (aggregation, *behind, _ROWS_AT_ONCE),
+            ).fetchall()
+            yield from rows
+            if len(rows) < _ROWS_AT_ONCE:
+                return
+            behind = rows[-1][:3]
+
+    def _in_order(self, table: str, aggregation: int, after: Group | None) -> Iterator[tuple[str, str]]:
+        """In portions, so that the spool can be written to meanwhile."""
+        behind = "" if after is None else group_text(after)
+        while True:
+            rows = self._db.execute(
+                f"SELECT grp, amounts FROM {table} WHERE aggregation = ? AND grp > ? ORDER BY grp LIMIT ?",  # noqa: S608 - a table of this module
+                (aggregation, behind, _ROWS_AT_ONCE),
+            ).fetchall()
+            yield from rows
+            if len(rows) < _ROWS_AT_ONCE:
+                return
+            behind = rows[-1][0]
+
+    def _amounts(self, table: str, aggregation: int, group: Group) -> Amounts | None:
+        found = self._db.execute(
+            f"SELECT amounts FROM {table} WHERE aggregation = ? AND grp = ?",  # noqa: S608 - a table of this module
+            (aggregation, group_text(group)),
+        ).fetchone()
+        return None if found is None else read_amounts(found[0])
+
+    def _count(self, table: str, aggregation: int) -> int:
+        query = f"SELECT COUNT(*) FROM {table} WHERE aggregation = ?"  # noqa: S608 - a table of this module
+        return int(self._db.execute(query, (aggregation,)).fetchone()[0])
+
+    def _set_up(self) -> None:
+        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA temp_store = FILE")
+        self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        self._db.executescript(_TABLES)

@@ -1,0 +1,247 @@
+"""Stream records: one validated change of the source table each.
+
+Reads what Lambda delivers; `from_get_records` brings what the `GetRecords` API returns into the same shape, and dead
+letters hold records in it. Knows nothing of aggregations. What cannot be read is told apart: a malformed record is
+parked by the caller, while an event that is not from the stream at all, or from a stream without both images, is an
+error of the deployment and raises.
+"""
+
+import base64
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+Image = Mapping[str, Any]
+"""An item in DynamoDB's typed JSON: attribute name to `{type: value}`."""
+
+EVENT_SOURCE = "aws:dynamodb"
+_STREAM_ARN = re.compile(r"arn:[^:]+:dynamodb:[^:]*:[^:]*:table/([^/]+)/stream/([!-~]{1,255})")
+_LONGEST_SEQUENCE_NUMBER = 64
+_TTL_PRINCIPAL = "dynamodb.amazonaws.com"
+# 9999-12-31T23:59:59Z: what a page can be named after.
+_LATEST_SECOND = 253_402_300_799
+
+
+class EventName(StrEnum):
+    """What happened to the item."""
+
+    INSERT = "INSERT"
+    MODIFY = "MODIFY"
+    REMOVE = "REMOVE"
+
+
+class MalformedRecordError(ValueError):
+    """A record that cannot be read; it can never be applied as it is."""
+
+
+class UnexpectedEventError(Exception):
+    """The event does not come from the source table's stream: the function is wired to something else."""
+
+
+class StreamViewTypeError(Exception):
+    """The stream does not deliver both images (its view type must be NEW_AND_OLD_IMAGES), so nothing can be exact."""
+
+    @classmethod
+    def missing(cls, image: str, event_name: str, sequence_number: str) -> "StreamViewTypeError":
+        """The error for a record without an image that it must have."""
+        return cls(
+            f"{event_name} record {sequence_number} has no {image}: "
+            "the source table's stream must have the view type NEW_AND_OLD_IMAGES"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRecord:
+    """One INSERT, MODIFY or REMOVE.
+
+    Attributes:
+        event_name: what happened.
+        event_id: globally unique, the same on every delivery.
+        sequence_number: 21 to 40 digits, unique within its shard only; compare as `int`.
+        created_at: `ApproximateCreationDateTime`, whole epoch seconds.
+        stream_label: tells the streams that the table has had apart.
+        old_image, new_image: in DynamoDB's typed JSON; `None` where the event has none.
+        expired: a TTL delete.
+    """
+
+    event_name: EventName
+    event_id: str
+    sequence_number: str
+    created_at: int
+    stream_label: str
+    old_image: Image | None
+    new_image: Image | None
+    expired: bool
+
+
+def records_of(event: Any) -> list[Any]:
+    """The raw records of a Lambda event; an empty batch is allowed.
+
+    Raises:
+        UnexpectedEventError: it has no list of records, or one of them says that it comes from another service.
+    """
+    records = event.get("Records") if isinstance(event, dict) else None
+    if not isinstance(records, list):
+        raise UnexpectedEventError("the event has no list 'Records': it is not from a DynamoDB stream")
+    for raw in records:
+        if isinstance(raw, dict):
+            source = raw.get("eventSource", raw.get("EventSource", EVENT_SOURCE))
+            if source != EVENT_SOURCE:
+                name = repr(source[:40]) if isinstance(source, str) else "something without a name"
+                raise UnexpectedEventError(
+                    f"the event comes from {name}, not {EVENT_SOURCE!r}: check the event source mapping"
+                )
+    return records
+
+
+def read_record(raw: Any, source_table: str) -> StreamRecord:
+    """Validates one record as Lambda delivers it.
+
+    Raises:
+        MalformedRecordError: a part that must be there is missing or has the wrong form; the message names it.
+        UnexpectedEventError: it comes from another table's stream.
+        StreamViewTypeError: a MODIFY without an old image, or an INSERT or MODIFY without a new one.
+    """
+    if not isinstance(raw, dict):
+        raise MalformedRecordError("the record is not a JSON object")
+    change = raw.get("dynamodb")
+    if not isinstance(change, dict):
+        raise MalformedRecordError("the record has no 'dynamodb' object")
+    event_name = _event_name(raw.get("eventName"))
+    sequence_number = sequence_number_of(raw)
+    if sequence_number is None:
+        raise MalformedRecordError("the record has no SequenceNumber of digits")
+    event_id = raw.get("eventID")
+    if not isinstance(event_id, str) or not event_id:
+        raise MalformedRecordError("the record has no eventID")
+    if not isinstance(change.get("Keys"), dict) or not change["Keys"]:
+        raise MalformedRecordError("the record has no Keys")
+    table, label = _table_and_label(raw.get("eventSourceARN"))
+    if table != source_table:
+        raise UnexpectedEventError(
+            f"the record comes from the stream of table {table!r}, but the definitions' source is {source_table!r}"
+        )
+    old_image = _image(change, "OldImage")
+    new_image = _image(change, "NewImage")
+    if new_image is None and event_name is not EventName.REMOVE:
+        raise StreamViewTypeError.missing("NewImage", event_name, sequence_number)
+    if old_image is None and event_name is EventName.MODIFY:
+        raise StreamViewTypeError.missing("OldImage", event_name, sequence_number)
+    return StreamRecord(
+        event_name,
+        event_id,
+        sequence_number,
+        _created_at(change.get("ApproximateCreationDateTime")),
+        label,
+        old_image if event_name is not EventName.INSERT else None,
+        new_image if event_name is not EventName.REMOVE else None,
+        event_name is EventName.REMOVE and _is_ttl_delete(raw.get("userIdentity")),
+    )
+
+
+def sequence_number_of(raw: Any) -> str | None:
+    """A raw record's sequence number, by which Lambda is told that it failed; `None` if it has none that is valid."""
+    try:
+        sequence_number = raw["dynamodb"]["SequenceNumber"]
+    except (KeyError, TypeError, IndexError):
+        return None
+    return sequence_number if isinstance(sequence_number, str) and is_sequence_number(sequence_number) else None
+
+
+def is_sequence_number(text: str) -> bool:
+    """Whether a text has the form of a sequence number: ASCII digits, and not too many."""
+    return text.isdecimal() and text.isascii() and len(text) <= _LONGEST_SEQUENCE_NUMBER
+
+
+_EVENT_NAMES = {str(name): name for name in EventName}
+
+
+def _event_name(name: object) -> EventName:
+    if not isinstance(name, str):
+        raise MalformedRecordError("the record has no eventName")
+    event_name = _EVENT_NAMES.get(name)
+    if event_name is None:
+        raise MalformedRecordError(f"unknown eventName {name[:40]!r}")
+    return event_name
+
+
+def _image(change: Mapping[str, Any], name: str) -> Image | None:
+    image = change.get(name)
+    if not image:  # an image always holds the keys, so an empty one is a missing one
+        return None
+    if not isinstance(image, dict):
+        raise MalformedRecordError(f"{name} is not a JSON object")
+    return image
+
+
+def _created_at(moment: object) -> int:
+    """Epoch seconds from a JSON number, which may be printed as 1789651658, 1789651658.0 or 1.789651658E9."""
+    if isinstance(moment, int | float) and not isinstance(moment, bool) and 0 <= moment <= _LATEST_SECOND:
+        return int(moment)
+    raise MalformedRecordError("the record has no ApproximateCreationDateTime in epoch seconds")
+
+
+def _table_and_label(arn: object) -> tuple[str, str]:
+    if not isinstance(arn, str):
+        raise MalformedRecordError("the record has no eventSourceARN")
+    try:
+        return table_and_label(arn)
+    except ValueError as error:
+        raise MalformedRecordError(str(error)) from error
+
+
+@lru_cache(maxsize=64)
+def table_and_label(stream_arn: str) -> tuple[str, str]:
+    """Table name and stream label of a stream's ARN.
+
+    Raises:
+        ValueError: it is not the ARN of a DynamoDB stream.
+    """
+    match = _STREAM_ARN.fullmatch(stream_arn)
+    if match is None:
+        raise ValueError(f"{stream_arn[:120]!r} is not the ARN of a DynamoDB stream")
+    return match[1], match[2]
+
+
+def _is_ttl_delete(identity: object) -> bool:
+    """TTL deletes carry this identity ("DynamoDB Streams and Time to Live", Amazon DynamoDB developer guide)."""
+    return (
+        isinstance(identity, Mapping)
+        and identity.get("type") == "Service"
+        and identity.get("principalId") == _TTL_PRINCIPAL
+    )
+
+
+def from_get_records(record: Mapping[str, Any], stream_arn: str) -> dict[str, Any]:
+    """A record as the `GetRecords` API returns it, in the shape in which Lambda delivers it.
+
+    `GetRecords` has no `eventSourceARN`, returns the creation time as a `datetime`, binary values as `bytes`, and
+    spells the identity `PrincipalId` and `Type`; Lambda delivers epoch seconds, base64 text, `principalId` and `type`.
+    """
+    change = dict(record["dynamodb"])
+    created: Any = change.get("ApproximateCreationDateTime")
+    if isinstance(created, datetime):
+        change["ApproximateCreationDateTime"] = int(created.timestamp())
+    for part in ("Keys", "NewImage", "OldImage"):
+        if part in change:
+            change[part] = {name: _with_base64(value) for name, value in change[part].items()}
+    delivered = {name: value for name, value in record.items() if name not in ("dynamodb", "userIdentity")}
+    delivered |= {"dynamodb": change, "eventSourceARN": stream_arn}
+    identity = record.get("userIdentity")
+    if identity:
+        delivered["userIdentity"] = {name[0].lower() + name[1:]: value for name, value in identity.items()}
+    return delivered
+
+
+def _with_base64(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return {name: _with_base64(inner) for name, inner in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_with_base64(inner) for inner in value]
+    return value
