@@ -11,8 +11,7 @@ from typing import Any
 from aggregation_worker.aggregations.contributions import Definitions, contributions
 from aggregation_worker.dead_letters import DeadLetterQueue, ParkedRecord
 from aggregation_worker.ledger.commit import Committer, Deadline, Outcome
-from aggregation_worker.ledger.receipts import Aggregate, Posting, postings
-from aggregation_worker.ledger.transactions import plan
+from aggregation_worker.ledger.receipts import Posting, postings, without_repeats
 from aggregation_worker.streams.records import MalformedRecordError, read_record
 
 # Key of an event by which a replay asks what became of each record; Lambda's own events do not have it.
@@ -36,7 +35,7 @@ class BatchResult:
     Attributes:
         outcomes: one for each raw record, in their order.
         reasons: why a record was refused, or why it could not be parked, by its index.
-        commit: the transactions' figures.
+        commit: the writes' figures.
     """
 
     outcomes: tuple[RecordOutcome, ...]
@@ -89,8 +88,8 @@ def process(
             refusals.add(index, f"{refusal.aggregation}: {refusal.reason}")
         readable.append((index, record, changes))
 
-    transactions, repeated = plan(postings(readable))
-    commit = committer.commit(transactions, deadline)
+    distinct, repeated = without_repeats(postings(readable))
+    commit = committer.commit(distinct, deadline)
     _settle_repeated(repeated, commit)
     for posting, reason in commit.refused:
         refusals.add(posting.record, f"{posting.aggregate.aggregation.name}: {reason}")
@@ -111,21 +110,16 @@ def process(
 
 def _settle_repeated(repeated: Sequence[Posting], commit: Outcome) -> None:
     """A record that stands in a batch twice is posted once; the other time it is only as done as the one posted."""
-    unsettled = {_place(posting) for posting in commit.unsettled}
-    refused = {_place(posting): reason for posting, reason in commit.refused}
+    unsettled = {(posting.aggregate, posting.receipt) for posting in commit.unsettled}
+    refused = {(posting.aggregate, posting.receipt): reason for posting, reason in commit.refused}
     for posting in repeated:
-        place = _place(posting)
-        if place in unsettled:
+        receipt = posting.aggregate, posting.receipt
+        if receipt in unsettled:
             commit.unsettled.append(posting)
-        elif place in refused:
-            commit.refused.append((posting, refused[place]))
+        elif receipt in refused:
+            commit.refused.append((posting, refused[receipt]))
         else:
             commit.duplicates.append(posting)
-
-
-def _place(posting: Posting) -> tuple[Aggregate, str, str]:
-    """Where in the ledger a posting's receipt belongs."""
-    return posting.aggregate, posting.page, posting.receipt
 
 
 def _park(

@@ -20,6 +20,8 @@ from aggregation_worker.batch import REPORT_OUTCOMES, BatchResult, RecordOutcome
 from aggregation_worker.dead_letters import DeadLetterQueue
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline
 from aggregation_worker.ledger.definition_guard import check_definitions
+from aggregation_worker.ledger.failures import Throttle
+from aggregation_worker.ledger.writes import Add, Archive, Late
 from aggregation_worker.settings import Settings, SettingsError, read_settings
 from aggregation_worker.streams.records import records_of, sequence_number_of
 from aggregation_worker.telemetry import Metric, emit, new_logger, new_metrics
@@ -144,6 +146,15 @@ def _once(make: Callable[[], T]) -> Callable[[], T]:
     return cache(make)
 
 
+_WRITES = {Add: Metric.ROW_ADDS, Archive: Metric.ROW_ARCHIVES, Late: Metric.LATE_WRITES}
+_THROTTLES = {
+    Throttle.KEY: Metric.THROTTLED_BY_KEY,
+    Throttle.TABLE: Metric.THROTTLED_BY_TABLE,
+    Throttle.ACCOUNT: Metric.THROTTLED_BY_ACCOUNT,
+    Throttle.UNKNOWN: Metric.THROTTLED_OTHERWISE,
+}
+
+
 def _counts(result: BatchResult) -> dict[Metric, float]:
     by_outcome = {
         Metric.RECORDS_APPLIED: RecordOutcome.APPLIED,
@@ -154,8 +165,10 @@ def _counts(result: BatchResult) -> dict[Metric, float]:
     }
     counts: dict[Metric, float] = {Metric.RECORDS_RECEIVED: len(result.outcomes)}
     counts |= {metric: result.outcomes.count(outcome) for metric, outcome in by_outcome.items()}
-    counts[Metric.TRANSACTIONS_COMMITTED] = result.commit.transactions
-    counts[Metric.TRANSACTION_CONFLICTS] = result.commit.conflicts
+    commit = result.commit
+    counts |= {metric: commit.writes[kind] for kind, metric in _WRITES.items()}
+    counts |= {metric: commit.throttled[throttle] for throttle, metric in _THROTTLES.items()}
+    counts |= {Metric.WRITE_CONFLICTS: commit.conflicts, Metric.RECEIPTS_DIFFER: len(commit.differing)}
     if result.commit.oldest_lag is not None:
         counts[Metric.APPLY_LAG] = result.commit.oldest_lag
     return counts
@@ -173,8 +186,10 @@ def _log(result: BatchResult, records: list[Any]) -> None:
     logger.info(
         "batch counted",
         outcomes={outcome.value: result.outcomes.count(outcome) for outcome in RecordOutcome},
-        transactions=result.commit.transactions,
+        writes={metric.value: result.commit.writes[kind] for kind, metric in _WRITES.items()},
         conflicts=result.commit.conflicts,
+        throttled={throttle.value: count for throttle, count in result.commit.throttled.items()},
+        differing_receipts=len(result.commit.differing),
     )
 
 

@@ -22,8 +22,15 @@ class Metric(StrEnum):
     RECORDS_NOT_COUNTED = "RecordsNotCounted"  # contributes nothing to any aggregation
     RECORDS_PARKED = "RecordsParked"  # refused, and now in the dead-letter queue
     RECORDS_RETRIED = "RecordsRetried"  # reported as batch item failures: will come again
-    TRANSACTIONS_COMMITTED = "TransactionsCommitted"
-    TRANSACTION_CONFLICTS = "TransactionConflicts"
+    ROW_ADDS = "RowAdds"  # writes that put receipts into a row: one update
+    ROW_ARCHIVES = "RowArchives"  # writes that moved a row's older receipts to the ledger: a transaction
+    LATE_WRITES = "LateWrites"  # writes of receipts that belong on pages of the ledger: a transaction
+    WRITE_CONFLICTS = "WriteConflicts"  # actions that met another write on their item
+    THROTTLED_BY_KEY = "ThrottledByKey"  # requests that were refused because of a hot key
+    THROTTLED_BY_TABLE = "ThrottledByTable"  # because of a table's or an index's limit
+    THROTTLED_BY_ACCOUNT = "ThrottledByAccount"  # because of the account's limit
+    THROTTLED_OTHERWISE = "ThrottledOtherwise"  # without a word why, or by an error of the service
+    RECEIPTS_DIFFER = "ReceiptsDiffer"  # receipts that hold another amount than is computed now
     APPLY_LAG = "ApplyLag"  # milliseconds from the creation of a batch's oldest applied record to its commit
     AGGREGATE_DRIFT = "AggregateDrift"  # aggregates that a reconcile found to differ from the source, and left so
 

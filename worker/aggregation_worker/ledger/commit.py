@@ -1,43 +1,59 @@
-"""Commits transactions: side by side, through duplicates, conflicts, throttling and lost answers, until the deadline.
+"""Commits the postings of a batch: a loop for each row around `writes.next_step`, which sends, waits and learns.
 
-The only module that writes to DynamoDB. What an error means stands in `settlement`; this one sends, waits and sends
-again. It never raises for what another attempt can cure: what is not settled when time is up is reported as unsettled,
-and its records come again.
+A row has one write in flight at a time; rows are independent of one another and side by side. This module never raises
+for what another attempt can cure: what is not settled when time is up is reported as unsettled, and its records come
+again.
 """
 
 import random
+import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import TYPE_CHECKING
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from aggregation_worker.ledger.receipts import AGGREGATE_KEY, PAGE_KEY, Posting, Row, expiry
-from aggregation_worker.ledger.redelivery import FEWEST_TRANSACTIONS, PageKey, without_known
-from aggregation_worker.ledger.settlement import Pause, settle
-from aggregation_worker.ledger.transactions import MAX_ACTIONS, Transaction, halved, pack, transact_items
+from aggregation_worker.ledger.failures import Kind, Throttle, failure_of
+from aggregation_worker.ledger.pages import Page, page_of
+from aggregation_worker.ledger.receipts import Aggregate, Posting, Row, expiry
+from aggregation_worker.ledger.writes import Add, Archive, Late, Look, Step, Write, next_step
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
-    from mypy_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
 
 # Requests in flight at once. Botocore's client is safe to share between threads.
-MAX_IN_FLIGHT = 8
-
-# By how many actions a transaction may be larger after a batch without conflicts.
-_MORE_ACTIONS = 4
+MAX_IN_FLIGHT = 16
 
 # "BatchGetItem", Amazon DynamoDB API reference.
 _MAX_KEYS_READ = 100
 
 # Seconds: the first pause of each kind, and the longest. Jittered between half and the whole; doubled every time.
-_PAUSES = {Pause.NONE: (0.0, 0.0), Pause.CONFLICT: (0.010, 0.500), Pause.THROTTLED: (0.050, 2.000)}
+_CONFLICT_PAUSE = (0.010, 0.500)
+_THROTTLED_PAUSE = (0.050, 2.000)
+_LOOK_PAUSE = (0.050, 1.000)
+# Looks at pages that are not there, before they are taken for expired: two seconds or more together, where the items of a
+# transaction appear within milliseconds of one another.
+_MOST_LOOKS = 6
+# A row that is found changed so often in turn is written by many: then a pause, as after a conflict.
+_CHANGES_WITHOUT_PAUSE = 3
+
+EXPIRED = (
+    "older than the ledger's memory: the page that would tell whether it was counted has expired; discard it, then run "
+    "aggregator reconcile --repair"
+)
+RESTORED = (
+    "the ledger holds a page that the row has not archived: the row was restored from a backup, or changed by hand; "
+    "totals are never continued from a backup: give the aggregation a new name, and backfill it"
+)
+
+Plan = Callable[
+    [Row, Mapping[str, Any], Sequence[Posting], Mapping[Aggregate, Sequence[Page]], Callable[[], str]], Step
+]
+"""Decides a row's next write, as `next_step` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +81,17 @@ class Deadline:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of every posting of a batch: each stands in exactly one of the lists.
+    """What became of every posting of a batch: each is in exactly one of the first four lists.
 
     Attributes:
         applied: receipt and contribution were committed now.
         duplicates: the receipt was there already; nothing was added.
-        refused: DynamoDB will never accept it, with the reason.
+        refused: never to be counted as it is, with the reason.
         unsettled: not known to be in; time was up.
-        transactions: transactions committed.
-        conflicts: actions that were cancelled by a conflict.
+        differing: those of the duplicates whose receipts hold another amount than was computed now.
+        writes: how many went in, by their kind.
+        conflicts: actions that met another write on their item.
+        throttled: requests that were throttled, by whose limit it was.
         oldest_lag: milliseconds from the creation of the oldest applied record to its commit; `None` if none was.
     """
 
@@ -81,39 +99,46 @@ class Outcome:
     duplicates: list[Posting] = field(default_factory=list)
     refused: list[tuple[Posting, str]] = field(default_factory=list)
     unsettled: list[Posting] = field(default_factory=list)
-    transactions: int = 0
+    differing: list[Posting] = field(default_factory=list)
+    writes: Counter[type[Write]] = field(default_factory=Counter)
     conflicts: int = 0
+    throttled: Counter[Throttle] = field(default_factory=Counter)
     oldest_lag: int | None = None
 
 
 @dataclass(slots=True, eq=False)
-class _Attempt:
-    """A transaction to be sent: with which token, not before when, and after how many pauses."""
+class _Work:
+    """What is left to do for one row.
 
-    transaction: Transaction
-    token: str = field(default_factory=lambda: str(uuid4()))
+    Attributes:
+        groups: the postings, in groups that are written together: all at first, and apart once DynamoDB refuses them.
+        item: the row as it was last seen.
+        pages: what the last look at pages found.
+        not_before: when it may go on, by the clock.
+        pauses, changes, looks: how often it has paused, found the row changed, and looked for pages in vain.
+    """
+
+    row: Row
+    groups: deque[list[Posting]]
+    item: Mapping[str, Any] = field(default_factory=dict)
+    pages: dict[Aggregate, Sequence[Page]] = field(default_factory=dict)
     not_before: float = 0.0
     pauses: int = 0
+    changes: int = 0
+    looks: int = 0
 
-    def rows(self) -> set[Row]:
-        return {change.row for change in self.transaction}
-
-    def postings(self) -> list[Posting]:
-        return [posting for change in self.transaction for posting in change.postings]
+    def settle(self, postings: Iterable[Posting]) -> None:
+        settled = set(postings)
+        self.groups[0] = [posting for posting in self.groups[0] if posting not in settled]
 
 
 @dataclass(slots=True)
 class Committer:
-    """Sends transactions with one client, a bounded number of them at once.
-
-    DynamoDB charges a transaction that meets a conflict in one item for all of them, so transactions are as large as it
-    takes only while there are no conflicts: after a batch with conflicts they have half as many actions, after one
-    without a few more. Smaller ones cost no more units, but more requests.
+    """Writes rows and their pages with one client, a bounded number of requests at once.
 
     Attributes:
         client: its own retries are off, so that every pause and every deadline is kept here.
-        actions: a transaction's actions, from it, the ledger's name and when its pages expire.
-        look_first_from: a batch of so many transactions is looked for in the ledger before it is sent (`redelivery`).
+        plan: what decides the next write; a backfill has one of its own.
         clock, sleep, now: monotonic seconds, a pause in seconds, and the time of day in epoch seconds.
     """
 
@@ -122,142 +147,212 @@ class Committer:
     retention_days: int
     executor: Executor
     max_in_flight: int = MAX_IN_FLIGHT
-    actions: "Callable[[Transaction, str, int], list[TransactWriteItemTypeDef]]" = transact_items
-    look_first_from: int = FEWEST_TRANSACTIONS
+    plan: Plan = next_step
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], float] = time.time
     jitter: Callable[[], float] = random.random
-    _most_actions: int = field(default=MAX_ACTIONS, init=False)
+    new_generation: Callable[[], str] = lambda: secrets.token_urlsafe(4)
 
-    def commit(self, transactions: Sequence[Transaction], deadline: Deadline) -> Outcome:
-        """Commits all transactions, or as many as time allows.
+    def commit(self, postings: Iterable[Posting], deadline: Deadline) -> Outcome:
+        """Commits all postings, or as many as time allows; no receipt may be among them twice.
 
         Raises:
-            CommitError: nothing can work before an operator acts. Transactions in flight end as they may; what they
-                commit, the next delivery of the batch finds in the ledger.
+            CommitError: nothing can work before an operator acts. Writes in flight end as they may; what they commit,
+                the next delivery of the batch finds.
         """
         outcome = Outcome()
-        if len(transactions) >= self.look_first_from:
-            transactions, outcome.duplicates = without_known(transactions, lambda keys: self._read(keys, deadline))
-        if self._most_actions < MAX_ACTIONS:
-            transactions = pack(chain.from_iterable(transactions), self._most_actions)
-        # One for the whole call: a request sent again with its token must be the same request.
-        expires_at = expiry(self.now(), self.retention_days)
-        waiting = deque(_Attempt(transaction) for transaction in transactions)
-        in_flight: dict[Future[None], _Attempt] = {}
+        works: dict[Row, _Work] = {}
+        for posting in postings:
+            row = posting.aggregate.row
+            works.setdefault(row, _Work(row, deque([[]]))).groups[0].append(posting)
+        self._read_rows(list(works.values()), deadline)
+        waiting = deque(works.values())
+        in_flight: dict[Future[Any], tuple[_Work, Write | Look]] = {}
         try:
             while waiting or in_flight:
                 if deadline.sending_time() > 0:
-                    self._send_what_is_ready(waiting, in_flight, expires_at, deadline)
+                    self._send_what_is_ready(waiting, in_flight, deadline, outcome)
                 elif not in_flight:
                     break
-                for attempt, error in self._answers(waiting, in_flight, deadline):
-                    self._settle(attempt, error, waiting, outcome)
+                for work, step, future in self._answers(waiting, in_flight, deadline):
+                    self._learn(work, step, future, outcome)
+                    waiting.append(work)
                 if in_flight and deadline.waiting_time() <= 0:
                     break
         finally:
             for future in in_flight:  # none that still waits for a thread may start when the invocation is over
                 future.cancel()
-            self._adapt(outcome.conflicts)
-        for attempt in (*waiting, *in_flight.values()):
-            outcome.unsettled.extend(attempt.postings())
+        for work in (*waiting, *(work for work, _ in in_flight.values())):
+            outcome.unsettled.extend(posting for group in work.groups for posting in group)
         return outcome
 
-    def _adapt(self, conflicts: int) -> None:
-        """How large transactions may be in the next batch."""
-        if conflicts:
-            self._most_actions = halved(self._most_actions)
-        else:
-            self._most_actions = min(MAX_ACTIONS, self._most_actions + _MORE_ACTIONS)
+    # --- Reading before writing -----------------------------------------------------------------------------------
 
-    def _read(self, keys: Sequence[PageKey], deadline: Deadline) -> dict[PageKey, Collection[str]]:
-        """The attribute names of ledger pages; what cannot be read in time is left out, for the write will tell."""
+    def _read_rows(self, works: Sequence[_Work], deadline: Deadline) -> None:
+        """Tells what each row holds, for a tenth of a write's price: duplicates are settled, and failed writes spared.
+
+        Eventually consistent, and nothing rests on it: a row that could not be read is taken as not there, and the
+        write's condition tells.
+        """
+        by_table: dict[str, list[_Work]] = {}
+        for work in works:
+            by_table.setdefault(work.row.table, []).append(work)
+        chunks = [
+            (table, found[at : at + _MAX_KEYS_READ])
+            for table, found in by_table.items()
+            for at in range(0, len(found), _MAX_KEYS_READ)
+        ]
         if deadline.sending_time() <= 0:
-            return {}
-        chunks = [keys[at : at + _MAX_KEYS_READ] for at in range(0, len(keys), _MAX_KEYS_READ)]
-        pages: dict[PageKey, Collection[str]] = {}
-        pending = {self.executor.submit(self._read_chunk, chunk) for chunk in chunks}
+            return
+        pending = {self.executor.submit(self._read_chunk, table, chunk) for table, chunk in chunks}
         while pending and (left := deadline.sending_time()) > 0:
             done, pending = wait(pending, timeout=left, return_when=FIRST_COMPLETED)
             for future in done:
                 with suppress(BotoCoreError, ClientError):
-                    pages |= future.result()
+                    for work, item in future.result():
+                        work.item = item
         for future in pending:
             future.cancel()
-        return pages
 
-    def _read_chunk(self, keys: Sequence[PageKey]) -> dict[PageKey, Collection[str]]:
-        wanted = [{AGGREGATE_KEY: {"S": aggregate}, PAGE_KEY: {"S": page}} for aggregate, page in keys]
-        answer = self.client.batch_get_item(RequestItems={self.ledger_table: {"Keys": wanted, "ConsistentRead": True}})
-        found = answer["Responses"].get(self.ledger_table, [])
-        return {(item[AGGREGATE_KEY]["S"], item[PAGE_KEY]["S"]): item.keys() for item in found}
+    def _read_chunk(self, table: str, works: Sequence[_Work]) -> list[tuple[_Work, Mapping[str, Any]]]:
+        keys: Any = [work.row.key() for work in works]
+        items = self.client.batch_get_item(RequestItems={table: {"Keys": keys}})["Responses"].get(table, [])
+        by_group = {work.row.group: work for work in works}
+        return [(by_group[works[0].row.group_of(item)], item) for item in items]
+
+    # --- Writing ----------------------------------------------------------------------------------------------------
 
     def _send_what_is_ready(
         self,
-        waiting: deque[_Attempt],
-        in_flight: dict[Future[None], _Attempt],
-        expires_at: int,
+        waiting: deque[_Work],
+        in_flight: dict[Future[Any], tuple[_Work, Write | Look]],
         deadline: Deadline,
+        outcome: Outcome,
     ) -> None:
-        """Fills the free places with attempts whose pause is over, never two that change the same row."""
-        busy = {row for attempt in in_flight.values() for row in attempt.rows()}
+        """Fills the free places with rows whose pause is over."""
         now = self.clock()
-        kept: list[_Attempt] = []
-        while waiting and len(in_flight) < self.max_in_flight and deadline.sending_time() > 0:
-            attempt = waiting.popleft()
-            rows = attempt.rows()
-            if attempt.not_before <= now and busy.isdisjoint(rows):
-                in_flight[self.executor.submit(self._send, attempt, expires_at)] = attempt
-            else:
-                kept.append(attempt)
-            busy |= rows  # one that waits keeps its rows from those behind it, so that none is overtaken for ever
-        waiting.extendleft(reversed(kept))
+        for _ in range(len(waiting)):
+            if len(in_flight) >= self.max_in_flight or deadline.sending_time() <= 0:
+                return
+            work = waiting.popleft()
+            if work.not_before > now:
+                waiting.append(work)
+                continue
+            then = self._next(work, outcome)
+            if then is not None:
+                in_flight[self.executor.submit(self._send, then)] = work, then
+            elif work.groups:
+                waiting.append(work)
 
-    def _send(self, attempt: _Attempt, expires_at: int) -> None:
-        items = self.actions(attempt.transaction, self.ledger_table, expires_at)
-        self.client.transact_write_items(TransactItems=items, ClientRequestToken=attempt.token)
+    def _next(self, work: _Work, outcome: Outcome) -> Write | Look | None:
+        """The row's next request; `None` if it has to pause, or all of it is settled."""
+        while work.groups:
+            group = work.groups[0]
+            step = self.plan(work.row, work.item, group, work.pages, self.new_generation)
+            outcome.duplicates.extend(step.duplicates)
+            outcome.differing.extend(step.differing)
+            work.settle(step.duplicates)
+            if step.then is not None:
+                return step.then
+            if step.unseen and work.looks < _MOST_LOOKS:
+                work.looks += 1
+                work.pages.clear()
+                self._pause(work, _LOOK_PAUSE)
+                return None
+            outcome.refused.extend((posting, EXPIRED) for posting in step.unseen)
+            work.settle(step.unseen)
+            if not work.groups[0]:
+                work.groups.popleft()
+        return None
+
+    def _send(self, then: Write | Look) -> Any:
+        if isinstance(then, Add):
+            return self.client.update_item(**then.request())
+        if isinstance(then, Look):
+            pages = self.client.get_paginator("query").paginate(**then.request(self.ledger_table))
+            return [page_of(item) for page in pages for item in page["Items"]]
+        actions = then.request(self.ledger_table, expiry(self.now(), self.retention_days))
+        return self.client.transact_write_items(TransactItems=actions)
 
     def _answers(
-        self, waiting: deque[_Attempt], in_flight: dict[Future[None], _Attempt], deadline: Deadline
-    ) -> list[tuple[_Attempt, BaseException | None]]:
+        self,
+        waiting: deque[_Work],
+        in_flight: dict[Future[Any], tuple[_Work, Write | Look]],
+        deadline: Deadline,
+    ) -> list[tuple[_Work, Write | Look, Future[Any]]]:
         """Waits for the next answer, the end of the next pause or the end of time; returns the answers there are."""
         now = self.clock()
-        pause = min((attempt.not_before - now for attempt in waiting if attempt.not_before > now), default=None)
+        pause = min((work.not_before - now for work in waiting if work.not_before > now), default=None)
         if not in_flight:
             self.sleep(max(0.0, min(pause or 0.0, deadline.sending_time())))
             return []
         left = max(0.0, deadline.waiting_time())
         full = len(in_flight) >= self.max_in_flight
-        timeout = left if pause is None or full else min(pause, left)
-        done, _ = wait(in_flight, timeout=timeout, return_when=FIRST_COMPLETED)
-        return [(in_flight.pop(future), future.exception()) for future in done]
+        done, _ = wait(
+            in_flight, timeout=left if pause is None or full else min(pause, left), return_when=FIRST_COMPLETED
+        )
+        return [(*in_flight.pop(future), future) for future in done]
 
-    def _settle(
-        self, attempt: _Attempt, error: BaseException | None, waiting: deque[_Attempt], outcome: Outcome
-    ) -> None:
+    def _learn(self, work: _Work, then: Write | Look, future: Future[Any], outcome: Outcome) -> None:
+        error = future.exception()
         if error is None:
-            committed = attempt.postings()
-            lag = round((self.now() - min(posting.created_at for posting in committed)) * 1000)
-            outcome.applied.extend(committed)
-            outcome.transactions += 1
-            outcome.oldest_lag = max(lag, outcome.oldest_lag or 0)
+            self._succeeded(work, then, future.result(), outcome)
             return
         if not isinstance(error, Exception):
             raise error
-        settlement = settle(attempt.transaction, error)
-        outcome.duplicates.extend(settlement.duplicates)
-        outcome.refused.extend(settlement.refused)
-        outcome.conflicts += settlement.conflicts
-        for transaction, pause in settlement.repost:
-            again = _Attempt(transaction, pauses=attempt.pauses)
-            if settlement.same_request:
-                again.token = attempt.token
-            if pause is not Pause.NONE:
-                again.not_before = self.clock() + self._seconds(pause, attempt.pauses)
-                again.pauses += 1
-            waiting.append(again)
+        failure = failure_of(error)
+        outcome.conflicts += failure.conflicts
+        if failure.kind is Kind.ROW_CHANGED:
+            work.item = failure.item or {}
+            work.pages.clear()
+            work.changes += 1
+            if work.changes % _CHANGES_WITHOUT_PAUSE == 0:
+                self._pause(work, _CONFLICT_PAUSE)
+        elif failure.kind is Kind.PAGE_CHANGED and isinstance(then, Archive):
+            self._refuse(work, then, RESTORED, outcome)
+        elif failure.kind is Kind.REFUSED:
+            self._refuse(work, then, failure.message, outcome)
+        else:
+            work.pages.clear()
+            if failure.kind is Kind.THROTTLED:
+                outcome.throttled[failure.throttle] += 1
+            self._pause(work, _THROTTLED_PAUSE if failure.kind in _SLOW else _CONFLICT_PAUSE)
 
-    def _seconds(self, pause: Pause, pauses: int) -> float:
-        first, longest = _PAUSES[pause]
-        return min(longest, first * 2.0 ** min(pauses, 16)) * (0.5 + self.jitter() / 2)
+    def _succeeded(self, work: _Work, then: Write | Look, answer: Any, outcome: Outcome) -> None:
+        if isinstance(then, Look):
+            work.pages[then.aggregate] = answer
+            return
+        work.pauses = work.changes = work.looks = 0
+        outcome.writes[type(then)] += 1
+        outcome.applied.extend(then.postings)
+        work.settle(then.postings)
+        if then.postings:
+            lag = round((self.now() - min(posting.created_at for posting in then.postings)) * 1000)
+            outcome.oldest_lag = max(lag, outcome.oldest_lag or 0)
+        if isinstance(then, Late):
+            work.pages.pop(then.aggregate)
+        else:
+            work.item = then.known_after(work.item)
+
+    def _refuse(self, work: _Work, then: Write | Look, reason: str, outcome: Outcome) -> None:
+        """What DynamoDB refuses together is sent again per aggregation, then per receipt, to find out whose fault it is."""
+        group = work.groups.popleft()
+        parts: dict[Aggregate, list[Posting]] = {}
+        for posting in group:
+            parts.setdefault(posting.aggregate, []).append(posting)
+        if len(group) == 1:
+            outcome.refused.append((group[0], reason))
+        elif len(parts) > 1:
+            work.groups.extendleft(parts.values())
+        else:
+            work.groups.extendleft([posting] for posting in reversed(group))
+
+    def _pause(self, work: _Work, pause: tuple[float, float]) -> None:
+        first, longest = pause
+        seconds = min(longest, first * 2.0 ** min(work.pauses, 16))
+        work.not_before = self.clock() + seconds * (0.5 + self.jitter() / 2)
+        work.pauses += 1
+
+
+_SLOW = (Kind.THROTTLED, Kind.NO_ANSWER)

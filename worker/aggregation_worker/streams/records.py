@@ -22,8 +22,8 @@ EVENT_SOURCE = "aws:dynamodb"
 _STREAM_ARN = re.compile(r"arn:[^:]+:dynamodb:[^:]*:[^:]*:table/([^/]+)/stream/([!-~]{1,255})")
 _LONGEST_SEQUENCE_NUMBER = 64
 _TTL_PRINCIPAL = "dynamodb.amazonaws.com"
-# 9999-12-31T23:59:59Z: what a page can be named after.
-_LATEST_SECOND = 253_402_300_799
+# In 2106: what a position can hold.
+_LATEST_SECOND = 0xFFFF_FFFF
 
 
 class EventName(StrEnum):

@@ -1,0 +1,169 @@
+"""What an error of a write means: that the row has changed, that another try can do better, or that it is refused.
+
+Pure. An error under which nothing can work (no permission, no table, a wrong key schema) is raised as `CommitError`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import botocore.exceptions
+from botocore.exceptions import BotoCoreError, ClientError
+
+
+class CommitError(Exception):
+    """Nothing can be committed until an operator acts: missing permission, missing table, wrong key schema."""
+
+
+class Kind(Enum):
+    """What kind of failure it is."""
+
+    ROW_CHANGED = "row changed"  # the row is not what the condition asked for; `Failure.item` is what it is
+    PAGE_CHANGED = "page changed"  # a page is not what the condition asked for
+    CONFLICT = "conflict"  # another write on the same item: milliseconds
+    THROTTLED = "throttled"  # capacity, or the service itself
+    NO_ANSWER = "no answer"  # the write may be in or not
+    REFUSED = "refused"  # DynamoDB will never take it as it is
+
+
+class Throttle(Enum):
+    """Whose limit was exceeded, where AWS says so."""
+
+    KEY = "key"  # a hot key: more than a partition can take
+    TABLE = "table"
+    ACCOUNT = "account"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a write did not go in.
+
+    Attributes:
+        message: DynamoDB's own words, of a refusal.
+        item: the row as it is, where it has changed; empty if it is not there.
+        conflicts: how many of its actions met another write.
+        throttle: whose limit, where it was throttled.
+    """
+
+    kind: Kind
+    message: str = ""
+    item: Mapping[str, Any] | None = None
+    conflicts: int = 0
+    throttle: Throttle = Throttle.UNKNOWN
+
+
+# Codes of a whole request and of single actions ("TransactWriteItems" and "Error handling", Amazon DynamoDB guides).
+_CONDITION = frozenset(("ConditionalCheckFailedException", "ConditionalCheckFailed"))
+_CONFLICT = frozenset(
+    (
+        "TransactionConflictException",
+        "TransactionConflict",
+        "TransactionInProgressException",
+        "ReplicatedWriteConflictException",
+    )
+)
+_THROTTLED = frozenset(
+    (
+        "ProvisionedThroughputExceededException",
+        "ProvisionedThroughputExceeded",
+        "ThrottlingException",
+        "ThrottlingError",
+        "Throttling",
+        "RequestLimitExceeded",
+        "LimitExceededException",
+        "InternalServerError",
+        "InternalFailure",
+        "ServiceUnavailable",
+        "ServiceUnavailableException",
+    )
+)
+_REFUSED = frozenset(
+    (
+        "ValidationException",
+        "ValidationError",
+        "ItemCollectionSizeLimitExceededException",
+        "ItemCollectionSizeLimitExceeded",
+    )
+)
+_KNOWN = _CONDITION | _CONFLICT | _THROTTLED | _REFUSED | {"None"}
+_CANCELLED = "TransactionCanceledException"
+_SERVER_ERROR = 500  # HTTP status
+_NO_ANSWER = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError)
+# What DynamoDB, and its local version, say of a table whose keys or indexes are not what the definitions ask for: that
+# refuses every record alike, and is no record's fault.
+_WRONG_SCHEMA = (
+    "does not match the schema",
+    "Type mismatch for key",
+    "Type mismatch for Index Key",
+    "required keys was not given a value",
+    "number of conditions on the keys is invalid",
+)
+
+
+def failure_of(error: Exception) -> Failure:
+    """What an error of `UpdateItem` or `TransactWriteItems` means; a transaction's last action is the row's.
+
+    Raises:
+        CommitError: nothing can work before an operator acts.
+    """
+    if isinstance(error, _NO_ANSWER):
+        return Failure(Kind.NO_ANSWER)
+    if isinstance(error, BotoCoreError):
+        raise CommitError(f"DynamoDB cannot be called: {error}") from error
+    if not isinstance(error, ClientError):
+        raise error
+    response: Mapping[str, Any] = error.response
+    code, message = response["Error"].get("Code", ""), response["Error"].get("Message", "")
+    if code == _CANCELLED:
+        return _cancelled(response.get("CancellationReasons", []), error)
+    if code in _CONDITION:
+        return Failure(Kind.ROW_CHANGED, item=response.get("Item", {}))
+    if code in _CONFLICT:
+        return Failure(Kind.CONFLICT, conflicts=1)
+    if code in _REFUSED:
+        _raise_if_wrong_schema(message)
+        return Failure(Kind.REFUSED, message)
+    if code in _THROTTLED or response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= _SERVER_ERROR:
+        return Failure(Kind.THROTTLED, throttle=_throttle(response))
+    raise CommitError(f"DynamoDB refuses to write: {code}: {message}") from error
+
+
+def _cancelled(reasons: Sequence[Mapping[str, Any]], error: ClientError) -> Failure:
+    """Of a transaction's pages and, as its last action, its row."""
+    codes = [str(reason.get("Code") or "None") for reason in reasons]
+    if not codes or any(code not in _KNOWN for code in codes):
+        raise CommitError(f"DynamoDB cancelled a transaction: {error}") from error
+    refused = [_message(reason) for code, reason in zip(codes, reasons, strict=True) if code in _REFUSED]
+    for message in refused:
+        _raise_if_wrong_schema(message)
+    if codes[-1] in _CONDITION:
+        return Failure(Kind.ROW_CHANGED, item=reasons[-1].get("Item", {}))
+    if _CONDITION.intersection(codes):
+        return Failure(Kind.PAGE_CHANGED)
+    if refused:
+        return Failure(Kind.REFUSED, refused[0])
+    if _THROTTLED.intersection(codes):
+        return Failure(Kind.THROTTLED, throttle=_throttle(error.response))
+    return Failure(Kind.CONFLICT, conflicts=sum(code in _CONFLICT for code in codes))
+
+
+def _throttle(response: Mapping[str, Any]) -> Throttle:
+    """From the reasons, such as `TableWriteKeyRangeThroughputExceeded` ("ThrottlingReason", DynamoDB API reference)."""
+    given = response.get("ThrottlingReasons") or response.get("throttlingReasons") or []
+    reasons = " ".join(str(reason.get("reason", "")) for reason in given)
+    if "KeyRange" in reasons:
+        return Throttle.KEY
+    if "Account" in reasons:
+        return Throttle.ACCOUNT
+    return Throttle.TABLE if reasons else Throttle.UNKNOWN
+
+
+def _message(reason: Mapping[str, Any]) -> str:
+    return str(reason.get("Message") or reason.get("Code"))
+
+
+def _raise_if_wrong_schema(message: str) -> None:
+    if any(text in message for text in _WRONG_SCHEMA):
+        raise CommitError(f"a target or the ledger table has other keys or indexes than the definitions say: {message}")
