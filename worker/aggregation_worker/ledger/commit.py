@@ -35,7 +35,7 @@ _MAX_KEYS_READ = 100
 _CONFLICT_PAUSE = (0.010, 0.500)
 _THROTTLED_PAUSE = (0.050, 2.000)
 _LOOK_PAUSE = (0.050, 1.000)
-# Looks at pages that are not there, before they are taken for expired: two seconds or more together, where the items of a
+# Looks at pages that are not there, before they are taken for expired: a second or more together, where the items of a
 # transaction appear within milliseconds of one another.
 _MOST_LOOKS = 6
 # A row that is found changed so often in turn is written by many: then a pause, as after a conflict.
@@ -272,7 +272,7 @@ class Committer:
         if isinstance(then, Look):
             pages = self.client.get_paginator("query").paginate(**then.request(self.ledger_table))
             return [page_of(item) for page in pages for item in page["Items"]]
-        actions = then.request(self.ledger_table, expiry(self.now(), self.retention_days))
+        actions: Any = then.request(self.ledger_table, expiry(self.now(), self.retention_days))
         return self.client.transact_write_items(TransactItems=actions)
 
     def _answers(
@@ -310,9 +310,9 @@ class Committer:
             if work.changes % _CHANGES_WITHOUT_PAUSE == 0:
                 self._pause(work, _CONFLICT_PAUSE)
         elif failure.kind is Kind.PAGE_CHANGED and isinstance(then, Archive):
-            self._refuse(work, then, RESTORED, outcome)
+            self._refuse(work, RESTORED, outcome)
         elif failure.kind is Kind.REFUSED:
-            self._refuse(work, then, failure.message, outcome)
+            self._refuse(work, failure.message, outcome)
         else:
             work.pages.clear()
             if failure.kind is Kind.THROTTLED:
@@ -332,11 +332,9 @@ class Committer:
             outcome.oldest_lag = max(lag, outcome.oldest_lag or 0)
         if isinstance(then, Late):
             work.pages.pop(then.aggregate)
-        else:
-            work.item = then.known_after(work.item)
 
-    def _refuse(self, work: _Work, then: Write | Look, reason: str, outcome: Outcome) -> None:
-        """What DynamoDB refuses together is sent again per aggregation, then per receipt, to find out whose fault it is."""
+    def _refuse(self, work: _Work, reason: str, outcome: Outcome) -> None:
+        """What is refused together is sent again per aggregation, then per receipt, to find out whose fault it is."""
         group = work.groups.popleft()
         parts: dict[Aggregate, list[Posting]] = {}
         for posting in group:

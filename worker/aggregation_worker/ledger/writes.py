@@ -5,15 +5,17 @@ Pure; `commit` sends what is decided here and learns from the answer. The rule t
     A write adds contributions to a row **and** records their receipts, atomically, under a condition on the very item
     that would hold the receipts of an earlier delivery.
 
-| write | when | condition |
-|---|---|---|
-| `Add` | every position is after the watermark, and the receipts fit | the watermark is absent or before the positions; the map is there, and none of the receipts is in it (or there is no map, and this makes it) |
-| `Archive` | every position is after the watermark, but the row would outgrow its kilobyte | map, watermark and generation are what was seen; there are no pages with these keys |
-| `Late` | the positions are at or before the watermark | each page is what was read, and begins before the positions; the generation is what was seen |
+- **Add**, when every position is after the watermark and the receipts fit into the row: one `UpdateItem`, since an item
+  is atomic. Condition: the watermark is absent or before the positions, the map of receipts is there, and none of these
+  is in it (or: there is no map, and this makes it).
+- **Archive**, when every position is after the watermark but the row would outgrow its kilobyte: a transaction that puts
+  the older receipts on new pages. Condition: map, watermark and generation are what was seen; no page has these keys.
+- **Late**, when the positions are at or before the watermark: a transaction that replaces the pages whose spans hold
+  them. Condition: each page is what was read, and begins before the positions; the generation is what was seen.
 
-An `Add` is one `UpdateItem`, since an item is atomic; the others are transactions of a row and its pages. Whether a record
-is after the watermark never turns back, so wherever an earlier delivery put its receipt, every later one's condition
-looks at the item that holds it. A row that somebody deletes begins anew in another generation, whose pages are its own.
+The watermark never falls, so a record that is late stays late: wherever an earlier delivery put its receipt, every later
+one's condition looks at the item that holds it. A row that somebody deletes begins anew in another generation, whose
+pages are its own.
 """
 
 from bisect import bisect_left
@@ -22,7 +24,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import reduce
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aggregation_worker.aggregations.numbers import EXACT, Amounts, amount_text, fits
 from aggregation_worker.ledger.pages import Page, Receipts, cut
@@ -50,9 +52,6 @@ from aggregation_worker.ledger.receipts import (
     value_size,
 )
 
-if TYPE_CHECKING:
-    from mypy_boto3_dynamodb.type_defs import QueryInputTypeDef, TransactWriteItemTypeDef, UpdateItemInputTypeDef
-
 # Bytes. A write costs a unit for each begun kilobyte of its item, so a row's receipts fill what its other attributes
 # leave of one; where that is less than a few receipts need, of the next one.
 ROW_STEP = 1024
@@ -71,7 +70,7 @@ _ZERO = Decimal(0)
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """Receipts into the row, and their sum to its measures.
+    """Receipts into the row, and their sum to its measures: one `UpdateItem`.
 
     Attributes:
         created: the generation of each aggregate whose map of receipts this write makes.
@@ -81,93 +80,66 @@ class Add:
     postings: tuple[Posting, ...]
     created: Mapping[Aggregate, str]
 
-    def request(self) -> "UpdateItemInputTypeDef":
+    def request(self) -> dict[str, Any]:
         """As `UpdateItem` takes it."""
         update = _Update()
         for aggregate, postings in _by_aggregate(self.postings).items():
-            name = aggregate.aggregation.name
-            map_ = update.name(receipts_attribute(name))
-            if aggregate in self.created:
-                values = {posting.receipt: receipt_value(posting.amounts, posting.kept) for posting in postings}
-                update.set(map_, {"M": values})
-                update.set(update.name(generation_attribute(name)), {"S": self.created[aggregate]})
-                update.conditions.append(f"attribute_not_exists({map_})")
-                continue
-            update.conditions.append(f"attribute_exists({map_})")
-            watermark = update.name(archived_attribute(name))
-            first = update.value({"S": min(position_in(posting.receipt) for posting in postings)})
-            update.conditions.append(f"(attribute_not_exists({watermark}) OR {watermark} < {first})")
-            for posting in postings:
-                path = f"{map_}.{update.name(posting.receipt)}"
-                update.set(path, receipt_value(posting.amounts, posting.kept))
-                update.conditions.append(f"attribute_not_exists({path})")
+            update.record(aggregate, postings, self.created.get(aggregate))
         update.add_sums(self.postings)
         return {"TableName": self.row.table, "Key": self.row.key(), **update.parts()}
-
-    def known_after(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """The row as it is known once this is in; its measures may be older."""
-        after = dict(item) or self.row.key()
-        for aggregate, postings in _by_aggregate(self.postings).items():
-            name = aggregate.aggregation.name
-            held = row_receipts(item, name).values or {}
-            new = {posting.receipt: receipt_value(posting.amounts, posting.kept) for posting in postings}
-            after[receipts_attribute(name)] = {"M": {**held, **new}}
-            if aggregate in self.created:
-                after[generation_attribute(name)] = {"S": self.created[aggregate]}
-        return after
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """The older part of one aggregation's receipts to new pages, with new receipts among them.
+    """The older receipts of one aggregation to new pages, and new receipts with them: a transaction of pages and row.
 
     Attributes:
-        aggregation: whose receipts; possibly of an aggregation that posts nothing, and only makes room.
+        aggregation: whose receipts; possibly of one that posts nothing, and only makes room.
         seen: what the row held of it.
-        postings: what is added; all of it belongs to this aggregation.
+        generation: of its pages: the row's, or a new one where the row has no map of receipts.
         pages: the new pages.
-        rest: the receipts that stay in the row.
+        rest: its receipts that stay in the row.
+        postings: what is added; those of other aggregations go into the row, as with an `Add`.
+        created: as for `Add`, of other aggregations.
     """
 
     row: Row
     aggregation: str
     seen: RowReceipts
-    postings: tuple[Posting, ...]
+    generation: str
     pages: tuple[Page, ...]
     rest: Mapping[str, Any]
+    postings: tuple[Posting, ...]
+    created: Mapping[Aggregate, str]
 
-    @property
-    def through(self) -> str:
-        """The new watermark."""
-        return self.pages[-1].key
-
-    def request(self, ledger_table: str, expires_at: int) -> "list[TransactWriteItemTypeDef]":
+    def request(self, ledger_table: str, expires_at: int) -> list[dict[str, Any]]:
         """The actions of its transaction: the pages, then the row."""
-        partition = partition_of(self.aggregation, self.row.group, self.seen.generation)
+        partition = partition_of(self.aggregation, self.row.group, self.generation)
         update = _Update()
-        map_ = update.name(receipts_attribute(self.aggregation))
-        watermark = update.name(archived_attribute(self.aggregation))
+        map_, generation, watermark = map(
+            update.name,
+            (
+                attribute(self.aggregation)
+                for attribute in (receipts_attribute, generation_attribute, archived_attribute)
+            ),
+        )
         update.set(map_, {"M": dict(self.rest)})
-        update.set(watermark, {"S": self.through})
-        update.conditions += [
-            f"{map_} = {update.value({'M': dict(self.seen.values or {})})}",
-            f"{update.name(generation_attribute(self.aggregation))} = {update.value({'S': self.seen.generation})}",
-            f"{watermark} = {update.value({'S': self.seen.archived})}"
-            if self.seen.archived
-            else f"attribute_not_exists({watermark})",
-        ]
+        update.set(watermark, {"S": self.pages[-1].key})
+        if self.seen.values is None:
+            update.set(generation, {"S": self.generation})
+            update.conditions.append(f"attribute_not_exists({map_})")
+        else:
+            update.equals(map_, {"M": dict(self.seen.values)})
+            update.equals(generation, {"S": self.seen.generation})
+            update.equals(watermark, {"S": self.seen.archived} if self.seen.archived else None)
+        for aggregate, postings in _by_aggregate(self.postings).items():
+            if aggregate.aggregation.name != self.aggregation:
+                update.record(aggregate, postings, self.created.get(aggregate))
         update.add_sums(self.postings)
         return [
-            *(_new_page(page, ledger_table, partition, expires_at) for page in self.pages),
+            *(_put(page, None, ledger_table, partition, expires_at) for page in self.pages),
             {"Update": {"TableName": self.row.table, "Key": self.row.key(), **update.parts()}},
         ]
-
-    def known_after(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """The row as it is known once this is in; its measures may be older."""
-        return dict(item) | {
-            receipts_attribute(self.aggregation): {"M": dict(self.rest)},
-            archived_attribute(self.aggregation): {"S": self.through},
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,23 +158,19 @@ class Late:
     read: tuple[Page, ...]
     pages: tuple[Page, ...]
 
-    def request(self, ledger_table: str, expires_at: int) -> "list[TransactWriteItemTypeDef]":
+    def request(self, ledger_table: str, expires_at: int) -> list[dict[str, Any]]:
         """The actions of its transaction: the pages, then the row."""
         row, name = self.aggregate.row, self.aggregate.aggregation.name
         partition = partition_of(name, row.group, self.generation)
         read = {page.key: page for page in self.read}
-        actions = [
-            _replaced_page(read[page.key], page, ledger_table, partition, expires_at)
-            if page.key in read
-            else _new_page(page, ledger_table, partition, expires_at)
-            for page in self.pages
-        ]
         update = _Update()
-        generation = update.name(generation_attribute(name))
-        update.conditions.append(f"{generation} = {update.value({'S': self.generation})}")
+        update.equals(update.name(generation_attribute(name)), {"S": self.generation})
         update.add_sums(self.postings)
         update.add(late_attribute(name), Decimal(1))
-        return [*actions, {"Update": {"TableName": row.table, "Key": row.key(), **update.parts()}}]
+        return [
+            *(_put(page, read.get(page.key), ledger_table, partition, expires_at) for page in self.pages),
+            {"Update": {"TableName": row.table, "Key": row.key(), **update.parts()}},
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +182,7 @@ class Look:
     postings: tuple[Posting, ...]
     archived: str
 
-    def request(self, ledger_table: str) -> "QueryInputTypeDef":
+    def request(self, ledger_table: str) -> dict[str, Any]:
         """As `Query` takes it: the pages from the first position to the watermark, so none that is no stream's."""
         partition = partition_of(self.aggregate.aggregation.name, self.aggregate.row.group, self.generation)
         first = min(position_in(posting.receipt) for posting in self.postings)
@@ -300,52 +268,48 @@ def _new(
     known: Mapping[Aggregate, RowReceipts],
     new_generation: Callable[[], str],
 ) -> Add | Archive:
-    """Receipts after the watermark: into the row if they fit, else to pages with the older part of the row's."""
+    """Receipts after the watermark: into the row if they fit, else to pages with the older part of the row's.
+
+    Of aggregations that share the row, the one whose receipts take most of it makes room for all.
+    """
     if not _sums_fit(new):
         new = new[:1]
+    created = {one.aggregate: new_generation() for one in new if known[one.aggregate].values is None}
     room, used = _room(row, item, known)
-    sizes = {posting: _receipt_size(posting) for posting in new}
-    if used and sum(used.values()) + sum(sizes.values()) > room:
-        freed = dict(used)
-        for posting in new:
-            name = posting.aggregate.aggregation.name
-            if name in freed:
-                freed[name] += sizes[posting]
-        name = max(freed, key=lambda one: freed[one])
-        if freed[name]:
-            others = sum(used.values()) + sum(sizes.values()) - freed[name]
-            mine = [posting for posting in new if posting.aggregate.aggregation.name == name]
-            return _archive(row, name, row_receipts(item, name), mine, int(room * KEPT_PART) - others)
-    created = {posting.aggregate: new_generation() for posting in new if known[posting.aggregate].values is None}
-    return Add(row, tuple(_first_that_fit(new, sizes, room - sum(used.values()))), created)
-
-
-def _first_that_fit(new: Sequence[Posting], sizes: Mapping[Posting, int], room: int) -> list[Posting]:
-    """All of them if they fit, else the oldest ones that do, and one at least."""
-    if sum(sizes.values()) <= room:
-        return list(new)
-    chosen: list[Posting] = []
-    for posting in sorted(new, key=lambda one: one.receipt):
-        room -= sizes[posting]
-        if chosen and room < 0:
-            break
-        chosen.append(posting)
-    return chosen
-
-
-def _archive(row: Row, name: str, seen: RowReceipts, mine: Sequence[Posting], budget: int) -> Archive:
-    """Moves the older receipts to pages; the newest ones that fit into `budget` bytes stay."""
-    values = {**(seen.values or {}), **{one.receipt: receipt_value(one.amounts, one.kept) for one in mine}}
+    for posting in new:
+        name = posting.aggregate.aggregation.name
+        used[name] = used.get(name, 0) + _entry_size(posting.receipt, _value(posting))
+    if sum(used.values()) <= room:
+        return Add(row, tuple(new), created)
+    name = max(used, key=lambda one: used[one])
+    others = sum(used.values()) - used[name]
+    chosen = [one for one in new if others <= room or one.aggregate.aggregation.name == name]
+    seen = row_receipts(item, name)
+    values = dict(seen.values or {})
+    values |= {one.receipt: _value(one) for one in chosen if one.aggregate.aggregation.name == name}
     names = sorted(values)
+    at = _boundary(names, values, int(room * KEPT_PART) - others)
+    own = next((aggregate for aggregate in created if aggregate.aggregation.name == name), None)
+    return Archive(
+        row,
+        name,
+        seen,
+        seen.generation if own is None else created[own],
+        tuple(cut({one: read_receipt(values[one]) for one in names[:at]}, seen.archived, position_in(names[at - 1]))),
+        {one: values[one] for one in names[at:]},
+        tuple(chosen),
+        created,
+    )
+
+
+def _boundary(names: Sequence[str], values: Mapping[str, Any], budget: int) -> int:
+    """How many of the sorted receipts are archived: the newest that fit into `budget` bytes stay, but not all."""
     at = len(names)
-    while at and (budget := budget - _entry_size(names[at - 1], values[names[at - 1]])) >= 0:
+    while at > 1 and (budget := budget - _entry_size(names[at - 1], values[names[at - 1]])) >= 0:
         at -= 1
-    at = max(at, 1)
     while at < len(names) and position_in(names[at]) == position_in(names[at - 1]):
         at += 1  # receipts of one position stay together
-    older: Receipts = {one: read_receipt(values[one]) for one in names[:at]}
-    pages = cut(older, seen.archived, position_in(names[at - 1]))
-    return Archive(row, name, seen, tuple(mine), tuple(pages), {one: values[one] for one in names[at:]})
+    return at
 
 
 def _late(aggregate: Aggregate, seen: RowReceipts, postings: Sequence[Posting], pages: Sequence[Page]) -> Step:
@@ -407,8 +371,8 @@ def _room(row: Row, item: Mapping[str, Any], known: Mapping[Aggregate, RowReceip
     return -(-(fixed + LEAST_ROOM) // ROW_STEP) * ROW_STEP - fixed, used
 
 
-def _receipt_size(posting: Posting) -> int:
-    return _entry_size(posting.receipt, receipt_value(posting.amounts, posting.kept))
+def _value(posting: Posting) -> dict[str, Any]:
+    return receipt_value(posting.amounts, posting.kept)
 
 
 def _entry_size(name: str, value: Mapping[str, Any]) -> int:
@@ -468,6 +432,33 @@ class _Update:
         self._values[placeholder] = value
         return placeholder
 
+    def record(self, aggregate: Aggregate, postings: Sequence[Posting], created: str | None) -> None:
+        """Sets receipts in the aggregate's map, under the condition that they are to be there and are not.
+
+        Args:
+            created: the generation of the map, where it is made by this write.
+        """
+        name = aggregate.aggregation.name
+        map_ = self.name(receipts_attribute(name))
+        if created is not None:
+            self.set(map_, {"M": {posting.receipt: _value(posting) for posting in postings}})
+            self.set(self.name(generation_attribute(name)), {"S": created})
+            self.conditions.append(f"attribute_not_exists({map_})")
+            return
+        watermark = self.name(archived_attribute(name))
+        first = self.value({"S": min(position_in(posting.receipt) for posting in postings)})
+        self.conditions.append(f"attribute_exists({map_})")
+        self.conditions.append(f"(attribute_not_exists({watermark}) OR {watermark} < {first})")
+        for posting in postings:
+            path = f"{map_}.{self.name(posting.receipt)}"
+            self.set(path, _value(posting))
+            self.conditions.append(f"attribute_not_exists({path})")
+
+    def equals(self, path: str, value: Mapping[str, Any] | None) -> None:
+        """The condition that an attribute is what was seen; `None`: absent."""
+        seen = f"attribute_not_exists({path})" if value is None else f"{path} = {self.value(value)}"
+        self.conditions.append(seen)
+
     def set(self, path: str, value: Mapping[str, Any]) -> None:
         """Sets an attribute, or an entry of a map."""
         self._sets.append(f"{path} = {self.value(value)}")
@@ -481,7 +472,7 @@ class _Update:
         for attribute, amount in _sums(postings).items():
             self.add(attribute, amount)
 
-    def parts(self) -> Any:
+    def parts(self) -> dict[str, Any]:
         """The request's expressions; a condition that fails returns the item."""
         clauses = [f"{word} {', '.join(parts)}" for word, parts in (("SET", self._sets), ("ADD", self._adds)) if parts]
         return {
@@ -493,26 +484,20 @@ class _Update:
         }
 
 
-def _new_page(page: Page, ledger_table: str, partition: str, expires_at: int) -> "TransactWriteItemTypeDef":
+def _put(page: Page, read: Page | None, ledger_table: str, partition: str, expires_at: int) -> dict[str, Any]:
+    """Writes a page: in place of the one that was read, if that is still the same, or where there is none."""
+    names, values = {"#page": PAGE_KEY}, dict[str, Any]()
+    condition = "attribute_not_exists(#page)"
+    if read is not None:
+        condition = "#after = :after AND #receipts = :receipts"
+        names = {"#after": AFTER, "#receipts": PACKED}
+        values = {"ExpressionAttributeValues": {":after": {"S": read.after}, ":receipts": {"B": read.packed}}}
     return {
         "Put": {
             "TableName": ledger_table,
             "Item": page.item(partition, expires_at),
-            "ConditionExpression": "attribute_not_exists(#page)",
-            "ExpressionAttributeNames": {"#page": PAGE_KEY},
-        }
-    }
-
-
-def _replaced_page(
-    read: Page, page: Page, ledger_table: str, partition: str, expires_at: int
-) -> "TransactWriteItemTypeDef":
-    return {
-        "Put": {
-            "TableName": ledger_table,
-            "Item": page.item(partition, expires_at),
-            "ConditionExpression": "#after = :after AND #receipts = :receipts",
-            "ExpressionAttributeNames": {"#after": AFTER, "#receipts": PACKED},
-            "ExpressionAttributeValues": {":after": {"S": read.after}, ":receipts": {"B": read.packed}},
+            "ConditionExpression": condition,
+            "ExpressionAttributeNames": names,
+            **values,
         }
     }
