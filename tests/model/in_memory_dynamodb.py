@@ -1,14 +1,15 @@
-"""DynamoDB in memory, as far as the worker uses it: transactions, conditions, single reads and writes, streams.
+"""DynamoDB in memory, as far as the worker uses it: updates, puts, transactions of both, conditions, reads, streams.
 
 Fast and single-stepped, so that thousands of histories can be tried in the time in which a server answers a few. It may
 stand in for DynamoDB only because `test_in_memory_dynamodb` sends it and DynamoDB Local the same random requests and
-finds the same answers. What the worker never sends (other clauses, nested paths, reserved words) it refuses to guess
+finds the same answers. What the worker never sends (other clauses and functions, reserved words) it refuses to guess
 at: `NotImplementedError`. Knows nothing of the worker.
 """
 # ruff: noqa: N803 - the parameters have boto3's names
 
 import hashlib
 import json
+import operator
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,43 +25,48 @@ from tests.records import stream_record
 
 Item = dict[str, Any]
 Key = tuple[Any, ...]
+Path = tuple[str, ...]
+"""An attribute's name and, of an entry in a map, the names that lead to it."""
 
 # "Service, account, and table quotas", Amazon DynamoDB developer guide.
 MAX_ACTIONS = 100
+MAX_KEYS_READ = 100
 MAX_EXPRESSION_BYTES = 4096
+MAX_OPERATORS = 300
 MAX_ITEM_BYTES = 409_600
 MAX_KEY_BYTES = (2048, 1024)
-MAX_TOKEN_LENGTH = 36
 MAX_DIGITS = 38
 LARGEST_MAGNITUDE, SMALLEST_MAGNITUDE = 125, -130
 
 CONDITION_FAILED = "The conditional request failed"
 WRONG_TYPE = "An operand in the update expression has an incorrect data type"
+NO_SUCH_MAP = "The document path provided in the update expression is invalid for update"
 TOO_MANY_DIGITS = "DynamoDB only supports precision up to 38 digits"
 OVERFLOW = "Number overflow. Attempting to store a number with magnitude larger than supported range"
 UNDERFLOW = "Number underflow. Attempting to store a number with magnitude smaller than supported range"
 NO_NUMBER = "A value provided cannot be converted into a number"
 KEY_TYPE = "One or more parameter values were invalid: Type mismatch for key"
 KEY_LENGTH = "Hash primary key values must be under 2048 bytes, and range primary key values must be under 1024 bytes"
-ITEM_TOO_LARGE = "Item size to update has exceeded the maximum allowed size"
+KEY_MISSING = "One of the required keys was not given a value"
+ONE_ITEM_TWICE = "Transaction request cannot include multiple operations on one item"
+ITEM_TOO_LARGE = "Item size{} has exceeded the maximum allowed size"
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 _EXACT = Context(prec=1000, traps=[Inexact])
-_PATH = r"\s*(#?\w+)\s*"
-_SET = re.compile(_PATH + r"=\s*(:\w+)\s*")
-_ADD = re.compile(_PATH + r"(?<=\s)(:\w+)\s*")
-_CLAUSES = re.compile(r"\b(SET|ADD)\s")
-_CONDITION = re.compile(r"\s*attribute_(not_exists|exists)\s*\(" + _PATH + r"\)\s*")
-# Attribute names that the worker writes without a placeholder; others could be reserved words.
-_UNRESERVED = frozenset(("expires_at", "fingerprint"))
+
+_PLACEHOLDERS = frozenset(("ExpressionAttributeNames", "ExpressionAttributeValues"))
+_CONDITION = _PLACEHOLDERS | {"TableName", "ConditionExpression", "ReturnValuesOnConditionCheckFailure"}
+_UPDATE = _CONDITION | {"Key", "UpdateExpression"}
+_PUT = _CONDITION | {"Item"}
+_QUERY = _PLACEHOLDERS | {"TableName", "KeyConditionExpression", "ConsistentRead", "Limit", "ExclusiveStartKey"}
 
 
 class Dialect(Enum):
     """Whose answers to give where the two differ.
 
-    A stored value of the wrong type, or a sum that fits no DynamoDB number, is the action's cancellation reason on AWS
-    and a ValidationException of the whole request in DynamoDB Local. A token that came with a cancelled transaction
-    is good for another payload in DynamoDB Local, on AWS it is not.
+    An update that does not fit the stored item, or a sum that fits no DynamoDB number, is the action's cancellation
+    reason on AWS and a ValidationException of the whole request in DynamoDB Local. Two actions on one item are refused
+    before anything else on AWS; DynamoDB Local carries out the first one and then says what is wrong with the second.
     """
 
     AWS = "AWS"
@@ -68,15 +74,32 @@ class Dialect(Enum):
 
 
 class _ActionError(Exception):
-    """Why one action cannot be carried out: becomes its cancellation reason."""
+    """Why one action cannot be carried out: becomes its cancellation reason, or the error of a request of its own."""
 
-    def __init__(self, message: str, *, code: str = "ValidationError", item: Item | None = None) -> None:
+    def __init__(self, message: str) -> None:
         super().__init__(message)
-        self.reason: dict[str, Any] = {"Code": code, "Message": message} | ({"Item": dict(item)} if item else {})
+        self.reason: dict[str, Any] = {"Code": "ValidationError", "Message": message}
+
+    def alone(self, operation: str) -> ClientError:
+        """The error where the action is the whole request."""
+        return _invalid(str(self), operation)
 
 
-class _TypeError(_ActionError):
-    """An update that does not fit the stored value."""
+class _UpdateError(_ActionError):
+    """An update that does not fit the stored item."""
+
+
+class _ConditionError(_ActionError):
+    """A condition that does not hold, and the item if it is to be returned."""
+
+    def __init__(self, item: Item | None) -> None:
+        super().__init__(CONDITION_FAILED)
+        self.item = {"Item": dict(item)} if item else {}
+        self.reason |= {"Code": "ConditionalCheckFailed", **self.item}
+
+    def alone(self, operation: str) -> ClientError:
+        """The error where the action is the whole request."""
+        return client_error("ConditionalCheckFailedException", CONDITION_FAILED, operation, **self.item)
 
 
 def client_error(code: str, message: str, operation: str, **more: Any) -> ClientError:
@@ -136,15 +159,27 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class _Update:
-    """An `Update` action, checked as far as that needs no stored item."""
+class _Write:
+    """An `Update` or a `Put`, checked as far as that needs no stored item.
+
+    Attributes:
+        key: the item's key attributes.
+        holds: whether the condition holds for the stored item; an empty one if there is none.
+        change: makes the new item of the stored one.
+        returns_old: whether a condition that fails returns the item.
+    """
 
     table: Table
     key: Item
-    sets: tuple[tuple[str, Any], ...]
-    adds: tuple[tuple[str, Any], ...]
-    conditions: tuple[tuple[str, bool], ...]
+    holds: Callable[[Item], bool]
+    change: Callable[[Item | None], Item]
     returns_old: bool
+
+    def carried_out(self, old: Item | None) -> Item:
+        """The new item."""
+        if not self.holds(old or {}):
+            raise _ConditionError(old if self.returns_old else None)
+        return self.change(old)
 
 
 class InMemoryDynamoDB:
@@ -157,14 +192,15 @@ class InMemoryDynamoDB:
 
     Attributes:
         writes: how many items were written or deleted so far.
+        items_per_page: a query answers with at most so many.
     """
 
     def __init__(self, dialect: Dialect = Dialect.AWS) -> None:
         self.dialect = dialect
         self.tables: dict[str, Table] = {}
         self.writes = 0
-        self._tokens: dict[str | None, bytes] = {}
-        self._committed: set[str | None] = set()
+        self.items_per_page = 1_000
+        self._tokens: set[str] = set()
         self._lock = threading.Lock()
 
     def create(self, name: str, *keys: tuple[str, str], shards: Shards | None = None) -> Table:
@@ -172,68 +208,63 @@ class InMemoryDynamoDB:
         self.tables[name] = Table(keys, shards)
         return self.tables[name]
 
-    def forget_tokens(self) -> None:
-        """What ten minutes do: a repeated request with its token is a new one."""
-        self._tokens.clear()
-        self._committed.clear()
+    def expire(self, table_name: str, key: Item) -> None:
+        """Deletes one item as Time to Live does."""
+        table = self.tables[table_name]
+        self._replace(table, _checked_key(table, key, "DeleteItem"), key, None, expired=True)
 
-    def has_committed(self, token: str | None) -> bool:
-        """Whether a transaction with this token was carried out and is still remembered."""
-        return token in self._committed
-
-    def remember_cancelled(self, token: str | None, actions: Sequence[Mapping[str, Any]]) -> None:
-        """Keeps what a cancelled transaction keeps: its token is spoilt for another payload."""
-        if token and self.dialect is Dialect.AWS:
-            self._tokens[token] = _payload(actions)
-
-    # --- The client's calls ---------------------------------------------------------------------------------------
-
-    def transact_write_items(
-        self, *, TransactItems: Sequence[Mapping[str, Any]], ClientRequestToken: str | None = None
-    ) -> dict[str, Any]:
-        """Carries out all `Update`s or none."""
-        with self._lock:
-            return self._transact(TransactItems, ClientRequestToken)
+    # --- The client's calls: reads ----------------------------------------------------------------------------------
 
     def get_item(self, *, TableName: str, Key: Item, ConsistentRead: bool = False) -> dict[str, Any]:
         """Reads one item."""
         with self._lock:
-            table = self._table(TableName, "GetItem")
-            _check_key_names(table, Key, "GetItem")
-            key = _checked_key(table, Key, "GetItem")
-            item = table.items.get(key)
+            item = self._stored(TableName, Key, "GetItem")
             return {} if item is None else {"Item": dict(item)}
 
     def batch_get_item(self, *, RequestItems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Reads items of several tables; those that are not there are left out."""
         responses: dict[str, list[Item]] = {}
-        for name, wanted in RequestItems.items():
-            found = [self.get_item(TableName=name, Key=key) for key in wanted["Keys"]]
-            responses[name] = [answer["Item"] for answer in found if answer]
+        with self._lock:
+            if sum(len(wanted["Keys"]) for wanted in RequestItems.values()) > MAX_KEYS_READ:
+                raise _invalid("Too many items requested for the BatchGetItem call", "BatchGetItem")
+            for name, wanted in RequestItems.items():
+                if any(key in wanted["Keys"][:at] for at, key in enumerate(wanted["Keys"])):
+                    raise _invalid("Provided list of item keys contains duplicates", "BatchGetItem")
+                found = [self._stored(name, key, "BatchGetItem") for key in wanted["Keys"]]
+                responses[name] = [dict(item) for item in found if item is not None]
         return {"Responses": responses, "UnprocessedKeys": {}}
 
-    def put_item(
-        self,
-        *,
-        TableName: str,
-        Item: Item,
-        ConditionExpression: str | None = None,
-        ReturnValuesOnConditionCheckFailure: str = "NONE",
-    ) -> dict[str, Any]:
-        """Replaces one item, if the condition holds."""
+    def query(self, **request: Any) -> dict[str, Any]:
+        """Reads the items of one partition, in the order of the sort key: those for which the key condition holds."""
         with self._lock:
-            table = self._table(TableName, "PutItem")
-            if any(name not in Item for name, _ in table.keys):
-                raise _invalid("One of the required keys was not given a value", "PutItem")
-            key_item = {name: Item[name] for name, _ in table.keys}
-            key = _checked_key(table, key_item, "PutItem")
-            old = table.items.get(key)
-            conditions = () if ConditionExpression is None else _parse_condition(ConditionExpression)
-            if not _hold([(_name(path, {}, set(), "Condition"), present) for path, present in conditions], old):
-                returned = {"Item": dict(old)} if old and ReturnValuesOnConditionCheckFailure == "ALL_OLD" else {}
-                raise client_error("ConditionalCheckFailedException", CONDITION_FAILED, "PutItem", **returned)
-            self._replace(table, key, key_item, dict(Item))
-            return {}
+            _check_known(request, _QUERY)
+            table = self._table(request["TableName"], "Query")
+            given = _Placeholders(request, "Query")
+            holds = given.key_condition(request["KeyConditionExpression"], table)
+            found = sorted((key, item) for key, item in table.items.items() if holds(item))
+            start = request.get("ExclusiveStartKey")
+            left = [item for key, item in found if start is None or key > _checked_key(table, start, "Query")]
+            page = left[: min(self.items_per_page, request.get("Limit", self.items_per_page))]
+            last = {"LastEvaluatedKey": _key_of(table, page[-1])} if len(page) < len(left) else {}
+            return {"Items": [dict(item) for item in page], **last}
+
+    def scan(self, *, TableName: str, ConsistentRead: bool = False) -> dict[str, Any]:
+        """Reads every item."""
+        return {"Items": [dict(item) for item in self.tables[TableName].items.values()]}
+
+    def get_paginator(self, operation: str) -> "Paginator":
+        """Boto3's paginator."""
+        return Paginator({"query": self.query, "scan": self.scan}[operation])
+
+    # --- The client's calls: writes ---------------------------------------------------------------------------------
+
+    def update_item(self, **request: Any) -> dict[str, Any]:
+        """Changes one item, or makes it, if the condition holds."""
+        return self._write_alone(self._update, request, "UpdateItem")
+
+    def put_item(self, **request: Any) -> dict[str, Any]:
+        """Replaces one item, if the condition holds."""
+        return self._write_alone(self._put, request, "PutItem")
 
     def delete_item(self, *, TableName: str, Key: Item) -> dict[str, Any]:
         """Deletes one item, if it is there."""
@@ -243,110 +274,149 @@ class InMemoryDynamoDB:
             self._replace(table, _checked_key(table, Key, "DeleteItem"), Key, None)
             return {}
 
-    def get_paginator(self, operation: str) -> "Scan":
-        """Boto3's paginator; of `scan` only."""
-        if operation != "scan":
-            raise NotImplementedError(operation)
-        return Scan(self)
-
-    def expire(self, table_name: str, key: Item) -> None:
-        """Deletes one item as Time to Live does."""
-        table = self.tables[table_name]
-        self._replace(table, _checked_key(table, key, "DeleteItem"), key, None, expired=True)
-
-    # --- Transactions ---------------------------------------------------------------------------------------------
-
-    def _transact(self, actions: Sequence[Mapping[str, Any]], token: str | None) -> dict[str, Any]:
-        if not actions:
-            raise _invalid(
-                "Value [] at 'transactItems' failed to satisfy constraint: Member must have length greater than or "
-                "equal to 1"
-            )
-        if len(actions) > MAX_ACTIONS:
-            raise _invalid("Member must have length less than or equal to 100")
-        if token and len(token) > MAX_TOKEN_LENGTH:
-            raise _invalid(
-                f"Value {token} at 'clientRequestToken' failed to satisfy constraint: Member must have length less "
-                "than or equal to 36"
-            )
-        updates = [self._checked(action) for action in actions]
-        _check_items_are_different(updates)
-        payload = _payload(actions) if token else b""
-        if token in self._tokens and self._tokens[token] != payload:
-            raise client_error("IdempotentParameterMismatchException", "", "TransactWriteItems")
-        if token in self._committed:
+    def transact_write_items(
+        self, *, TransactItems: Sequence[Mapping[str, Any]], ClientRequestToken: str | None = None
+    ) -> dict[str, Any]:
+        """Carries out all `Update`s and `Put`s or none. A token may come only once: what it is for is not imitated."""
+        with self._lock:
+            if ClientRequestToken in self._tokens:
+                raise NotImplementedError("a request that is sent again with its token")
+            self._tokens.update([ClientRequestToken] if ClientRequestToken else [])
+            if not TransactItems:
+                raise _invalid(
+                    "Value [] at 'transactItems' failed to satisfy constraint: Member must have length greater than or "
+                    "equal to 1"
+                )
+            if len(TransactItems) > MAX_ACTIONS:
+                raise _invalid("Member must have length less than or equal to 100")
+            writes = [self._action(action) for action in TransactItems]
+            if self.dialect is Dialect.AWS:
+                _check_items_are_different(writes)
+            changes, reasons, update_error = self._evaluated(writes)
+            if update_error is not None and self.dialect is Dialect.LOCAL:
+                raise _invalid(str(update_error))
+            if len(changes) < len(writes):
+                raise cancelled(reasons)
+            for write, key, item in changes:
+                self._replace(write.table, key, write.key, item)
             return {}
-        self.remember_cancelled(token, actions)
-        self._carry_out(updates)
-        if token:
-            self._tokens[token] = payload
-            self._committed.add(token)
-        return {}
 
     def reasons(self, actions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """For each action the reason why it cannot be carried out now; the code `None` where it can."""
-        return self._evaluated([self._checked(action) for action in actions])[1]
+        return self._evaluated([self._action(action) for action in actions])[1]
 
-    def _carry_out(self, updates: Sequence[_Update]) -> None:
-        changes, reasons, type_error = self._evaluated(updates)
-        if type_error is not None and self.dialect is Dialect.LOCAL:
-            raise _invalid(str(type_error))
-        if len(changes) < len(updates):
-            raise cancelled(reasons)
-        for update, key, item in changes:
-            self._replace(update.table, key, update.key, item)
+    # --- How they are carried out -----------------------------------------------------------------------------------
+
+    def _action(self, action: Mapping[str, Any]) -> _Write:
+        ((kind, request),) = action.items()
+        if kind not in ("Update", "Put"):
+            raise NotImplementedError(f"an action other than Update and Put: {kind}")
+        return (self._update if kind == "Update" else self._put)(request, "TransactWriteItems")
+
+    def _write_alone(
+        self, checked: Callable[[Mapping[str, Any], str], _Write], request: Mapping[str, Any], operation: str
+    ) -> dict[str, Any]:
+        with self._lock:
+            write = checked(request, operation)
+            try:
+                key = _key(write.table, write.key)
+                self._replace(write.table, key, write.key, write.carried_out(write.table.items.get(key)))
+            except _ActionError as error:
+                raise error.alone(operation) from error
+            return {}
 
     def _evaluated(
-        self, updates: Sequence[_Update]
-    ) -> tuple[list[tuple[_Update, Key, Item]], list[dict[str, Any]], _TypeError | None]:
-        """The changes that are possible, a reason for every action, and the first type error."""
-        changes: list[tuple[_Update, Key, Item]] = []
+        self, writes: Sequence[_Write]
+    ) -> tuple[list[tuple[_Write, Key, Item]], list[dict[str, Any]], _UpdateError | None]:
+        """The changes that are possible, a reason for every action, and the first update that does not fit.
+
+        Each action finds the items as those before it leave them; that two are about one item is told at the second.
+        """
+        changes: list[tuple[_Write, Key, Item]] = []
         reasons: list[dict[str, Any]] = []
-        type_error = None
-        for update in updates:
+        update_error = None
+        written: dict[tuple[int, Key], Item] = {}
+        for write in writes:
             try:
-                changes.append((update, *_updated(update)))
-                reasons.append({"Code": "None"})
+                key = _key(write.table, write.key)
+                place = (id(write.table), key)
+                item = write.carried_out(written.get(place, write.table.items.get(key)))
             except _ActionError as error:
                 reasons.append(error.reason)
-                if isinstance(error, _TypeError):
-                    type_error = type_error or error
-        return changes, reasons, type_error
+                if isinstance(error, _UpdateError):
+                    update_error = update_error or error
+                continue
+            if place in written:
+                raise _invalid(str(update_error or ONE_ITEM_TWICE))
+            written[place] = item
+            changes.append((write, key, item))
+            reasons.append({"Code": "None"})
+        return changes, reasons, update_error
 
-    def _checked(self, action: Mapping[str, Any]) -> _Update:
-        if set(action) != {"Update"}:
-            raise NotImplementedError(f"an action other than Update: {set(action)}")
-        update = action["Update"]
-        table = self._table(update["TableName"], "TransactWriteItems")
-        names, values = update.get("ExpressionAttributeNames"), update.get("ExpressionAttributeValues") or {}
-        if names is not None and not names:
-            raise _invalid("ExpressionAttributeNames must not be empty")
-        for placeholder, value in values.items():
-            _check_value(placeholder, value)
-        used: set[str] = set()
-        clauses = _parse_update(update["UpdateExpression"])
-        sets, adds = (
-            tuple((_name(path, names or {}, used, "Update"), _value(value, values, used)) for path, value in clause)
-            for clause in clauses
-        )
-        condition = update.get("ConditionExpression")
-        conditions = tuple(
-            (_name(path, names or {}, used, "Condition"), present)
-            for path, present in (() if condition is None else _parse_condition(condition))
-        )
-        _check_all_used(names or {}, used, "Names")
-        _check_all_used(values, used, "Values")
-        _check_paths_are_apart([name for name, _ in (*sets, *adds)])
-        for _, value in adds:
+    def _update(self, request: Mapping[str, Any], operation: str) -> _Write:
+        _check_known(request, _UPDATE)
+        table = self._table(request["TableName"], operation)
+        given = _Placeholders(request, operation)
+        sets, adds = given.clauses(request["UpdateExpression"])
+        holds = given.condition(request.get("ConditionExpression"))
+        given.check_all_used()
+        _check_paths_are_apart([path for path, _ in (*sets, *adds)])
+        for path, value in adds:
             if "N" not in value:
                 raise _invalid(
                     "Invalid UpdateExpression: Incorrect operand type for operator or function; operator: ADD, "
                     f"operand type: {_type_words(value)}, typeSet: ALLOWED_FOR_ADD_OPERAND"
                 )
-        _check_key_names(table, update["Key"], "TransactWriteItems")
-        _check_key_values(table, update["Key"])
-        returns_old = update.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD"
-        return _Update(table, update["Key"], sets, adds, conditions, returns_old)
+            if len(path) > 1:
+                raise NotImplementedError("ADD to an entry of a map")
+        key = request["Key"]
+        _check_key_names(table, key, operation)
+        _check_key_values(table, key)
+
+        def change(old: Item | None) -> Item:
+            for path, _ in (*sets, *adds):
+                if path[0] in key:
+                    raise _ActionError(
+                        f"One or more parameter values were invalid: Cannot update attribute {path[0]}. "
+                        "This attribute is part of the key"
+                    )
+            new = dict(key if old is None else old)
+            for path, value in sets:
+                new = _with(new, path, value)
+            for (name,), value in adds:
+                new[name] = _sum(new.get(name), value)
+            if _size(new) > MAX_ITEM_BYTES:
+                raise _ActionError(ITEM_TOO_LARGE.format(" to update"))
+            return new
+
+        return _Write(table, key, holds, change, _returns_old(request))
+
+    def _put(self, request: Mapping[str, Any], operation: str) -> _Write:
+        _check_known(request, _PUT)
+        table = self._table(request["TableName"], operation)
+        if "ConditionExpression" not in request and _PLACEHOLDERS.intersection(request):
+            raise NotImplementedError("placeholders without an expression")
+        given = _Placeholders(request, operation)
+        holds = given.condition(request.get("ConditionExpression"))
+        given.check_all_used()
+        item = dict(request["Item"])
+        if any(name not in item for name, _ in table.keys):
+            raise _invalid(KEY_MISSING, operation)
+        for value in item.values():
+            try:
+                _check_numbers(value)
+            except ValueError as error:
+                raise _invalid(str(error), operation) from error
+        key = _key_of(table, item)
+        _check_key_values(table, key)
+        if _size(item) > MAX_ITEM_BYTES:
+            raise _invalid(ITEM_TOO_LARGE.format(""), operation)
+        return _Write(table, key, holds, lambda old: item, _returns_old(request))
+
+    def _stored(self, table_name: str, key: Item, operation: str) -> Item | None:
+        table = self._table(table_name, operation)
+        _check_key_names(table, key, operation)
+        return table.items.get(_checked_key(table, key, operation))
 
     def _table(self, name: str, operation: str) -> Table:
         if name not in self.tables:
@@ -364,15 +434,312 @@ class InMemoryDynamoDB:
             table.shards.append(key_item, old, new, expired=expired)
 
 
-class Scan:
-    """The paginator of `scan`: every item, on one page."""
+@dataclass(frozen=True, slots=True)
+class Paginator:
+    """Goes on reading where the page before ended."""
 
-    def __init__(self, database: InMemoryDynamoDB) -> None:
-        self._database = database
+    call: Callable[..., dict[str, Any]]
 
-    def paginate(self, *, TableName: str, ConsistentRead: bool = False) -> Iterator[dict[str, Any]]:
+    def paginate(self, **request: Any) -> Iterator[dict[str, Any]]:
         """The pages."""
-        yield {"Items": [dict(item) for item in self._database.tables[TableName].items.values()]}
+        page = self.call(**request)
+        yield page
+        while "LastEvaluatedKey" in page:
+            page = self.call(**request, ExclusiveStartKey=page["LastEvaluatedKey"])
+            yield page
+
+
+# --- Expressions --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """An operator or function of a condition; operands are operations, paths and placeholders of values."""
+
+    name: str
+    operands: tuple["_Operation | Path | str", ...]
+
+
+Clause = tuple[tuple[Path, str], ...]
+
+_WORD = re.compile(r"[#:]?\w+|<>|[<>]=?|[=(),.]", re.ASCII)
+_FUNCTIONS = ("attribute_exists", "attribute_not_exists")
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_ORDERED = ("N", "S", "B")
+# Attribute names that the worker writes without a placeholder; others could be reserved words.
+_UNRESERVED = frozenset(("fingerprint",))
+
+
+class _Parser:
+    """Reads an expression word by word."""
+
+    def __init__(self, expression: str, kind: str) -> None:
+        if not expression:
+            raise _invalid(f"Invalid {kind}Expression: The expression can not be empty;")
+        size = len(expression.encode())
+        if size > MAX_EXPRESSION_BYTES:
+            told = f" expression size: {size}" if kind == "Condition" else ""
+            raise _invalid(f"Invalid {kind}Expression: Expression size has exceeded the maximum allowed size;{told}")
+        self._kind = kind
+        self._words = ["", *reversed(_WORD.findall(expression))]
+        if sum(map(len, self._words)) < len("".join(expression.split())):
+            raise NotImplementedError(f"characters in {expression!r}")
+        self.operators = 0
+
+    def condition(self) -> _Operation:
+        """A whole condition."""
+        found = self._any()
+        self._expect("")
+        if self.operators > MAX_OPERATORS:
+            raise _invalid(
+                f"Invalid {self._kind}Expression: The expression contains too many operators; "
+                f"operator count: {MAX_OPERATORS + 1}"
+            )
+        return found
+
+    def update(self) -> tuple[Clause, Clause]:
+        """The pairs of path and value of SET and of ADD."""
+        found: dict[str, list[tuple[Path, str]]] = {"SET": [], "ADD": []}
+        while keyword := self._take():
+            if keyword not in found:
+                raise self._unexpected(keyword)
+            if found[keyword]:
+                raise _invalid(
+                    f'Invalid UpdateExpression: The "{keyword}" section can only be used once in an update expression;'
+                )
+            while not found[keyword] or self._accept(","):
+                path = self._path()
+                if keyword == "SET":
+                    self._expect("=")
+                found[keyword].append((path, self._value()))
+        return tuple(found["SET"]), tuple(found["ADD"])
+
+    def _any(self) -> _Operation:
+        return self._joined("OR", lambda: self._joined("AND", self._one))
+
+    def _joined(self, word: str, part: Callable[[], _Operation]) -> _Operation:
+        parts = [part()]
+        while self._accept(word):
+            self.operators += 1
+            parts.append(part())
+        return parts[0] if len(parts) == 1 else _Operation(word, tuple(parts))
+
+    def _one(self) -> _Operation:
+        if self._accept("("):
+            if self._words[-1] == "(":
+                raise NotImplementedError("parentheses that could be redundant")
+            found = self._any()
+            self._expect(")")
+            return found
+        self.operators += 1
+        for function in _FUNCTIONS:
+            if self._accept(function):
+                self._expect("(")
+                path = self._path()
+                self._expect(")")
+                return _Operation(function, (path,))
+        path, comparison = self._path(), self._take()
+        if comparison == "BETWEEN":
+            lower = self._value()
+            self._expect("AND")
+            return _Operation(comparison, (path, lower, self._value()))
+        if comparison not in _COMPARISONS:
+            raise self._unexpected(comparison)
+        return _Operation(comparison, (path, self._value()))
+
+    def _path(self) -> Path:
+        names = [self._name()]
+        while self._accept("."):
+            names.append(self._name())
+        return tuple(names)
+
+    def _name(self) -> str:
+        word = self._take()
+        if word.startswith("#") or word in _UNRESERVED:
+            return word
+        raise self._unexpected(word)
+
+    def _value(self) -> str:
+        word = self._take()
+        if word.startswith(":"):
+            return word
+        raise self._unexpected(word)
+
+    def _take(self) -> str:
+        return self._words.pop() if len(self._words) > 1 else ""
+
+    def _accept(self, word: str) -> bool:
+        return self._words[-1] == word and bool(self._take())
+
+    def _expect(self, word: str) -> None:
+        found = self._take()
+        if found != word:
+            raise self._unexpected(found)
+
+    def _unexpected(self, word: str) -> Exception:
+        """DynamoDB names the place of a syntax error; that is not imitated."""
+        if word.isidentifier() or word == "<>":
+            return NotImplementedError(f"{word} in an expression")
+        return _invalid(f"Invalid {self._kind}Expression: Syntax error")
+
+
+@lru_cache(maxsize=4096)
+def _parsed_update(expression: str) -> tuple[Clause, Clause]:
+    return _Parser(expression, "Update").update()
+
+
+@lru_cache(maxsize=4096)
+def _parsed_condition(expression: str, kind: str) -> _Operation:
+    return _Parser(expression, kind).condition()
+
+
+class _Placeholders:
+    """The names and values that a request gives for the placeholders in its expressions, and which of them are used."""
+
+    def __init__(self, request: Mapping[str, Any], operation: str) -> None:
+        self._operation = operation
+        self._names: Mapping[str, str] = request.get("ExpressionAttributeNames", {})
+        self._values: Mapping[str, Any] = request.get("ExpressionAttributeValues", {})
+        for kind in ("Names", "Values"):
+            if request.get(f"ExpressionAttribute{kind}") == {}:
+                raise _invalid(f"ExpressionAttribute{kind} must not be empty", operation)
+        for placeholder, value in self._values.items():
+            try:
+                _check_numbers(value)
+            except ValueError as error:
+                raise _invalid(
+                    f"ExpressionAttributeValues contains invalid value: {error} for key {placeholder}", operation
+                ) from error
+        self._used: set[str] = set()
+
+    def clauses(self, expression: str) -> tuple[list[tuple[Path, Any]], list[tuple[Path, Any]]]:
+        """The attributes that an update sets and adds to, with the values."""
+        sets, adds = (
+            [(self._path(path, "Update"), self._value(value, "Update")) for path, value in clause]
+            for clause in _parsed_update(expression)
+        )
+        return sets, adds
+
+    def condition(self, expression: str | None) -> Callable[[Item], bool]:
+        """Tells whether a condition holds for an item; there need not be one."""
+        if expression is None:
+            return lambda item: True
+        return self._test(_parsed_condition(expression, "Condition"), "Condition")
+
+    def key_condition(self, expression: str, table: Table) -> Callable[[Item], bool]:
+        """Tells whether a query's condition holds: on the partition key and, if it is there, the sort key."""
+        tree = _parsed_condition(expression, "KeyCondition")
+        holds = self._test(tree, "KeyCondition")
+        self.check_all_used()
+        parts: Any = tree.operands if tree.name == "AND" else (tree,)
+        names = [self._path(part.operands[0], "KeyCondition") for part in parts]
+        if parts[0].name != "=" or names != [(name,) for name, _ in table.keys][: len(parts)]:
+            raise _invalid("Query condition missed key schema element", "Query")
+        for part, (_, kind) in zip(parts, table.keys, strict=False):
+            values = [self._values[placeholder] for placeholder in part.operands[1:]]
+            if any(kind not in value for value in values):
+                raise _invalid(
+                    "One or more parameter values were invalid: Condition parameter type does not match schema type",
+                    "Query",
+                )
+            if sorted(values, key=_comparable) != values:
+                lower, upper = (f"AttributeValue: {{{kind}:{value[kind]}}}" for value in values)
+                raise _invalid(
+                    "Invalid KeyConditionExpression: The BETWEEN operator requires upper bound to be greater than or "
+                    f"equal to lower bound; lower bound operand: {lower}, upper bound operand: {upper}",
+                    "Query",
+                )
+        return holds
+
+    def check_all_used(self) -> None:
+        """Names and values that no expression uses are refused."""
+        for kind, given in (("Names", self._names), ("Values", self._values)):
+            unused = sorted(given.keys() - self._used)
+            if unused:
+                raise _invalid(
+                    f"Value provided in ExpressionAttribute{kind} unused in expressions: keys: {{{', '.join(unused)}}}",
+                    self._operation,
+                )
+
+    def _test(self, tree: Any, kind: str) -> Callable[[Item], bool]:
+        if tree.name in ("AND", "OR"):
+            tests = [self._test(operand, kind) for operand in tree.operands]
+            every = all if tree.name == "AND" else any
+            return lambda item: every(test(item) for test in tests)
+        path = self._path(tree.operands[0], kind)
+        if tree.name in _FUNCTIONS:
+            present = tree.name == "attribute_exists"
+            return lambda item: (_found(item, path) is not None) is present
+        values = [self._value(placeholder, kind) for placeholder in tree.operands[1:]]
+        for value in values:
+            if tree.name != "=" and not set(_ORDERED).intersection(value):
+                raise _invalid(
+                    f"Invalid {kind}Expression: Incorrect operand type for operator or function; operator or function: "
+                    f"{tree.name}, operand type: {next(iter(value))}",
+                    self._operation,
+                )
+        if tree.name == "BETWEEN":
+            lower, upper = values
+            return lambda item: _compares(item, path, ">=", lower) and _compares(item, path, "<=", upper)
+        (value,) = values
+        return lambda item: _compares(item, path, tree.name, value)
+
+    def _path(self, path: Path, kind: str) -> Path:
+        for name in path:
+            if name.startswith("#") and name not in self._names:
+                raise _invalid(
+                    f"Invalid {kind}Expression: An expression attribute name used in the document path is not defined; "
+                    f"attribute name: {name}"
+                )
+        self._used.update(path)
+        return tuple(self._names.get(name, name) for name in path)
+
+    def _value(self, placeholder: str, kind: str) -> Any:
+        if placeholder not in self._values:
+            raise _invalid(
+                f"Invalid {kind}Expression: An expression attribute value used in expression is not defined; "
+                f"attribute value: {placeholder}"
+            )
+        self._used.add(placeholder)
+        return self._values[placeholder]
+
+
+def _found(item: Item, path: Path) -> Any:
+    """What is at a path; `None` if nothing is."""
+    found: Any = {"M": item}
+    for name in path:
+        found = found.get("M", {}).get(name)
+        if found is None:
+            return None
+    return found
+
+
+def _compares(item: Item, path: Path, comparison: str, value: Any) -> bool:
+    """Values of different types are never equal, and none comes before the other."""
+    found = _found(item, path)
+    if found is None or found.keys() != value.keys():
+        return False
+    return _COMPARISONS[comparison](_comparable(found), _comparable(value))
+
+
+def _comparable(value: Mapping[str, Any]) -> Any:
+    """What is equal, or comes before another, as the value does: numbers by their value, maps in any order."""
+    ((kind, content),) = value.items()
+    if kind == "N":
+        return _number(content)
+    if kind == "M":
+        return {name: (*inner, _comparable(inner)) for name, inner in content.items()}
+    if kind == "L":
+        return [(*inner, _comparable(inner)) for inner in content]
+    if kind.endswith("S") and kind != "S":
+        raise NotImplementedError("comparing sets")
+    return content
 
 
 # --- What needs no stored item ------------------------------------------------------------------------------------
@@ -382,116 +749,38 @@ def _invalid(message: str, operation: str = "TransactWriteItems") -> ClientError
     return client_error("ValidationException", message, operation)
 
 
-def _payload(actions: Sequence[Mapping[str, Any]]) -> bytes:
-    return hashlib.sha256(json.dumps(actions, sort_keys=True, default=repr).encode()).digest()
+def _check_known(request: Mapping[str, Any], known: frozenset[str]) -> None:
+    if request.keys() - known:
+        raise NotImplementedError(f"parameters {request.keys() - known}")
 
 
-def _check_expression(expression: str, kind: str) -> None:
-    if not expression:
-        raise _invalid(f"Invalid {kind}Expression: The expression can not be empty;")
-    size = len(expression.encode())
-    if size > MAX_EXPRESSION_BYTES:
-        told = f" expression size: {size}" if kind == "Condition" else ""
-        raise _invalid(f"Invalid {kind}Expression: Expression size has exceeded the maximum allowed size;{told}")
+def _returns_old(request: Mapping[str, Any]) -> bool:
+    return request.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD"
 
 
-Clause = tuple[tuple[str, str], ...]
+def _check_paths_are_apart(paths: Sequence[Path]) -> None:
+    for at, later in enumerate(paths):
+        for earlier in paths[:at]:
+            if all(map(operator.eq, earlier, later)):
+                one, two = (f"[{', '.join(path)}]" for path in (earlier, later))
+                raise _invalid(
+                    "Invalid UpdateExpression: Two document paths overlap with each other; must remove or rewrite one "
+                    f"of these paths; path one: {one}, path two: {two}"
+                )
 
 
-@lru_cache(maxsize=4096)
-def _parse_update(expression: str) -> tuple[Clause, Clause]:
-    """The pairs of path and value of SET and of ADD."""
-    _check_expression(expression, "Update")
-    parts = _CLAUSES.split(expression)
-    found: dict[str, Clause] = {"SET": (), "ADD": ()}
-    if parts[0].strip() or len(parts) == 1:
-        raise _syntax_error("Update")
-    for keyword, text in zip(parts[1::2], parts[2::2], strict=True):
-        if found[keyword]:
-            raise _invalid(
-                f'Invalid UpdateExpression: The "{keyword}" section can only be used once in an update expression;'
-            )
-        found[keyword] = tuple(_pairs(text, _SET if keyword == "SET" else _ADD))
-    return found["SET"], found["ADD"]
+def _check_numbers(value: Mapping[str, Any]) -> None:
+    """Checks the numbers in a value, whatever it is made of.
 
-
-def _pairs(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
-    for part in text.split(","):
-        match = pattern.fullmatch(part)
-        if match is None:
-            raise _syntax_error("Update")
-        yield match[1], match[2]
-
-
-@lru_cache(maxsize=4096)
-def _parse_condition(expression: str) -> tuple[tuple[str, bool], ...]:
-    """The paths that must exist (`True`) or must not, all of them."""
-    _check_expression(expression, "Condition")
-    matches = [_CONDITION.fullmatch(part) for part in re.split(r"\bAND\b", expression)]
-    if None in matches:
-        raise _syntax_error("Condition")
-    return tuple((match[2], match[1] == "exists") for match in matches if match)
-
-
-def _syntax_error(kind: str) -> ClientError:
-    """DynamoDB names the place; that is not imitated."""
-    return _invalid(f"Invalid {kind}Expression: Syntax error")
-
-
-def _name(path: str, names: Mapping[str, str], used: set[str], kind: str) -> str:
-    if not path.startswith("#"):
-        if path not in _UNRESERVED:
-            raise NotImplementedError(f"{path} without a placeholder: it could be a reserved word")
-        return path
-    if path not in names:
-        raise _invalid(
-            f"Invalid {kind}Expression: An expression attribute name used in the document path is not defined; "
-            f"attribute name: {path}"
-        )
-    used.add(path)
-    return names[path]
-
-
-def _value(placeholder: str, values: Mapping[str, Any], used: set[str]) -> Any:
-    if placeholder not in values:
-        raise _invalid(
-            "Invalid UpdateExpression: An expression attribute value used in expression is not defined; "
-            f"attribute value: {placeholder}"
-        )
-    used.add(placeholder)
-    return values[placeholder]
-
-
-def _check_all_used(given: Mapping[str, Any], used: set[str], kind: str) -> None:
-    unused = sorted(given.keys() - used)
-    if unused:
-        raise _invalid(
-            f"Value provided in ExpressionAttribute{kind} unused in expressions: keys: {{{', '.join(unused)}}}"
-        )
-
-
-def _check_paths_are_apart(names: Sequence[str]) -> None:
-    if len(set(names)) < len(names):
-        for name in (name for name in names if names.count(name) > 1):
-            raise _invalid(
-                "Invalid UpdateExpression: Two document paths overlap with each other; must remove or rewrite one of "
-                f"these paths; path one: [{name}], path two: [{name}]"
-            )
-
-
-def _check_value(placeholder: str, value: Mapping[str, Any]) -> None:
-    """Checks the numbers in a value, whatever it is made of."""
+    Raises:
+        ValueError: DynamoDB has no such number.
+    """
     ((kind, content),) = value.items()
     if kind == "N":
-        try:
-            _number(content)
-        except ValueError as error:
-            raise _invalid(
-                f"ExpressionAttributeValues contains invalid value: {error} for key {placeholder}"
-            ) from error
-    elif kind == "L":
-        for inner in content:
-            _check_value(placeholder, inner)
+        _number(content)
+    elif kind in ("L", "M"):
+        for inner in content if kind == "L" else content.values():
+            _check_numbers(inner)
 
 
 def _type_words(value: Mapping[str, Any]) -> str:
@@ -527,7 +816,7 @@ def _check_key_names(table: Table, key: Item, operation: str) -> None:
     if len(key) != len(table.keys):
         raise _invalid("The number of conditions on the keys is invalid", operation)
     if any(name not in key for name, _ in table.keys):
-        raise _invalid("One of the required keys was not given a value", operation)
+        raise _invalid(KEY_MISSING, operation)
 
 
 def _check_key_values(table: Table, key: Item) -> None:
@@ -545,48 +834,28 @@ def _check_key_values(table: Table, key: Item) -> None:
                 raise _invalid(str(error)) from error
 
 
-def _check_items_are_different(updates: Sequence[_Update]) -> None:
+def _check_items_are_different(writes: Sequence[_Write]) -> None:
     seen = set()
-    for update in updates:
+    for write in writes:
         # With its type: of two keys spelt alike, one can be a number where the table has a string.
-        key = tuple((kind, _comparable(kind, text)) for value in update.key.values() for kind, text in value.items())
-        if (id(update.table), key) in seen:
-            raise _invalid("Transaction request cannot include multiple operations on one item")
-        seen.add((id(update.table), key))
-
-
-def _comparable(kind: str, content: Any) -> Any:
-    return _number(content) if kind == "N" else content
+        key = tuple((*value, _comparable(value)) for value in write.key.values())
+        if (id(write.table), key) in seen:
+            raise _invalid(ONE_ITEM_TWICE)
+        seen.add((id(write.table), key))
 
 
 # --- What needs the stored item -----------------------------------------------------------------------------------
 
 
-def _updated(update: _Update) -> tuple[Key, Item]:
-    """The item's key, and the item as the update leaves it."""
-    key = _key(update.table, update.key)
-    old = update.table.items.get(key)
-    if not _hold(update.conditions, old):
-        returned = old if update.returns_old else None
-        raise _ActionError(CONDITION_FAILED, code="ConditionalCheckFailed", item=returned)
-    for name, _ in (*update.sets, *update.adds):
-        if name in update.key:
-            raise _ActionError(
-                f"One or more parameter values were invalid: Cannot update attribute {name}. "
-                "This attribute is part of the key"
-            )
-    new = dict(old) if old is not None else dict(update.key)
-    for name, value in update.sets:
-        new[name] = value
-    for name, value in update.adds:
-        new[name] = _sum(new.get(name), value)
-    if _size(new) > MAX_ITEM_BYTES:
-        raise _ActionError(ITEM_TOO_LARGE)
-    return key, new
-
-
-def _hold(conditions: Sequence[tuple[str, bool]], item: Item | None) -> bool:
-    return all((item is not None and name in item) is present for name, present in conditions)
+def _with(item: Item, path: Path, value: Any) -> Item:
+    """The item with a value at a path; the map that it is an entry of must be there."""
+    name, *rest = path
+    if not rest:
+        return item | {name: value}
+    inner = item.get(name, {}).get("M")
+    if inner is None:
+        raise _UpdateError(NO_SUCH_MAP)
+    return item | {name: {"M": _with(inner, tuple(rest), value)}}
 
 
 def _sum(stored: Mapping[str, Any] | None, added: Mapping[str, Any]) -> Any:
@@ -594,12 +863,16 @@ def _sum(stored: Mapping[str, Any] | None, added: Mapping[str, Any]) -> Any:
     if stored is None:
         return added
     if "N" not in stored:
-        raise _TypeError(WRONG_TYPE)
+        raise _UpdateError(WRONG_TYPE)
     try:
         total = _fitting(_EXACT.add(_number(stored["N"]), _number(added["N"])))
     except ValueError as error:
-        raise _TypeError(str(error)) from error
+        raise _UpdateError(str(error)) from error
     return {"N": str(_EXACT.normalize(total)) if total else "0"}
+
+
+def _key_of(table: Table, item: Item) -> Item:
+    return {name: item[name] for name, _ in table.keys}
 
 
 def _key(table: Table, key: Item) -> Key:
@@ -610,7 +883,7 @@ def _key(table: Table, key: Item) -> Key:
             raise _ActionError(KEY_TYPE)
         if kind == "S" and len(content.encode()) > longest:
             raise _ActionError(KEY_LENGTH)
-        values.append(_comparable(kind, content))
+        values.append(_comparable(key[name]))
     return tuple(values)
 
 
@@ -618,7 +891,7 @@ def _checked_key(table: Table, key: Item, operation: str) -> Key:
     try:
         return _key(table, key)
     except _ActionError as error:
-        raise _invalid(str(error), operation) from error
+        raise error.alone(operation) from error
 
 
 def _size(item: Item) -> int:
@@ -632,6 +905,10 @@ def _value_size(value: Mapping[str, Any]) -> int:
         return len(content.encode())
     if kind == "N":
         return len(content) // 2 + 2
+    if kind == "B":
+        return len(content)
     if kind == "L":
         return 3 + sum(1 + _value_size(inner) for inner in content)
+    if kind == "M":
+        return 3 + len(content) + _size(content)
     return 1
