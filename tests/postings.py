@@ -1,11 +1,10 @@
-"""Postings and transactions as the worker makes them of stream records."""
+"""Postings as the worker makes them of stream records."""
 
 from typing import Any
 
 from aggregation_worker.aggregations.contributions import Definitions, contributions
 from aggregation_worker.ledger import receipts
 from aggregation_worker.ledger.receipts import Posting
-from aggregation_worker.ledger.transactions import Transaction, plan
 from tests.definition_texts import definitions
 from tests.records import validated
 
@@ -21,16 +20,3 @@ def postings(*raws: Any, defined: Definitions = REFERENCE) -> list[Posting]:
         assert refusals == []
         batch.append((index, record, changes))
     return receipts.postings(batch)
-
-
-def transactions(*raws: Any, defined: Definitions = REFERENCE) -> list[Transaction]:
-    """The transactions of a batch without repeated records."""
-    planned, repeated = plan(postings(*raws, defined=defined))
-    assert repeated == []
-    return planned
-
-
-def transaction(*raws: Any, defined: Definitions = REFERENCE) -> Transaction:
-    """The one transaction of a small batch."""
-    (planned,) = transactions(*raws, defined=defined)
-    return planned
