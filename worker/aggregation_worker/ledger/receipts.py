@@ -275,6 +275,17 @@ def _amounts(entries: Iterable[Mapping[str, Any]]) -> Amounts:
     return tuple(Decimal(entry["N"]) for entry in entries)
 
 
+def backfill_value(cut: str, amounts: Amounts) -> dict[str, Any]:
+    """The value of a backfill's receipt in a row: where the aggregation begins to count, and the starting value."""
+    return {"L": [{"S": cut}, {"L": _numbers(amounts)}]}
+
+
+def read_backfill(value: Mapping[str, Any]) -> tuple[str, Amounts]:
+    """The inverse of `backfill_value`."""
+    cut, amounts = value["L"]
+    return cut["S"], _amounts(amounts["L"])
+
+
 # --- Sizes ------------------------------------------------------------------------------------------------------------
 
 
