@@ -18,6 +18,7 @@ from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.aggregations.definitions import load_definitions
 from aggregation_worker.batch import REPORT_OUTCOMES, BatchResult, RecordOutcome, process
 from aggregation_worker.dead_letters import DeadLetterQueue
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline
 from aggregation_worker.ledger.definition_guard import check_definitions
 from aggregation_worker.settings import Settings, SettingsError, read_settings
@@ -43,7 +44,7 @@ logger = new_logger()
 metrics = new_metrics()
 
 
-class ParkingError(Exception):
+class ParkingError(WorkerError):
     """A record without a sequence number could not be parked: Lambda can only be told that the whole batch failed."""
 
 

@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations
@@ -30,6 +30,7 @@ from aggregation_worker.aggregations.contributions import (
 )
 from aggregation_worker.aggregations.truncation import Truncation, Unit
 from aggregation_worker.aggregations.where import Where
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.streams.records import table_and_label
 
 # The user's file, beside the package: in a clone, and in a function's bundle. An installed package has none.
@@ -45,8 +46,23 @@ _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d([Zz]|[+-]\d\d:\d\d)", 
 _VIEW_TYPE = "NEW_AND_OLD_IMAGES"
 
 
-class DefinitionError(ValueError):
+class DefinitionError(WorkerError):
     """A mistake in the definitions file; the message names the aggregation and the key."""
+
+
+def definitions_file(option: Path | None, environment: Mapping[str, str]) -> Path:
+    """Which definitions file: an option's, `AGGREGATIONS_FILE`, or the user's own beside the package.
+
+    Raises:
+        DefinitionError: none is given, and the package is installed where there is none.
+    """
+    if option is not None:
+        return option
+    if named := environment.get("AGGREGATIONS_FILE"):
+        return Path(named)
+    if not DEFINITIONS_FILE.exists():
+        raise DefinitionError("no definitions file: give --definitions FILE, or set AGGREGATIONS_FILE")
+    return DEFINITIONS_FILE
 
 
 def load_definitions(path: Path) -> Definitions:

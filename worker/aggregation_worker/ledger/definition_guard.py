@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.contributions import Aggregation
+from aggregation_worker.aws_errors import CONDITION_FAILED, code_of
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.receipts import AGGREGATE_KEY, DEFINITION_PAGE, PAGE_KEY
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+
 RECORDED_AT = "recorded_at"
 
 
-class DefinitionChangedError(Exception):
+class DefinitionChangedError(WorkerError):
     """An aggregation's definition differs from the one its totals were made with."""
 
 
@@ -87,7 +90,7 @@ def _record(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregatio
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
         )
     except ClientError as error:
-        if error.response.get("Error", {}).get("Code") != "ConditionalCheckFailedException":
+        if code_of(error) != CONDITION_FAILED:
             raise
         standing: dict[str, Any] = error.response["Item"]  # type: ignore[typeddict-item]  # asked for with ALL_OLD
         return standing
