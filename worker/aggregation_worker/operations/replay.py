@@ -72,8 +72,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def worker_environment(resources: Resources) -> dict[str, str]:
-    """The environment of a function that runs in this process."""
+    """The environment of a function that runs in this process.
+
+    Raises:
+        DefinitionError: the definitions file holds a mistake, which is no letter's fault.
+    """
     options = resources.options
+    _ = resources.definitions
     chosen = {
         "AWS_PROFILE": options.profile,
         "AWS_DEFAULT_REGION": options.region,
