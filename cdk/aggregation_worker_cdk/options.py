@@ -1,6 +1,6 @@
-"""What can be chosen for a deployment on the command line, as `-c name=value`; everything else is in worker.deployment.
+"""What can be chosen for a deployment on the command line, as `-c name=value`.
 
-Every flag is optional and explained in cdk/README.md.
+Every flag is optional and explained in cdk/README.md. Everything else is in `aggregation_worker.deployment`.
 """
 
 import difflib
@@ -30,7 +30,7 @@ class Options:
     """One deployment's choices.
 
     Attributes:
-        stack_name: tells several workers of one account and region apart; also the `service` of metrics and logs.
+        stack_name: distinguishes the workers of one account and region; also the `service` of metrics and logs.
         definitions_file: what is added up; bundled into the function.
         throwaway: for trying out: tables, bucket, queue and logs are deleted with the stack.
         reserved_concurrency: of the function; `None` reserves nothing.

@@ -222,7 +222,7 @@ def numbers_of(records: list[dict[str, Any]]) -> list[int]:
     return [int(record["dynamodb"]["SequenceNumber"]) for record in records]
 
 
-def test_range__is_read_through_empty_pages_and_compared_as_integers() -> None:
+def test_range__is_read_through_empty_pages_by_integers() -> None:
     stream: Any = FakeStream([], [98, 99], [], [], [100], [], [101, 102])
 
     assert numbers_of(read_range(stream, "arn", "shard", "99", "101")) == [99, 100, 101]
@@ -239,7 +239,7 @@ def test_range_whose_end_is_not_there__is_refused(stream: Any) -> None:
 
 
 @pytest.mark.parametrize("code", ["TrimmedDataAccessException", "ResourceNotFoundException"])
-def test_range_that_the_stream_no_longer_holds__says_to_reconcile(code: str) -> None:
+def test_range_that_the_stream_has_lost__says_to_reconcile(code: str) -> None:
     class Trimmed(FakeStream):
         def get_shard_iterator(self, **_: Any) -> dict[str, str]:
             raise ClientError({"Error": {"Code": code, "Message": "gone"}}, "GetShardIterator")
@@ -288,7 +288,7 @@ def test_verdict__tells_drift_from_expired_receipts(
     assert verdict in told.verdict()
 
 
-def test_backfill_and_repair_receipts__are_shown_as_such_in_order() -> None:
+def test_backfill_and_repair_receipts__are_shown_in_order() -> None:
     of_records = {
         ("2026-01-02T03:04:05Z|label", "12.ab"): (Decimal(1),),
         ("2026-01-02T03:04:05Z|label", "9.cd"): (Decimal(2),),
@@ -354,7 +354,7 @@ def test_wrong_arguments__end_with_status_2(arguments: list[str], capsys: pytest
 
 
 @pytest.mark.parametrize(("keys", "message"), [(["a"], "needs 2 key values"), (["a", "b", "c"], "needs 2 key values")])
-def test_explain_with_the_wrong_number_of_keys__is_one_clear_line(
+def test_explain_with_too_few_or_many_keys__is_one_clear_line(
     keys: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["explain", "item_count_by_date", *keys, "--definitions", str(SAMPLE_FILE)]) == 2
@@ -365,7 +365,7 @@ def test_explain_with_the_wrong_number_of_keys__is_one_clear_line(
 
 
 @pytest.mark.parametrize(("since", "expected"), [("2000-01-01T00:00:00Z", 1), ("9000-01-01T00:00:00Z", 0)])
-def test_canary__is_not_expected_in_an_aggregation_that_begins_later(
+def test_canary__is_not_expected_before_an_aggregation_begins(
     since: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "aggregations.toml"

@@ -40,7 +40,7 @@ _NO_TIME = "no time was left to park it"
 
 
 class UnreadableDeadLetterError(WorkerError):
-    """A message in the dead-letter queue that is none of ours, or is damaged; it must be left in the queue."""
+    """A message in the dead-letter queue not of this worker or Lambda, or damaged; it must be left in the queue."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def recorded_at(client: "DynamoDBClient", ledger_table: str, aggregation: Aggreg
 
 
 def _found(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregation) -> dict[str, Any] | None:
-    """The definition that stands in the ledger."""
+    """The definition in the ledger."""
     key = {AGGREGATE_KEY: {"S": aggregation.name}, PAGE_KEY: {"S": DEFINITION_PAGE}}
     return client.get_item(TableName=ledger_table, Key=key, ConsistentRead=True).get("Item")
 
@@ -73,7 +73,7 @@ def _check(aggregation: Aggregation, found: dict[str, Any]) -> None:
 
 
 def _record(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregation) -> dict[str, Any]:
-    """Writes the definition unless another worker was quicker; returns the one that stands in the ledger."""
+    """Writes the definition unless another worker was quicker; returns the one in the ledger."""
     item = {
         AGGREGATE_KEY: {"S": aggregation.name},
         PAGE_KEY: {"S": DEFINITION_PAGE},
@@ -92,8 +92,8 @@ def _record(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregatio
     except ClientError as error:
         if code_of(error) != CONDITION_FAILED:
             raise
-        standing: dict[str, Any] = error.response["Item"]  # type: ignore[typeddict-item]  # asked for with ALL_OLD
-        return standing
+        found: dict[str, Any] = error.response["Item"]  # type: ignore[typeddict-item]  # asked for with ALL_OLD
+        return found
     return item
 
 

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 class ReceiptKind(StrEnum):
-    """What a receipt stands for."""
+    """What a receipt proves."""
 
     BACKFILL = "backfill"  # what the source held when the stream began, or at the aggregation's `since`
     RECORD = "record"  # one stream record
@@ -71,7 +71,7 @@ class Receipt:
     amounts: tuple[Decimal, ...]
 
     def described(self) -> str:
-        """What stands in the table beside the time."""
+        """What the table shows beside the time."""
         if self.kind is ReceiptKind.BACKFILL:
             moment = "the stream began" if self.name == "stream" else "the aggregation began (since)"
             return f"backfill: what the source held when {moment}"
@@ -125,7 +125,7 @@ class Explanation:
             return (
                 "The receipts do not add up to the stored total. The ledger forgets receipts when they are too old to "
                 "be needed, and this aggregation is older than that: the rest may well be what expired receipts "
-                "proved. Only the source can tell: reconcile."
+                "proved. Only the source can decide: reconcile."
             )
         return (
             "The receipts do not add up to the stored total, and none can have expired yet: something other than the "

@@ -79,7 +79,7 @@ class Letter:
 
 
 def trusted_until(record: Any, retention_days: int) -> datetime | None:
-    """Until when the ledger can vouch that a record is not counted twice; `None` if the record tells no time."""
+    """Until when the ledger can vouch that a record is not counted twice; `None` if the record has no time."""
     try:
         created = datetime.fromtimestamp(float(record["dynamodb"]["ApproximateCreationDateTime"]), UTC)
     except (KeyError, TypeError, ValueError, OverflowError, OSError):

@@ -96,7 +96,7 @@ class Summary:
 
 @dataclass(slots=True)
 class _Job:
-    """A letter on its way: which of its records still have no outcome, and what stands against deleting it."""
+    """A letter on its way: which of its records still have no outcome, and what keeps it from being deleted."""
 
     letter: Letter
     open_records: int
@@ -110,7 +110,7 @@ class Replay:
     Attributes:
         send: how records reach the worker; `None` for a dry run.
         rate: records a second at most, or `None`.
-        progress: told the number of letters that are settled, deleted or left.
+        progress: called with the number of letters that are settled, deleted or left.
     """
 
     resources: Resources
@@ -168,7 +168,7 @@ class Replay:
                     self.summary.refused += 1
                     job.problem = (
                         f"record {sequence_number_of(record)} is older than the ledger's receipts: whether it was "
-                        "counted can no longer be told; reconcile the total with the source and discard the letter"
+                        "counted is no longer known; reconcile the total with the source and discard the letter"
                     )
                 else:
                     to_send.append((job, record))
@@ -286,7 +286,7 @@ def read_outcomes(body: str, records: Sequence[Any]) -> list[RecordOutcome]:
     except (ValueError, KeyError, TypeError) as error:
         raise SendError(f"the function's answer is not this worker's: {body[:200]!r}") from error
     if len(outcomes) != len(records):
-        raise SendError(f"the function told {len(outcomes)} outcomes for {len(records)} records")
+        raise SendError(f"the function gave {len(outcomes)} outcomes for {len(records)} records")
     return outcomes
 
 

@@ -26,7 +26,7 @@ class Fact:
     """One line of the screen.
 
     Attributes:
-        value: as told to people; what could not be found out says why.
+        value: for people; where it is not known, the reason.
         good: `False` if an operator should look.
     """
 

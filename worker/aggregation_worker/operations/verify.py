@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.1
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.description = (
-        "Puts an order with keys of its own into the source table, waits for its totals, tells how long that took, and "
+        "Puts an order with keys of its own into the source table, waits for its totals, says how long that took, and "
         "removes all of it. Exit status 0 only if every total came."
     )
     parser.add_argument(
