@@ -103,4 +103,4 @@ def test_local_without_definitions__asks_for_them(installed: Path, folder: Path)
     done = run(folder, installed / "aggregator", "local")
 
     assert done.returncode == 2
-    assert done.stderr == ("aggregator: no definitions file: give --definitions FILE, or set AGGREGATIONS_FILE\n")
+    assert done.stderr == ("aggregator: no definitions file: give --definitions FILE or set AGGREGATIONS_FILE\n")

@@ -51,17 +51,17 @@ class DefinitionError(WorkerError):
 
 
 def definitions_file(option: Path | None, environment: Mapping[str, str]) -> Path:
-    """Which definitions file: an option's, `AGGREGATIONS_FILE`, or the user's own beside the package.
+    """The file that a command reads: `option`, else `AGGREGATIONS_FILE`, else the user's file, where there is one.
 
     Raises:
-        DefinitionError: none is given, and the package is installed where there is none.
+        DefinitionError: none of them is there.
     """
     if option is not None:
         return option
-    if named := environment.get("AGGREGATIONS_FILE"):
-        return Path(named)
-    if not DEFINITIONS_FILE.exists():
-        raise DefinitionError("no definitions file: give --definitions FILE, or set AGGREGATIONS_FILE")
+    if variable := environment.get("AGGREGATIONS_FILE"):
+        return Path(variable)
+    if not DEFINITIONS_FILE.is_file():
+        raise DefinitionError("no definitions file: give --definitions FILE or set AGGREGATIONS_FILE")
     return DEFINITIONS_FILE
 
 
