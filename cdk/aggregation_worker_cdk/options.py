@@ -1,6 +1,6 @@
-"""What can be chosen for a deployment on the command line, as `-c name=value`.
+"""What can be chosen for a deployment on the command line, as `-c name=value`; all else is in `deployment.settings`.
 
-Every flag is optional and explained in cdk/README.md. Everything else is in `aggregation_worker.deployment`.
+Every flag is optional and explained in cdk/README.md.
 """
 
 import difflib

@@ -16,7 +16,7 @@ from aggregation_worker_cdk.stack import AggregationStack
 
 
 def main(app: cdk.App | None = None) -> int:
-    """Synthesizes the stack into an app, by default the CDK CLI's own; returns the exit status."""
+    """Synthesizes the stack into an app, by default the one that the CDK CLI runs; returns the exit status."""
     app = app or cdk.App()
     bundling: FunctionBundling | None = None
     try:
