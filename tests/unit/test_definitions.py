@@ -221,9 +221,9 @@ def test_mistake_in_a_file__names_the_file_too(tmp_path: Path) -> None:
         (["table = true", 'partition_key = "a"'], "source: table: a string is needed, not a boolean"),
         (["table = 1.5", 'partition_key = "a"'], "source: table: a string is needed, not a float"),
         (["table = 2024-07-15", 'partition_key = "a"'], "source: table: a string is needed, not a date"),
-        (['table = "ab"', 'partition_key = "a"'], "source: table: 'ab' is no DynamoDB table name"),
-        (['table = "a b c"', 'partition_key = "a"'], "source: table: 'a b c' is no DynamoDB table name"),
-        (['table = "arn:aws:dynamodb"', 'partition_key = "a"'], "source: table: 'arn:aws:dynamodb' is no DynamoDB"),
+        (['table = "ab"', 'partition_key = "a"'], "source: table: 'ab' is not a DynamoDB table name"),
+        (['table = "a b c"', 'partition_key = "a"'], "source: table: 'a b c' is not a DynamoDB table name"),
+        (['table = "arn:aws:dynamodb"', 'partition_key = "a"'], "source: table: 'arn:aws:dynamodb' is not a DynamoDB"),
         (['table = "abc"', "partition_key = 5"], "source: partition_key: an attribute name, or { name"),
         (['table = "abc"', "partition_key = true"], "source: partition_key: an attribute name, or { name"),
         (['table = "abc"', 'partition_key = ""'], "source: partition_key: name: is empty"),
@@ -291,7 +291,7 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         # The target table.
         ('[[aggregations]]\nname = "a"', "aggregation 'a': table: is missing; a string is needed"),
         (aggregation_text(table=""), NAMED + "table: is empty"),
-        (aggregation_text(table="a!"), NAMED + "table: 'a!' is no DynamoDB table name"),
+        (aggregation_text(table="a!"), NAMED + "table: 'a!' is not a DynamoDB table name"),
         (aggregation_text(table="t" * 256), NAMED + "table: 'ttt"),
         (aggregation_text(table="Order_by_item"), NAMED + "table: is the source table itself"),
         # Where it begins.
@@ -391,14 +391,14 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         ),
         (
             aggregation_text(sort_key='{ name = "a", from = "b", timezone = "UTC" }'),
-            NAMED + "sort_key: timezone: needs truncate beside it",
+            NAMED + "sort_key: timezone: needs truncate as well",
         ),
         *(
             (
                 aggregation_text(
                     sort_key=f'{{ name = "a", from = "b", truncate = "day", timezone = {json.dumps(zone)} }}'
                 ),
-                NAMED + f"sort_key: timezone: {zone!r} is no IANA time zone",
+                NAMED + f"sort_key: timezone: {zone!r} is not an IANA time zone",
             )
             for zone in ("Berlin", "CEST+2", "../../etc/passwd", "/etc/localtime", "Europe", "zone.tab", "ü", "\0", " ")
         ),
