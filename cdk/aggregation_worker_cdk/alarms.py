@@ -103,7 +103,7 @@ class Alarms(Construct):
             "Key",
             description=f"Alarms of {stack.stack_name} on their way",
             enable_key_rotation=True,
-            # No data outlives it: messages are delivered and not stored.
+            # Messages are delivered and not stored, so nothing needs it later.
             removal_policy=cdk.RemovalPolicy.DESTROY,
         )
         key.add_to_resource_policy(

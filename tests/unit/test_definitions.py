@@ -111,7 +111,7 @@ def test_product__may_be_spelled_in_several_ways(expression: str) -> None:
     assert [path.steps for path in measure.factors] == [("a",), ("b",)]
 
 
-def test_asterisk_in_a_quoted_name__is_no_product() -> None:
+def test_asterisk_in_a_quoted_name__is_not_a_product() -> None:
     (measure,) = aggregation(aggregation_text(sum="""{ revenue = '"a*b" * c' }""")).measures
 
     assert [path.steps for path in measure.factors] == [("a*b",), ("c",)]
@@ -171,7 +171,7 @@ def test_since__is_read_in_epoch_seconds() -> None:
         ("source = 0x" + "f" * 5_000, "the file: source: a table, [source], is needed, not an integer"),
     ],
 )
-def test_mistake_in_the_file__is_told_in_one_sentence(text: str, sentence: str) -> None:
+def test_mistake_in_the_file__is_one_sentence(text: str, sentence: str) -> None:
     message = mistake(text)
 
     assert message.startswith(sentence)
@@ -493,7 +493,7 @@ def test_aggregations_that_do_not_fit_together__are_named(second: str, sentence:
     [("item#", "shop#", True), ("a", "b", True), ("item#", "item#2#", False), ("", "shop#", False), ("a", "a", False)],
 )
 @pytest.mark.parametrize("key", ["partition_key", "sort_key"])
-def test_same_measure_in_one_table__needs_prefixes_that_keep_the_rows_apart(
+def test_same_measure_in_one_table__needs_distinct_prefixes(
     key: str, first_prefix: str, second_prefix: str, apart: bool
 ) -> None:
     keys = [f'{{ name = "k", from = "k", prefix = "{prefix}" }}' for prefix in (first_prefix, second_prefix)]
@@ -528,7 +528,7 @@ def test_different_measures__may_share_a_table_and_its_rows() -> None:
 PLAIN = aggregation().definition
 
 
-def test_description__never_changes_since_ledgers_hold_its_fingerprint() -> None:
+def test_description__never_changes() -> None:
     key = '{ name = "pk", from = "shop.id", prefix = "ü#" }'
 
     found = aggregation(aggregation_text('count = "orders"', partition_key=key)).definition
@@ -612,11 +612,11 @@ def test_existing_source_of_the_same_name__means_the_same() -> None:
         aggregation_text('since = "2026-11-24T12:00:00Z"'),
     ],
 )
-def test_anything_that_totals_depend_on__makes_another_description(text: str) -> None:
+def test_change_that_totals_depend_on__changes_the_description(text: str) -> None:
     assert aggregation(text).definition != PLAIN
 
 
-def test_description_with_since__never_changes_either() -> None:
+def test_description_with_since__never_changes() -> None:
     found = aggregation(aggregation_text('since = "2026-11-24T12:00:00Z"')).definition
 
     assert json.loads(found) == json.loads(PLAIN) | {"since": "2026-11-24T12:00:00Z"}
@@ -636,11 +636,11 @@ def test_since_in_another_offset__means_the_same() -> None:
     assert len(found) == 1
 
 
-def test_another_source__makes_another_description() -> None:
+def test_another_source__changes_the_description() -> None:
     assert definitions(source=SOURCE.replace("Order_by_item", "Orders")).aggregations[0].definition != PLAIN
 
 
-def test_descriptions_of_different_definitions__are_all_different() -> None:
+def test_different_definitions__have_different_descriptions() -> None:
     variants = [
         aggregation(aggregation_text(sum='{ n = "count" }')),
         aggregation(aggregation_text('count = "n"', sum=None)),
@@ -664,7 +664,7 @@ TOML_LINES = st.sampled_from(
 
 
 @given(st.text() | st.lists(TOML_LINES | st.text(max_size=5)).map("\n".join))
-def test_any_text__is_a_definition_or_a_definition_error(text: str) -> None:
+def test_any_text__is_definitions_or_a_definition_error(text: str) -> None:
     try:
         found = parse_definitions(text)
     except DefinitionError:
@@ -699,7 +699,7 @@ def _toml(value: object) -> str:
         VALUES,
     )
 )
-def test_any_values_in_an_aggregation__are_a_definition_or_a_definition_error(values: dict[str, object]) -> None:
+def test_any_values__are_definitions_or_a_definition_error(values: dict[str, object]) -> None:
     lines = {"name": "n", "table": "abc", "partition_key": {"name": "k", "from": "k"}, "count": "c"} | values
     text = SOURCE + "[[aggregations]]\n" + "\n".join(f"{key} = {_toml(value)}" for key, value in lines.items())
 
