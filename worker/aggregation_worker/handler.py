@@ -1,6 +1,7 @@
 """The Lambda function: `aggregation_worker.handler.lambda_handler`.
 
-The only module that knows Lambda: its event, its context, its deadline, its answer, and the life of its process.
+Gives Lambda's event and deadline to `batch`, turns the outcomes into Lambda's answer, and keeps what lives as long as
+the process: clients, threads and checked settings.
 """
 
 import os
