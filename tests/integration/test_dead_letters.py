@@ -112,7 +112,7 @@ def put_orders(pipeline: Pipeline, count: int, items: int = 7) -> None:
 def expected(pipeline: Pipeline) -> dict[Any, Any]:
     source = scan(pipeline.dynamodb, pipeline.definitions.source.table)
     return {
-        group: amounts for (_, group), amounts in totals_of(pipeline.definitions.aggregations, source).by_group.items()
+        group: amounts for (_, group), amounts in totals_of(pipeline.definitions.aggregations, source).items()
     }
 
 

@@ -164,7 +164,7 @@ def test_random_history_through_the_whole_pipeline__totals_equal_the_source(
         pipeline.mapping.drain(60)
         (aggregation,) = pipeline.definitions.aggregations
         source = scan(pipeline.dynamodb, pipeline.definitions.source.table)
-        expected = totals_of([aggregation], source).by_group
+        expected = totals_of([aggregation], source)
         stored = stored_totals(pipeline.dynamodb, aggregation)
 
     assert {group: amounts for group, amounts in stored.items() if any(amounts)} == {

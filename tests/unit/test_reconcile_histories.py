@@ -96,7 +96,7 @@ class World:
 
     def fold(self, items: dict[str, Image]) -> dict[Group, tuple[Decimal, ...]]:
         return {
-            group: amounts for (_, group), amounts in totals_of([self.aggregation], items.values()).by_group.items()
+            group: amounts for (_, group), amounts in totals_of([self.aggregation], items.values()).items()
         }
 
     def go_on(self) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.deployment.settings import MappingSettings
+from aggregation_worker.errors import WorkerError
 
 # The pause before a retry doubles this often.
 _PAUSE_DOUBLINGS = 6
@@ -164,7 +165,7 @@ def deliver(
             pending.append(_Part(part.records, invocation))
 
 
-class BatchFailedError(Exception):
+class BatchFailedError(WorkerError):
     """A response to `ReportBatchItemFailures` that makes Lambda take the whole batch as failed."""
 
 

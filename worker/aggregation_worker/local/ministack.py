@@ -24,6 +24,8 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
+from aggregation_worker.errors import WorkerError
+
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
     from mypy_boto3_dynamodbstreams.client import DynamoDBStreamsClient
@@ -40,7 +42,7 @@ _PORT_ATTEMPTS = 3
 _OUTPUT_TAIL_LINES = 20
 
 
-class MinistackError(Exception):
+class MinistackError(WorkerError):
     """ministack is not installed or did not start; the message says what to do, or how its output ended."""
 
 
