@@ -23,13 +23,12 @@ import pytest
 from botocore.exceptions import ClientError
 
 from aggregation_worker import handler
-from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.dead_letters import PARKED_PREFIX
-from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.deployment.settings import MAPPING
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.local_function import LambdaContext
 from aggregation_worker.local.ministack import Ministack
-from aggregation_worker.local.pipeline import Pipeline, mapping_settings, running_pipeline
+from aggregation_worker.local.pipeline import Pipeline, running_pipeline
 from aggregation_worker.local.recompute import scan, stored_totals, totals_of
 from aggregation_worker.operations.cli import build_parser, main
 from aggregation_worker.operations.resources import Resources
@@ -37,19 +36,12 @@ from tests.integration.world import side_by_side
 
 Handler = Callable[[dict[str, Any], Any], Any]
 
-
-def quick(definitions: Definitions) -> MappingSettings:
-    return replace(
-        mapping_settings(definitions),
-        maximum_batching_window_seconds=0,
-        maximum_retry_attempts=1,
-        retry_pause_seconds=0.01,
-    )
+QUICK = replace(MAPPING, maximum_batching_window_seconds=0, maximum_retry_attempts=1, retry_pause_seconds=0.01)
 
 
 @contextmanager
 def pipeline_with(handler: Handler | None = None, **settings: Any) -> Iterator[Pipeline]:
-    with running_pipeline(SAMPLE_FILE, handler=handler, settings=lambda d: replace(quick(d), **settings)) as pipeline:
+    with running_pipeline(SAMPLE_FILE, handler=handler, settings=replace(QUICK, **settings)) as pipeline:
         yield pipeline
 
 
@@ -111,9 +103,7 @@ def put_orders(pipeline: Pipeline, count: int, items: int = 7) -> None:
 
 def expected(pipeline: Pipeline) -> dict[Any, Any]:
     source = scan(pipeline.dynamodb, pipeline.definitions.source.table)
-    return {
-        group: amounts for (_, group), amounts in totals_of(pipeline.definitions.aggregations, source).items()
-    }
+    return {group: amounts for (_, group), amounts in totals_of(pipeline.definitions.aggregations, source).items()}
 
 
 def stored(pipeline: Pipeline) -> dict[Any, Any]:
@@ -637,7 +627,7 @@ def test_verify_of_totals_by_day_alone__touches_no_real_day(tmp_path: Path, caps
         + 'remove = "retract"\n'
     )
     stop = threading.Event()
-    with running_pipeline(by_day, settings=quick) as pipeline:
+    with running_pipeline(by_day, settings=QUICK) as pipeline:
         put_orders(pipeline, 10)
         delivering = threading.Thread(target=pipeline.mapping.run, args=(stop,))
         delivering.start()

@@ -1,8 +1,10 @@
 """How a batch is retried, split and given up."""
 
+from dataclasses import replace
+
 import pytest
 
-from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.deployment.settings import MappingSettings
 from aggregation_worker.local.delivery import (
     Batch,
     BatchFailedError,
@@ -13,7 +15,7 @@ from aggregation_worker.local.delivery import (
     deliver,
     records_done,
 )
-from tests.stream_fakes import CREATED_AT, polled_record, polled_records
+from tests.stream_fakes import AWS_DEFAULTS, CREATED_AT, polled_record, polled_records
 
 
 class Function:
@@ -62,7 +64,7 @@ def test_second_of_four_records_always_fails__invocations_and_discards_are_those
     raises: bool, bisect: bool, retries: int, invocations: str, discarded: str
 ) -> None:
     function = Function({2}, raises=raises)
-    settings = MappingSettings(bisect_batch_on_function_error=bisect, maximum_retry_attempts=retries)
+    settings = replace(AWS_DEFAULTS, bisect_batch_on_function_error=bisect, maximum_retry_attempts=retries)
 
     given_up = function.deliver(polled_records(1, 2, 3, 4), settings)
 
@@ -74,7 +76,7 @@ def test_second_of_four_records_always_fails__invocations_and_discards_are_those
 def test_everything_succeeds__one_invocation_and_nothing_discarded() -> None:
     function = Function(set())
 
-    discarded = function.deliver(polled_records(1, 2, 3), MappingSettings())
+    discarded = function.deliver(polled_records(1, 2, 3), AWS_DEFAULTS)
 
     assert (function.calls, discarded) == (["123"], [])
 
@@ -83,7 +85,7 @@ def test_odd_batch_bisected__first_half_is_the_smaller_one() -> None:
     function = Function({1}, raises=True)
 
     function.deliver(
-        polled_records(1, 2, 3), MappingSettings(bisect_batch_on_function_error=True, maximum_retry_attempts=0)
+        polled_records(1, 2, 3), replace(AWS_DEFAULTS, bisect_batch_on_function_error=True, maximum_retry_attempts=0)
     )
 
     assert function.calls == ["123", "1", "23"]
@@ -93,7 +95,7 @@ def test_no_retries_allowed__splitting_still_isolates_the_failing_record() -> No
     function = Function({3}, raises=True)
 
     discarded = function.deliver(
-        polled_records(1, 2, 3, 4), MappingSettings(bisect_batch_on_function_error=True, maximum_retry_attempts=0)
+        polled_records(1, 2, 3, 4), replace(AWS_DEFAULTS, bisect_batch_on_function_error=True, maximum_retry_attempts=0)
     )
 
     assert function.calls == ["1234", "12", "34", "3", "4"]
@@ -111,7 +113,7 @@ def test_progress_at_every_checkpoint__retry_quota_begins_anew() -> None:
     discarded = list(
         deliver(
             polled_records(1, 2, 3, 4),
-            MappingSettings(maximum_retry_attempts=1),
+            replace(AWS_DEFAULTS, maximum_retry_attempts=1),
             invoke,
             now=lambda: function.time,
             pause=function.pause,
@@ -130,9 +132,7 @@ def test_unlimited_retries__batch_is_sent_until_it_succeeds() -> None:
         if len(function.calls) == 50:
             function.failing.clear()
 
-    discarded = list(
-        deliver(polled_records(1), MappingSettings(), function.invoke, now=lambda: function.time, pause=pause)
-    )
+    discarded = list(deliver(polled_records(1), AWS_DEFAULTS, function.invoke, now=lambda: function.time, pause=pause))
 
     assert discarded == []
     assert len(function.calls) == 51
@@ -141,7 +141,9 @@ def test_unlimited_retries__batch_is_sent_until_it_succeeds() -> None:
 def test_retries__attempts_are_counted_and_the_pause_doubles_up_to_a_limit() -> None:
     function = Function({1}, raises=True)
 
-    discarded = function.deliver(polled_records(1), MappingSettings(maximum_retry_attempts=8, retry_pause_seconds=0.5))
+    discarded = function.deliver(
+        polled_records(1), replace(AWS_DEFAULTS, maximum_retry_attempts=8, retry_pause_seconds=0.5)
+    )
 
     assert function.attempts == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert function.pauses == [0.5, 1, 2, 4, 8, 16, 32, 32]
@@ -152,7 +154,7 @@ def test_splits__need_no_pause() -> None:
     function = Function({1}, raises=True)
 
     function.deliver(
-        polled_records(1, 2), MappingSettings(bisect_batch_on_function_error=True, maximum_retry_attempts=0)
+        polled_records(1, 2), replace(AWS_DEFAULTS, bisect_batch_on_function_error=True, maximum_retry_attempts=0)
     )
 
     assert function.pauses == []
@@ -162,7 +164,7 @@ def test_records_older_than_the_maximum_age__discarded_without_an_invocation_and
     function = Function(set())
     batch = (polled_record(1, created_at=function.time - 61), polled_record(2, created_at=function.time - 60))
 
-    discarded = function.deliver(batch, MappingSettings(maximum_record_age_seconds=60))
+    discarded = function.deliver(batch, replace(AWS_DEFAULTS, maximum_record_age_seconds=60))
 
     assert function.calls == ["2"]
     assert [(text_of(one.records), one.condition, one.invoke_count) for one in discarded] == [
@@ -175,7 +177,7 @@ def test_record_ages_while_it_is_retried__discarded_as_too_old() -> None:
     function = Function({1}, raises=True)
 
     discarded = function.deliver(
-        polled_records(1), MappingSettings(maximum_record_age_seconds=60, retry_pause_seconds=15)
+        polled_records(1), replace(AWS_DEFAULTS, maximum_record_age_seconds=60, retry_pause_seconds=15)
     )
 
     assert function.calls == ["1", "1", "1"]
@@ -189,7 +191,7 @@ def test_first_record_ages_out_between_retries__attempts_of_the_others_go_on_cou
     batch = (polled_record(1, created_at=function.time - 55), polled_record(2))
 
     discarded = function.deliver(
-        batch, MappingSettings(maximum_record_age_seconds=60, maximum_retry_attempts=2, retry_pause_seconds=10)
+        batch, replace(AWS_DEFAULTS, maximum_record_age_seconds=60, maximum_retry_attempts=2, retry_pause_seconds=10)
     )
 
     assert function.calls == ["12", "2", "2"]
@@ -197,13 +199,14 @@ def test_first_record_ages_out_between_retries__attempts_of_the_others_go_on_cou
     assert [text_of(one.records) for one in discarded] == ["1", "2"]
 
 
-def test_no_maximum_age__records_still_leave_with_the_streams_24_hours() -> None:
+@pytest.mark.parametrize("maximum_age", [-1, 604_800])
+def test_maximum_age_over_a_day__records_leave_with_the_stream(maximum_age: int) -> None:
     function = Function(set())
     day = 24 * 60 * 60
 
     discarded = function.deliver(
         (polled_record(1, created_at=function.time - day - 1), polled_record(2, created_at=function.time - day + 1)),
-        MappingSettings(),
+        replace(AWS_DEFAULTS, maximum_record_age_seconds=maximum_age),
     )
 
     assert function.calls == ["2"]
@@ -217,7 +220,7 @@ def test_pause_raises__delivery_ends_without_a_discard() -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        list(deliver(polled_records(1), MappingSettings(), function.invoke, now=lambda: function.time, pause=closed))
+        list(deliver(polled_records(1), AWS_DEFAULTS, function.invoke, now=lambda: function.time, pause=closed))
 
     assert function.calls == ["1"]
 

@@ -28,7 +28,7 @@ class Bucket:
 def delivered(discarded: DiscardedBatch) -> tuple[dict[str, Any], dict[str, Any]]:
     """The request to S3 and the document in it."""
     bucket: Any = Bucket()
-    destination = OnFailureDestination(bucket, "dead-letters", "a1b2c3d4-mapping", FUNCTION_ARN, STREAM_ARN)
+    destination = OnFailureDestination(bucket, "dead-letters", FUNCTION_ARN, STREAM_ARN, "a1b2c3d4-mapping")
     key = destination.deliver(discarded, SHARD_ID, NOW)
     assert bucket.puts[0]["Key"] == key
     return bucket.puts[0], json.loads(bucket.puts[0]["Body"])
