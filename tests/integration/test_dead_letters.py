@@ -7,7 +7,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -32,6 +31,7 @@ from aggregation_worker.local.pipeline import Pipeline, running_pipeline
 from aggregation_worker.local.recompute import scan, stored_totals, totals_of
 from aggregation_worker.operations.cli import build_parser, main
 from aggregation_worker.operations.resources import Resources
+from tests.aggregator import running_aggregator
 from tests.integration.world import side_by_side
 
 Handler = Callable[[dict[str, Any], Any], Any]
@@ -533,17 +533,7 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from aggregation_worker.operations.cli import main; sys.exit(main())",
-        "replay",
-        "--in-process",
-        "--visibility-timeout",
-        "1",
-        "--rate",
-        "400",
-    ]
+    command = ("replay", "--in-process", "--visibility-timeout", "1", "--rate", "400")
     with pipeline_with() as pipeline:
         put_orders(pipeline, 400)
         pipeline.mapping.drain(60)
@@ -551,17 +541,15 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
 
         for number in range(10):
             before = waiting(pipeline)
-            process = subprocess.Popen(
-                command, env={**os.environ}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            if number < 3:  # killed while it starts
-                time.sleep(chance.random())
-            else:  # killed when it has replayed some letters
-                while waiting(pipeline) == before and process.poll() is None:
-                    time.sleep(0.01)
-                time.sleep(chance.random() * 0.1)
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+            with running_aggregator(*command, output=subprocess.DEVNULL) as process:
+                if number < 3:  # killed while it starts
+                    time.sleep(chance.random())
+                else:  # killed when it has replayed some letters
+                    while waiting(pipeline) == before and process.poll() is None:
+                        time.sleep(0.01)
+                    time.sleep(chance.random() * 0.1)
+                process.kill()
+                assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
         assert 0 < waiting(pipeline) <= 400 - 7
         deadline = time.monotonic() + 60
         while waiting(pipeline) and time.monotonic() < deadline:
