@@ -27,7 +27,7 @@ from aggregation_worker.deployment.settings import MAPPING
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.local_function import LambdaContext
 from aggregation_worker.local.ministack import Ministack
-from aggregation_worker.local.pipeline import Pipeline, running_pipeline
+from aggregation_worker.local.pipeline import DEAD_LETTERS, LEDGER_TABLE, Pipeline, running_pipeline
 from aggregation_worker.local.recompute import scan, stored_totals, totals_of
 from aggregation_worker.operations.cli import build_parser, main
 from aggregation_worker.operations.resources import Resources
@@ -293,9 +293,11 @@ def test_garbage_in_the_queue__one_line_each_stays_and_the_rest_goes_on(
             "batchSize": 2,
             "streamArn": "arn:aws:dynamodb:us-east-1:000000000000:table/Order_by_item/stream/x",
         }
-        pipeline.s3.put_object(Bucket=pipeline.bucket, Key="documents/truncated", Body=b'{"payload": "{\\"Reco')
-        pipeline.s3.put_object(
-            Bucket=pipeline.bucket,
+        pipeline.server.client("s3").put_object(
+            Bucket=DEAD_LETTERS, Key="documents/truncated", Body=b'{"payload": "{\\"Reco'
+        )
+        pipeline.server.client("s3").put_object(
+            Bucket=DEAD_LETTERS,
             Key="documents/one-of-two",
             Body=json.dumps({"DDBStreamBatchInfo": info, "payload": '{"Records": [{}]}'}).encode(),
         )
@@ -309,7 +311,7 @@ def test_garbage_in_the_queue__one_line_each_stays_and_the_rest_goes_on(
         }
         for body in garbage:
             send(pipeline, body)
-        send(pipeline, json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": pipeline.bucket}))
+        send(pipeline, json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": DEAD_LETTERS}))
 
         status, summary = replay(capsys)
 
@@ -323,7 +325,7 @@ def test_garbage_in_the_queue__one_line_each_stays_and_the_rest_goes_on(
 
 
 def _notification(pipeline: Pipeline, key: str) -> str:
-    return json.dumps({"Records": [{"s3": {"bucket": {"name": pipeline.bucket}, "object": {"key": key}}}]})
+    return json.dumps({"Records": [{"s3": {"bucket": {"name": DEAD_LETTERS}, "object": {"key": key}}}]})
 
 
 def test_record_too_large_for_a_message__goes_and_comes_by_way_of_the_bucket(
@@ -341,7 +343,7 @@ def test_record_too_large_for_a_message__goes_and_comes_by_way_of_the_bucket(
             },
         )
         pipeline.mapping.drain(60)
-        objects = pipeline.s3.list_objects_v2(Bucket=pipeline.bucket, Prefix=PARKED_PREFIX)["Contents"]
+        objects = pipeline.server.client("s3").list_objects_v2(Bucket=DEAD_LETTERS, Prefix=PARKED_PREFIX)["Contents"]
         assert len(objects) == 1
         broken_number_parsing()
 
@@ -600,7 +602,7 @@ def test_verify__tells_the_latency_and_leaves_only_a_receipt_behind(
         assert json.loads(output[output.rindex("{\n") :])["latencySeconds"] < 60
         assert stored(pipeline) == {}
         assert expected(pipeline) == {}
-        ledger = list(scan(pipeline.dynamodb, pipeline.ledger_table))
+        ledger = list(scan(pipeline.dynamodb, LEDGER_TABLE))
         definition, receipt = sorted(ledger, key=lambda item: "expires_at" in item)
         assert definition["page"] == {"S": "definition"}
         assert "aggregator-verify-" in receipt["aggregate"]["S"]

@@ -108,7 +108,7 @@ def test_stream_of_several_pages__every_record_once_and_in_order(ministack: Mini
     assert max(sizes) <= 10_000
 
 
-def test_latest__only_what_is_written_after_the_start_is_delivered(ministack: Ministack, table: str) -> None:
+def test_latest__delivers_what_is_written_after_the_start(ministack: Ministack, table: str) -> None:
     put_orders(ministack, table, 3)
     seen: list[int] = []
 
@@ -137,9 +137,7 @@ def test_stream_turned_off__what_it_held_is_still_delivered(ministack: Ministack
     assert seen == [0, 1, 2]
 
 
-def test_record_that_always_fails__isolated_written_to_the_bucket_and_announced_in_the_queue(
-    ministack: Ministack, table: str
-) -> None:
+def test_record_that_always_fails__announced_in_the_queue(ministack: Ministack, table: str) -> None:
     s3, sqs = ministack.client("s3"), ministack.client("sqs")
     bucket, queue = f"dead-letters-{uuid.uuid4()}", f"dead-letters-{uuid.uuid4().hex}"
     s3.create_bucket(Bucket=bucket)
@@ -238,7 +236,7 @@ def test_server__listens_on_loopback_only(ministack: Ministack) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals: run it on Linux or macOS")
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-def test_starting_process_killed__server_ends_and_leaves_nothing_behind(by: signal.Signals, tmp_path: Path) -> None:
+def test_starting_process_killed__server_leaves_nothing_behind(by: signal.Signals, tmp_path: Path) -> None:
     script = (
         "import signal, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored, if the tests run in the background

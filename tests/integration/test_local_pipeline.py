@@ -156,9 +156,7 @@ def test_local_without_a_definitions_file__asks_for_one(
     )
 
 
-def test_random_history_through_the_whole_pipeline__totals_equal_the_source(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_random_history__totals_equal_the_source(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Puts, corrections, moves and deletes on a retracting aggregation; one invocation in four loses its answer."""
     import random
 

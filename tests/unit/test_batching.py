@@ -43,7 +43,7 @@ def test_incomplete_batch__waits_for_the_end_of_its_window() -> None:
     assert numbers(lane.take(105.0)) == [1, 2, 3]
 
 
-def test_full_batch__does_not_wait_for_its_window_and_the_rest_begins_a_new_one() -> None:
+def test_full_batch__sent_before_its_window_ends() -> None:
     lane = lane_with(5, replace(AWS_DEFAULTS, batch_size=4, maximum_batching_window_seconds=5))
 
     assert numbers(lane.take(102.0)) == [1, 2, 3, 4]
@@ -71,7 +71,7 @@ def test_payload_limit__batch_ends_before_it_and_without_waiting() -> None:
     assert lane.take(100.0) is None
 
 
-def test_payload_one_byte_over_the_limit__last_record_waits_for_the_next_batch() -> None:
+def test_payload_one_byte_too_large__last_record_waits() -> None:
     size_of_three = len(event_text(polled_records(1, 2, 3)).encode())
     lane = lane_with(3, AWS_DEFAULTS, max_payload_bytes=size_of_three - 1)
 
@@ -91,7 +91,7 @@ def test_records_of_one_item__always_share_a_lane() -> None:
     assert set(lanes.values()) == set(range(10))
 
 
-def test_composite_key__lane_does_not_depend_on_the_order_of_its_attributes() -> None:
+def test_composite_key__order_of_attributes_is_irrelevant() -> None:
     one = {"dynamodb": {"Keys": json.loads('{"orderid": {"S": "1"}, "order_date": {"S": "2024-07-15"}}')}}
     other = {"dynamodb": {"Keys": json.loads('{"order_date": {"S": "2024-07-15"}, "orderid": {"S": "1"}}')}}
 

@@ -34,9 +34,9 @@ class Function:
         self.attempts.append(attempt)
         failed = [str(record.sequence_number) for record in records if record.sequence_number in self.failing]
         if self.raises and failed:
-            return Invocation(records, attempt, "request", 1.0, None, 0, error="boom", function_error=True)
+            return Invocation(records, attempt, "request", 1.0, 0, error="boom", function_error=True)
         response = {"batchItemFailures": [{"itemIdentifier": number} for number in failed]}
-        return Invocation(records, attempt, "request", 1.0, response, records_done(response, records))
+        return Invocation(records, attempt, "request", 1.0, records_done(response, records))
 
     def pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -60,7 +60,7 @@ def text_of(records: Batch) -> str:
         pytest.param(True, True, 1, "1234 12 1 2 2 34", "2", id="exception and bisect"),
     ],
 )
-def test_second_of_four_records_always_fails__invocations_and_discards_are_those_observed_on_aws(
+def test_second_of_four_records_always_fails__as_on_aws(
     raises: bool, bisect: bool, retries: int, invocations: str, discarded: str
 ) -> None:
     function = Function({2}, raises=raises)
@@ -73,7 +73,7 @@ def test_second_of_four_records_always_fails__invocations_and_discards_are_those
     assert given_up[0].condition is DiscardCondition.RETRY_ATTEMPTS_EXHAUSTED
 
 
-def test_everything_succeeds__one_invocation_and_nothing_discarded() -> None:
+def test_everything_succeeds__one_invocation() -> None:
     function = Function(set())
 
     discarded = function.deliver(polled_records(1, 2, 3), AWS_DEFAULTS)
@@ -91,7 +91,7 @@ def test_odd_batch_bisected__first_half_is_the_smaller_one() -> None:
     assert function.calls == ["123", "1", "23"]
 
 
-def test_no_retries_allowed__splitting_still_isolates_the_failing_record() -> None:
+def test_no_retries_allowed__splits_isolate_the_failing_record() -> None:
     function = Function({3}, raises=True)
 
     discarded = function.deliver(
@@ -138,7 +138,7 @@ def test_unlimited_retries__batch_is_sent_until_it_succeeds() -> None:
     assert len(function.calls) == 51
 
 
-def test_retries__attempts_are_counted_and_the_pause_doubles_up_to_a_limit() -> None:
+def test_retries__pause_doubles_up_to_a_limit() -> None:
     function = Function({1}, raises=True)
 
     discarded = function.deliver(
@@ -160,7 +160,7 @@ def test_splits__need_no_pause() -> None:
     assert function.pauses == []
 
 
-def test_records_older_than_the_maximum_age__discarded_without_an_invocation_and_the_rest_delivered() -> None:
+def test_records_over_the_maximum_age__discarded_rest_delivered() -> None:
     function = Function(set())
     batch = (polled_record(1, created_at=function.time - 61), polled_record(2, created_at=function.time - 60))
 
@@ -186,7 +186,7 @@ def test_record_ages_while_it_is_retried__discarded_as_too_old() -> None:
     assert discarded[0].last_invocation is not None
 
 
-def test_first_record_ages_out_between_retries__attempts_of_the_others_go_on_counting() -> None:
+def test_first_record_ages_out_between_retries__attempts_kept() -> None:
     function = Function({2}, raises=True)
     batch = (polled_record(1, created_at=function.time - 55), polled_record(2))
 
@@ -234,7 +234,7 @@ def test_response_without_failures__all_records_are_done(response: object) -> No
     assert records_done(response, polled_records(1, 2)) == 2
 
 
-def test_several_failures_reported__lowest_sequence_number_is_the_checkpoint() -> None:
+def test_several_failures__lowest_number_is_the_checkpoint() -> None:
     # As text "9" would be the highest, and as many zeros in front as the stream writes change nothing.
     batch = polled_records(8, 9, 10, 11)
 
@@ -259,6 +259,6 @@ def test_several_failures_reported__lowest_sequence_number_is_the_checkpoint() -
         (["x" * 100], "..."),
     ],
 )
-def test_response_that_names_no_record_of_the_batch__whole_batch_failed(response: object, reason: str) -> None:
+def test_response_that_names_no_record__whole_batch_failed(response: object, reason: str) -> None:
     with pytest.raises(BatchFailedError, match=reason.replace(".", r"\.")):
         records_done(response, polled_records(1, 2))

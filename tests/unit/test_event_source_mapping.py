@@ -74,7 +74,7 @@ def drain(mapping: EventSourceMapping) -> None:
         mapping.drain(timeout_seconds=60, quiet_seconds=0.01)
 
 
-def test_records_of_a_stream__reach_the_handler_in_batches_and_in_order() -> None:
+def test_stream__reaches_the_handler_in_batches_in_order() -> None:
     batches: list[list[int]] = []
     streams = FakeStreamsClient(shard_of(5))
 
@@ -87,7 +87,7 @@ def test_records_of_a_stream__reach_the_handler_in_batches_and_in_order() -> Non
     assert batches == [[1, 2], [3, 4], [5]]
 
 
-def test_event__has_the_shape_in_which_lambda_delivers_it() -> None:
+def test_event__has_lambdas_shape() -> None:
     events: list[dict[str, Any]] = []
     record_with_binary = record(1)
     record_with_binary["dynamodb"]["NewImage"] = {
@@ -124,7 +124,7 @@ def test_event__has_the_shape_in_which_lambda_delivers_it() -> None:
     }
 
 
-def test_context__names_the_function_in_the_streams_region_and_account() -> None:
+def test_context__function_is_in_the_streams_region_and_account() -> None:
     contexts: list[Any] = []
 
     drain(mapping_of(FakeStreamsClient(shard_of(1)), lambda event, context: contexts.append(context)))
@@ -216,7 +216,7 @@ def test_reading_ahead__ends_while_a_batch_is_under_way() -> None:
     assert delivered == list(range(1, 51))
 
 
-def test_parallelization_factor__items_run_side_by_side_and_each_keeps_its_order() -> None:
+def test_parallelization_factor__each_item_keeps_its_order() -> None:
     items = "abcdefgh"
     shard = FakeShard("shard-1").put(*(record(number, item=items[number % 8]) for number in range(1, 81)))
     lock = threading.Lock()
@@ -260,7 +260,7 @@ def always_failing(event: dict[str, Any], context: Any) -> None:
     raise ValueError("no such table")
 
 
-def test_retries_exhausted__batch_is_written_to_the_bucket_and_the_stream_goes_on() -> None:
+def test_retries_exhausted__written_to_the_bucket_rest_delivered() -> None:
     bucket = Bucket()
     seen: list[int] = []
     invocations: list[Invocation] = []
@@ -298,7 +298,7 @@ def test_retries_exhausted__batch_is_written_to_the_bucket_and_the_stream_goes_o
     assert [(len(one.records), one.done) for one in invocations] == [(4, 1), (3, 0), (1, 0), (1, 0), (2, 2)]
 
 
-def test_record_too_old__written_to_the_bucket_without_an_invocation() -> None:
+def test_record_too_old__written_to_the_bucket_uncalled() -> None:
     bucket = Bucket()
     invocations: list[Invocation] = []
     mapping = mapping_of(
@@ -333,7 +333,7 @@ def test_destination_refuses_the_document__records_are_dropped(caplog: pytest.Lo
     assert "3 discarded records did not reach dead-letters" in caplog.text
 
 
-def test_on_batch__told_of_every_invocation() -> None:
+def test_on_batch__called_after_every_invocation() -> None:
     invocations: list[Invocation] = []
     mapping = mapping_of(
         FakeStreamsClient(shard_of(2)),
@@ -373,7 +373,7 @@ def test_drain__waits_for_deliveries_under_way() -> None:
         assert ended == [1]
 
 
-def test_drain_of_a_batch_that_never_succeeds__times_out_and_closing_ends_the_retries() -> None:
+def test_drain_of_a_batch_that_always_fails__times_out() -> None:
     settings = replace(AWS_DEFAULTS, batch_size=2, retry_pause_seconds=0.01)
     invocations: list[Invocation] = []
     discarded: list[DiscardedBatch] = []
@@ -410,7 +410,7 @@ def run_until(condition: Callable[[], bool], mapping: EventSourceMapping) -> Non
     assert not thread.is_alive()
 
 
-def test_close_during_an_invocation__its_halves_are_not_sent_any_more() -> None:
+def test_close_during_an_invocation__halves_are_not_sent() -> None:
     calls: list[int] = []
     called, release = threading.Event(), threading.Event()
 
@@ -446,7 +446,7 @@ def test_run__delivers_what_comes_until_it_is_stopped() -> None:
     run_until(lambda: seen == [1, 2, 3, 4, 5], mapping_of(FakeStreamsClient(shard), handler))
 
 
-def test_run_stopped_during_a_retry_pause__ends_without_waiting_for_it() -> None:
+def test_run_stopped_during_a_retry_pause__ends_at_once() -> None:
     calls: list[int] = []
 
     def handler(event: dict[str, Any], context: Any) -> None:

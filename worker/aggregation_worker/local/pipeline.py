@@ -45,10 +45,7 @@ class Pipeline:
     mapping: EventSourceMapping
     dynamodb: "DynamoDBClient"
     sqs: "SQSClient"
-    s3: "S3Client"
     queue_url: str
-    bucket: str
-    ledger_table: str
     environment: Mapping[str, str]
 
 
@@ -108,18 +105,7 @@ def running_pipeline(
                 on_discarded=on_discarded,
             ) as mapping,
         ):
-            yield Pipeline(
-                server,
-                definitions,
-                mapping,
-                dynamodb,
-                sqs,
-                s3,
-                queue_url,
-                DEAD_LETTERS,
-                LEDGER_TABLE,
-                function_environment,
-            )
+            yield Pipeline(server, definitions, mapping, dynamodb, sqs, queue_url, function_environment)
 
 
 def deployed_handler() -> Handler:
