@@ -41,6 +41,6 @@ def running_aggregator(
             process.kill()
 
 
-def without_aws_settings() -> dict[str, str]:
-    """This process's environment, as on a machine that knows nothing of AWS."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+def without_settings() -> dict[str, str]:
+    """This process's environment without what the user has set for AWS and for the worker."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "AGGREGATIONS_FILE"))}

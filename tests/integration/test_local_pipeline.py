@@ -17,7 +17,7 @@ from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.pipeline import Pipeline, running_pipeline
 from aggregation_worker.local.recompute import scan, stored_totals, totals_of
 from aggregation_worker.operations.cli import main
-from tests.aggregator import aggregator, running_aggregator, without_aws_settings
+from tests.aggregator import aggregator, running_aggregator, without_settings
 from tests.aws_cli import commands_of, run_aws
 from tests.waiting import wait_for
 
@@ -31,7 +31,7 @@ def clone(tmp_path: Path) -> dict[str, str]:
     folder = tmp_path / "clone"
     shutil.copytree(ROOT / "worker", folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "aggregations.toml").write_text(MISTAKE)
-    return {**without_aws_settings(), "PYTHONPATH": str(folder)}
+    return {**without_settings(), "PYTHONPATH": str(folder)}
 
 
 def test_demo__shows_matching_totals_and_the_dead_letter(clone: dict[str, str]) -> None:
@@ -76,7 +76,7 @@ def test_readme_definitions__can_be_read() -> None:
 def test_local__counts_what_is_put_until_it_is_ended(by: signal.Signals, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    environment = {**without_aws_settings(), "AGGREGATIONS_FILE": str(SAMPLE_FILE), "TMPDIR": str(temporary)}
+    environment = {**without_settings(), "AGGREGATIONS_FILE": str(SAMPLE_FILE), "TMPDIR": str(temporary)}
     with running_aggregator("local", environment=environment, in_background=True) as process:
         assert process.stdout is not None
         lines: list[str] = []
