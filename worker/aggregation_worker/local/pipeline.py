@@ -1,6 +1,6 @@
 """The whole pipeline on one machine: source table, stream, mapping, worker, totals, ledger and dead letters.
 
-Everything is created from the definitions file and from `deployment`, as by the CDK app on AWS, on a ministack
+Everything is created from the definitions file and from `deployment`, as the CDK app does on AWS, on a ministack
 that lives as long as the pipeline. The handler is the deployed one, `handler.lambda_handler`, in this process.
 """
 
