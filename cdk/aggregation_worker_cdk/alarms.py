@@ -154,7 +154,7 @@ def alarm_settings(metrics: StackMetrics) -> list[AlarmSetting]:
 
 def _late(metrics: StackMetrics) -> list[AlarmSetting]:
     age = metrics.lambda_function("IteratorAge", "Maximum", ONE_MINUTE)
-    very_late = very_late_ms(deployment.MAXIMUM_RECORD_AGE_SECONDS)
+    very_late = very_late_ms(deployment.MAPPING.maximum_record_age_seconds)
     return [
         # Without batches there are no values; the alarm then keeps its state.
         AlarmSetting(

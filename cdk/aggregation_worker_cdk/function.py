@@ -3,6 +3,8 @@
 The mapping's values come from `aggregation_worker.deployment.settings`, each with its reason.
 """
 
+import json
+
 import aws_cdk as cdk
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
@@ -60,24 +62,23 @@ class AggregationFunction(Construct):
         self, definitions: Definitions, tables: Tables, dead_letters: DeadLetters
     ) -> lambda_.CfnEventSourceMapping:
         """The mapping as CloudFormation knows it: the CDK's event source would add grants and defaults of its own."""
+        settings = deployment.MAPPING
+        pattern = json.dumps({"eventName": deployment.event_names(definitions)})
         mapping = lambda_.CfnEventSourceMapping(
             self,
             "Mapping",
             event_source_arn=tables.source.stream_arn,
             function_name=self.function.function_name,
-            starting_position=deployment.STARTING_POSITION,
-            batch_size=deployment.BATCH_SIZE,
-            maximum_batching_window_in_seconds=deployment.BATCHING_WINDOW_SECONDS,
-            parallelization_factor=deployment.PARALLELIZATION_FACTOR,
-            maximum_retry_attempts=deployment.RETRY_ATTEMPTS,
-            maximum_record_age_in_seconds=deployment.MAXIMUM_RECORD_AGE_SECONDS,
-            bisect_batch_on_function_error=deployment.BISECT_ON_ERROR,
-            function_response_types=["ReportBatchItemFailures"] if deployment.REPORT_BATCH_ITEM_FAILURES else None,
+            starting_position=settings.starting_position,
+            batch_size=settings.batch_size,
+            maximum_batching_window_in_seconds=settings.maximum_batching_window_seconds,
+            parallelization_factor=settings.parallelization_factor,
+            maximum_retry_attempts=settings.maximum_retry_attempts,
+            maximum_record_age_in_seconds=settings.maximum_record_age_seconds,
+            bisect_batch_on_function_error=settings.bisect_batch_on_function_error,
+            function_response_types=["ReportBatchItemFailures"] if settings.report_batch_item_failures else None,
             filter_criteria=lambda_.CfnEventSourceMapping.FilterCriteriaProperty(
-                filters=[
-                    lambda_.CfnEventSourceMapping.FilterProperty(pattern=pattern)
-                    for pattern in deployment.filter_patterns(definitions)
-                ]
+                filters=[lambda_.CfnEventSourceMapping.FilterProperty(pattern=pattern)]
             ),
             destination_config=lambda_.CfnEventSourceMapping.DestinationConfigProperty(
                 # Only S3 gets the records themselves; other destinations get a pointer into the stream, which expires.

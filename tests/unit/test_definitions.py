@@ -13,6 +13,7 @@ from aggregation_worker.aggregations.contributions import KeyType, RemovePolicy
 from aggregation_worker.aggregations.definitions import (
     DEFINITIONS_FILE,
     DefinitionError,
+    definitions_file,
     load_definitions,
     parse_definitions,
 )
@@ -717,3 +718,18 @@ def test_any_values__are_definitions_or_a_definition_error(values: dict[str, obj
 def test_users_file__lies_beside_the_package() -> None:
     assert DEFINITIONS_FILE.name == "aggregations.toml"
     assert DEFINITIONS_FILE.parent == Path(aggregation_worker.__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("option", "environment", "expected"),
+    [
+        (Path("option.toml"), {"AGGREGATIONS_FILE": "variable.toml"}, Path("option.toml")),
+        (None, {"AGGREGATIONS_FILE": "variable.toml"}, Path("variable.toml")),
+        (None, {"AGGREGATIONS_FILE": ""}, DEFINITIONS_FILE),
+        (None, {}, DEFINITIONS_FILE),
+    ],
+)
+def test_definitions_file__option_before_variable_before_the_users(
+    option: Path | None, environment: dict[str, str], expected: Path
+) -> None:
+    assert definitions_file(option, environment) == expected

@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations
@@ -47,6 +47,21 @@ _VIEW_TYPE = "NEW_AND_OLD_IMAGES"
 
 class DefinitionError(ValueError):
     """A mistake in the definitions file; the message names the aggregation and the key."""
+
+
+def definitions_file(option: Path | None, environment: Mapping[str, str]) -> Path:
+    """The file that a command reads: `option`, else `AGGREGATIONS_FILE`, else the user's file, where there is one.
+
+    Raises:
+        DefinitionError: none of them is there.
+    """
+    if option is not None:
+        return option
+    if variable := environment.get("AGGREGATIONS_FILE"):
+        return Path(variable)
+    if not DEFINITIONS_FILE.is_file():
+        raise DefinitionError("no definitions file: give --definitions FILE or set AGGREGATIONS_FILE")
+    return DEFINITIONS_FILE
 
 
 def load_definitions(path: Path) -> Definitions:

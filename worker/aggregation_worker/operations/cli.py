@@ -6,6 +6,7 @@ only by those who use it.
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE, DefinitionError
+from aggregation_worker.aggregations.definitions import DefinitionError, definitions_file
 from aggregation_worker.operations import resources
 from aggregation_worker.operations.errors import CommandError
 
@@ -79,7 +80,10 @@ def _add_local(commands: "_Commands") -> None:
         "Ctrl-C, and prints a line for each batch.",
     )
     local.add_argument(
-        "--definitions", type=Path, default=DEFINITIONS_FILE, metavar="FILE", help="definitions file (default: bundled)"
+        "--definitions",
+        type=Path,
+        metavar="FILE",
+        help="definitions file (default: AGGREGATIONS_FILE, or a clone's worker/aggregations.toml)",
     )
     local.add_argument("--port", type=_port, help="port of the endpoint on 127.0.0.1 (default: a free one)")
     local.add_argument("--verbose", action="store_true", help="show the function's log and metrics too")
@@ -285,8 +289,9 @@ def _local(options: argparse.Namespace) -> int:
     _require_local_extra()
     from aggregation_worker.local.session import run_local
 
+    file = definitions_file(options.definitions, os.environ)
     with _ministack_errors():
-        return run_local(options.definitions, port=options.port, verbose=options.verbose)
+        return run_local(file, port=options.port, verbose=options.verbose)
 
 
 def _dead_letters(options: argparse.Namespace) -> int:
