@@ -23,23 +23,23 @@ import jsii
 from aws_cdk import aws_lambda as lambda_
 
 import aggregation_worker
+from aggregation_worker.errors import WorkerError
 
 RUNTIME = lambda_.Runtime.PYTHON_3_13
 ARCHITECTURE = lambda_.Architecture.ARM_64
 PYTHON_VERSION = "3.13"
 
 PACKAGE = Path(aggregation_worker.__file__).parent
-# Pinned with hashes, without the names of registries. Made again, from the repository's top, with
-#   uv export --no-dev --no-emit-project --prune rich --no-header --no-annotate --output-file cdk/requirements.txt
-# which takes the versions that the tests ran with; only the `aggregator` command needs rich.
-REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
+# Pinned with hashes, in the versions that the tests ran with, without the names of registries; cdk/README.md, "The
+# functions' bundles", has the command that makes it again. Only the `aggregator` command needs rich.
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 _SECONDS_TO_INSTALL = 300
 # Where Lambda unpacks it, for the file names in tracebacks.
 _TASK_ROOT = "/var/task"
 
 
-class BundlingError(Exception):
+class BundlingError(WorkerError):
     """The bundle could not be made; the message says what is missing, or what the installer said."""
 
 

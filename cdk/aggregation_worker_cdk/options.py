@@ -1,6 +1,6 @@
-"""What can be chosen for a deployment on the command line, as `-c name=value`; all else is in `deployment.settings`.
+"""What can be chosen for a deployment on the command line, as `-c name=value`.
 
-Every flag is optional and explained in cdk/README.md.
+Every flag is optional and explained in cdk/README.md. Everything else is in `aggregation_worker.deployment`.
 """
 
 import difflib
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE
 from aggregation_worker.deployment.settings import STACK_NAME
+from aggregation_worker.errors import WorkerError
 from aggregation_worker_cdk.schedule import mistake_in
 
 # The bucket's name is the stack's with "-dlq-", the account's 12 digits and the region's at most 14 characters; S3
@@ -20,7 +21,7 @@ _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 _MAX_RESERVED_CONCURRENCY = 10_000
 
 
-class OptionError(ValueError):
+class OptionError(WorkerError):
     """A flag that cannot be used; the message names it and what it takes."""
 
 

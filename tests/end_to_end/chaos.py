@@ -48,7 +48,7 @@ from aggregation_worker.local.on_failure_destination import OnFailureDestination
 from aggregation_worker.local.pipeline import DEAD_LETTERS, LEDGER_TABLE, create_dead_letters, create_table
 from aggregation_worker.local.recompute import scan
 from aggregation_worker.operations.errors import CommandError
-from aggregation_worker.operations.letters import HeldMessages, understand
+from aggregation_worker.operations.letters import HeldMessages, resolve_letter
 from aggregation_worker.operations.replaying import Replay, Selection, SendError
 from tests.dynamodb_local import DynamoDBLocal, running_dynamodb_local
 from tests.end_to_end.faulty_proxy import Fault, FaultyProxy
@@ -530,7 +530,7 @@ class Chaos:
         held = HeldMessages(self.ministack.client("sqs"), self.queue_url)
         for page in held.receive(held.started_at()):
             for message in page:
-                letter = understand(message, self._resources())
+                letter = resolve_letter(message, self._resources())
                 found.extend(record["eventID"] for record in letter.records)
         return found
 

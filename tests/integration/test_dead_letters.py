@@ -175,7 +175,7 @@ def deployed(event: dict[str, Any], context: Any) -> Any:
     return lambda_handler(event, context)
 
 
-def test_500_records_parked_by_a_bad_deployment__replay_brings_every_total_right(
+def test_500_parked_records__replay_makes_every_total_right(
     broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pipeline_with() as pipeline:
@@ -279,7 +279,7 @@ def test_pointer_into_the_stream__is_read_back_from_it(capsys: pytest.CaptureFix
         assert stored(pipeline) == expected(pipeline)
 
 
-def test_garbage_in_the_queue__one_line_each_stays_and_the_rest_goes_on(
+def test_garbage_in_the_queue__stays_and_the_rest_is_replayed(
     broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pipeline_with() as pipeline:
@@ -328,7 +328,7 @@ def _notification(pipeline: Pipeline, key: str) -> str:
     return json.dumps({"Records": [{"s3": {"bucket": {"name": DEAD_LETTERS}, "object": {"key": key}}}]})
 
 
-def test_record_too_large_for_a_message__goes_and_comes_by_way_of_the_bucket(
+def test_record_too_large_for_a_message__goes_by_the_bucket(
     broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pipeline_with() as pipeline:
@@ -407,7 +407,7 @@ def test_sequence_number_and_reason__select_one_letter(
         assert waiting(pipeline) == 4
 
 
-def test_function_that_fails_for_one_letter__does_not_hold_up_the_others(
+def test_function_that_fails_for_one_letter__replays_the_others(
     broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails_for_item3(event: dict[str, Any], context: Any) -> Any:
@@ -428,7 +428,7 @@ def test_function_that_fails_for_one_letter__does_not_hold_up_the_others(
         assert waiting(pipeline) == 2
 
 
-def test_function_that_always_fails__stops_early_and_leaves_everything(
+def test_function_that_always_fails__stops_the_replay_early(
     broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(_: Any, __: Any) -> Any:
@@ -450,7 +450,7 @@ def test_function_that_always_fails__stops_early_and_leaves_everything(
 @pytest.mark.parametrize(
     ("code", "refusals", "status"), [("AccessDeniedException", 99, 2), ("ThrottlingException", 1, 0)]
 )
-def test_function_that_may_not_be_called__is_one_clear_line_and_loses_nothing(
+def test_function_that_may_not_be_called__is_one_clear_line(
     code: str,
     refusals: int,
     status: int,
@@ -561,7 +561,7 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
         assert stored(pipeline) == expected(pipeline)
 
 
-def test_explain__shows_receipts_that_add_up_and_says_when_they_do_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain__says_whether_the_receipts_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     with pipeline_with() as pipeline:
         put_orders(pipeline, 20, items=2)
         pipeline.mapping.drain(60)
@@ -583,9 +583,7 @@ def test_explain__shows_receipts_that_add_up_and_says_when_they_do_not(capsys: p
         assert "something other than the worker" in " ".join(capsys.readouterr().out.split())
 
 
-def test_verify__tells_the_latency_and_leaves_only_a_receipt_behind(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify__says_the_latency_and_leaves_only_a_receipt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stop = threading.Event()
     with pipeline_with() as pipeline:
         delivering = threading.Thread(target=pipeline.mapping.run, args=(stop,))

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.streams.records import Image
 
 _STEP = re.compile(r'\s*(?:"((?:[^"\\]|\\.)+)"|([^\s."\[\]*]+))((?:\[[0-9]{1,9}\])*)\s*')
@@ -17,7 +18,7 @@ _ABSENT = object()
 _TYPES = frozenset(("S", "N", "B", "BOOL", "NULL", "M", "L", "SS", "NS", "BS"))
 
 
-class MalformedValueError(ValueError):
+class MalformedValueError(WorkerError, ValueError):
     """An image holds a value that the definition cannot use.
 
     The message names the attribute and what is wrong; it never holds the value, since it goes to logs and listings.

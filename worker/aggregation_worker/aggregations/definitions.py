@@ -30,6 +30,7 @@ from aggregation_worker.aggregations.contributions import (
 )
 from aggregation_worker.aggregations.truncation import Truncation, Unit
 from aggregation_worker.aggregations.where import Where
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.streams.records import table_and_label
 
 # The user's file, beside the package: in a clone, and in a function's bundle. An installed package has none.
@@ -45,7 +46,7 @@ _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d([Zz]|[+-]\d\d:\d\d)", 
 _VIEW_TYPE = "NEW_AND_OLD_IMAGES"
 
 
-class DefinitionError(ValueError):
+class DefinitionError(WorkerError):
     """A mistake in the definitions file; the message names the aggregation and the key."""
 
 

@@ -22,6 +22,8 @@ from decimal import (
 )
 from functools import reduce
 
+from aggregation_worker.errors import WorkerError
+
 Amounts = tuple[Decimal, ...]
 """One number for each measure, in the order of the measures' names."""
 
@@ -46,7 +48,7 @@ _LONGEST_TEXT = 300
 _ZERO = Decimal(0)
 
 
-class NumberOutOfRangeError(ValueError):
+class NumberOutOfRangeError(WorkerError, ValueError):
     """A number that DynamoDB cannot hold: over 38 significant digits, or too large or small in magnitude."""
 
 
