@@ -66,7 +66,7 @@ class FunctionBundling:
     """Makes the functions' bundles when the CDK asks for them.
 
     Attributes:
-        error: why one could not be made; the CDK passes the exception on as one of its own.
+        error: why a bundle could not be made; the CDK raises an exception of its own in its place.
     """
 
     def __init__(self, definitions_file: Path) -> None:
@@ -214,7 +214,7 @@ def _prune(target: Path, services: Collection[str]) -> None:
 
 
 def _compile(python: str, target: Path) -> None:
-    """Compiles for the runtime; unchecked, since nobody edits a deployed file and asking costs time for each."""
+    """Compiles for the runtime; unchecked, since deployed files do not change and checking each costs time."""
     command = [python, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
     _run([*command, "-s", str(target), "-p", _TASK_ROOT, str(target)])
 

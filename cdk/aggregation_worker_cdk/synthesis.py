@@ -30,7 +30,7 @@ def main(app: cdk.App | None = None) -> int:
     except (OptionError, DefinitionError, DeploymentError, BundlingError) as error:
         return _fail(error)
     except RuntimeError as error:
-        # Errors that have come through JavaScript have lost their type on the way.
+        # An error that has passed through JavaScript has lost its type.
         if bundling is not None and bundling.error is not None:
             return _fail(bundling.error)
         if not str(error).startswith("ValidationFailed"):

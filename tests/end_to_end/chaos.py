@@ -28,7 +28,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
@@ -40,7 +40,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 from aggregation_worker.aggregations.definitions import parse_definitions
 from aggregation_worker.batch import REPORT_OUTCOMES, RecordOutcome
 from aggregation_worker.deployment import settings as deployment
-from aggregation_worker.deployment.mapping_settings import MappingSettings
 from aggregation_worker.ledger.receipts import aggregate_name
 from aggregation_worker.local.delivery import Batch, Invocation, PolledRecord, deliver
 from aggregation_worker.local.local_function import LocalFunction
@@ -67,13 +66,13 @@ RECORDS_A_SECOND = 200
 # How the mapping is set, for every other shard: as it is deployed but for fewer retries, and so that whole batches are
 # given up at once.
 SETTINGS = (
-    MappingSettings(
-        maximum_retry_attempts=2,
-        bisect_batch_on_function_error=True,
-        report_batch_item_failures=True,
+    replace(deployment.MAPPING, maximum_retry_attempts=2, retry_pause_seconds=0.01),
+    replace(
+        deployment.MAPPING,
+        maximum_retry_attempts=0,
+        bisect_batch_on_function_error=False,
         retry_pause_seconds=0.01,
     ),
-    MappingSettings(maximum_retry_attempts=0, report_batch_item_failures=True, retry_pause_seconds=0.01),
 )
 BATCH_SIZES = (1, 3, 10, 30, 100, 300)
 # Seconds that an invocation may take; some have hardly any time.

@@ -7,7 +7,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -23,33 +22,26 @@ import pytest
 from botocore.exceptions import ClientError
 
 from aggregation_worker import handler
-from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.dead_letters import PARKED_PREFIX
-from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.deployment.settings import MAPPING
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.local_function import LambdaContext
 from aggregation_worker.local.ministack import Ministack
-from aggregation_worker.local.pipeline import Pipeline, mapping_settings, running_pipeline
+from aggregation_worker.local.pipeline import DEAD_LETTERS, LEDGER_TABLE, Pipeline, running_pipeline
 from aggregation_worker.local.recompute import scan, stored_totals, totals_of
 from aggregation_worker.operations.cli import build_parser, main
 from aggregation_worker.operations.resources import Resources
+from tests.aggregator import running_aggregator
 from tests.integration.world import side_by_side
 
 Handler = Callable[[dict[str, Any], Any], Any]
 
-
-def quick(definitions: Definitions) -> MappingSettings:
-    return replace(
-        mapping_settings(definitions),
-        maximum_batching_window_seconds=0,
-        maximum_retry_attempts=1,
-        retry_pause_seconds=0.01,
-    )
+QUICK = replace(MAPPING, maximum_batching_window_seconds=0, maximum_retry_attempts=1, retry_pause_seconds=0.01)
 
 
 @contextmanager
 def pipeline_with(handler: Handler | None = None, **settings: Any) -> Iterator[Pipeline]:
-    with running_pipeline(SAMPLE_FILE, handler=handler, settings=lambda d: replace(quick(d), **settings)) as pipeline:
+    with running_pipeline(SAMPLE_FILE, handler=handler, settings=replace(QUICK, **settings)) as pipeline:
         yield pipeline
 
 
@@ -111,9 +103,7 @@ def put_orders(pipeline: Pipeline, count: int, items: int = 7) -> None:
 
 def expected(pipeline: Pipeline) -> dict[Any, Any]:
     source = scan(pipeline.dynamodb, pipeline.definitions.source.table)
-    return {
-        group: amounts for (_, group), amounts in totals_of(pipeline.definitions.aggregations, source).by_group.items()
-    }
+    return {group: amounts for (_, group), amounts in totals_of(pipeline.definitions.aggregations, source).items()}
 
 
 def stored(pipeline: Pipeline) -> dict[Any, Any]:
@@ -303,9 +293,11 @@ def test_garbage_in_the_queue__stays_and_the_rest_is_replayed(
             "batchSize": 2,
             "streamArn": "arn:aws:dynamodb:us-east-1:000000000000:table/Order_by_item/stream/x",
         }
-        pipeline.s3.put_object(Bucket=pipeline.bucket, Key="documents/truncated", Body=b'{"payload": "{\\"Reco')
-        pipeline.s3.put_object(
-            Bucket=pipeline.bucket,
+        pipeline.server.client("s3").put_object(
+            Bucket=DEAD_LETTERS, Key="documents/truncated", Body=b'{"payload": "{\\"Reco'
+        )
+        pipeline.server.client("s3").put_object(
+            Bucket=DEAD_LETTERS,
             Key="documents/one-of-two",
             Body=json.dumps({"DDBStreamBatchInfo": info, "payload": '{"Records": [{}]}'}).encode(),
         )
@@ -319,7 +311,7 @@ def test_garbage_in_the_queue__stays_and_the_rest_is_replayed(
         }
         for body in garbage:
             send(pipeline, body)
-        send(pipeline, json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": pipeline.bucket}))
+        send(pipeline, json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": DEAD_LETTERS}))
 
         status, summary = replay(capsys)
 
@@ -333,7 +325,7 @@ def test_garbage_in_the_queue__stays_and_the_rest_is_replayed(
 
 
 def _notification(pipeline: Pipeline, key: str) -> str:
-    return json.dumps({"Records": [{"s3": {"bucket": {"name": pipeline.bucket}, "object": {"key": key}}}]})
+    return json.dumps({"Records": [{"s3": {"bucket": {"name": DEAD_LETTERS}, "object": {"key": key}}}]})
 
 
 def test_record_too_large_for_a_message__goes_by_the_bucket(
@@ -351,7 +343,7 @@ def test_record_too_large_for_a_message__goes_by_the_bucket(
             },
         )
         pipeline.mapping.drain(60)
-        objects = pipeline.s3.list_objects_v2(Bucket=pipeline.bucket, Prefix=PARKED_PREFIX)["Contents"]
+        objects = pipeline.server.client("s3").list_objects_v2(Bucket=DEAD_LETTERS, Prefix=PARKED_PREFIX)["Contents"]
         assert len(objects) == 1
         broken_number_parsing()
 
@@ -543,17 +535,7 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from aggregation_worker.operations.cli import main; sys.exit(main())",
-        "replay",
-        "--in-process",
-        "--visibility-timeout",
-        "1",
-        "--rate",
-        "400",
-    ]
+    command = ("replay", "--in-process", "--visibility-timeout", "1", "--rate", "400")
     with pipeline_with() as pipeline:
         put_orders(pipeline, 400)
         pipeline.mapping.drain(60)
@@ -561,17 +543,15 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
 
         for number in range(10):
             before = waiting(pipeline)
-            process = subprocess.Popen(
-                command, env={**os.environ}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            if number < 3:  # killed while it starts
-                time.sleep(chance.random())
-            else:  # killed when it has replayed some letters
-                while waiting(pipeline) == before and process.poll() is None:
-                    time.sleep(0.01)
-                time.sleep(chance.random() * 0.1)
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+            with running_aggregator(*command, output=subprocess.DEVNULL) as process:
+                if number < 3:  # killed while it starts
+                    time.sleep(chance.random())
+                else:  # killed when it has replayed some letters
+                    while waiting(pipeline) == before and process.poll() is None:
+                        time.sleep(0.01)
+                    time.sleep(chance.random() * 0.1)
+                process.kill()
+                assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
         assert 0 < waiting(pipeline) <= 400 - 7
         deadline = time.monotonic() + 60
         while waiting(pipeline) and time.monotonic() < deadline:
@@ -620,7 +600,7 @@ def test_verify__says_the_latency_and_leaves_only_a_receipt(tmp_path: Path, caps
         assert json.loads(output[output.rindex("{\n") :])["latencySeconds"] < 60
         assert stored(pipeline) == {}
         assert expected(pipeline) == {}
-        ledger = list(scan(pipeline.dynamodb, pipeline.ledger_table))
+        ledger = list(scan(pipeline.dynamodb, LEDGER_TABLE))
         definition, receipt = sorted(ledger, key=lambda item: "expires_at" in item)
         assert definition["page"] == {"S": "definition"}
         assert "aggregator-verify-" in receipt["aggregate"]["S"]
@@ -635,7 +615,7 @@ def test_verify_of_totals_by_day_alone__touches_no_real_day(tmp_path: Path, caps
         + 'remove = "retract"\n'
     )
     stop = threading.Event()
-    with running_pipeline(by_day, settings=quick) as pipeline:
+    with running_pipeline(by_day, settings=QUICK) as pipeline:
         put_orders(pipeline, 10)
         delivering = threading.Thread(target=pipeline.mapping.run, args=(stop,))
         delivering.start()

@@ -22,6 +22,7 @@ from aggregation_worker.handler import ParkingError, deadline_of, lambda_handler
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
 from aggregation_worker.ledger.definition_guard import DefinitionChangedError
 from aggregation_worker.ledger.settlement import CommitError
+from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.settings import SettingsError
 from aggregation_worker.streams.records import StreamViewTypeError, UnexpectedEventError
 from tests.dead_letter_fakes import BUCKET, QUEUE_URL, ParkingPlace
@@ -98,7 +99,7 @@ class Function:
 @contextmanager
 def deployed(**environment: str) -> Iterator[Function]:
     """A new process of the function."""
-    function = Function({**ENVIRONMENT, **environment})
+    function = Function({"AGGREGATIONS_FILE": str(SAMPLE_FILE), **ENVIRONMENT, **environment})
     handler._worker.cache_clear()
     with (
         mock.patch.dict("os.environ", function.environment, clear=True),

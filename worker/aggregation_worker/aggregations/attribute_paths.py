@@ -1,8 +1,8 @@
 """Paths to attributes inside DynamoDB images: `quantity`, `customer.address.country`, `lines[0].price`.
 
 A name with dots, brackets, blanks or asterisks in it is written in double quotes: `"unit.price"`. Images are in
-DynamoDB's typed JSON (`{"quantity": {"N": "10"}}`), as the stream delivers them: only what a definition asks for is
-ever looked at, so a record of 100 KB costs no more than a small one.
+DynamoDB's typed JSON (`{"quantity": {"N": "10"}}`), as the stream delivers them. Only what a definition asks for is
+read, so a record of 100 KB costs no more than a small one.
 """
 
 import re
@@ -27,7 +27,7 @@ class MalformedValueError(WorkerError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class AttributePath:
-    """Where in an image a value stands: attribute names (`str`) and list indexes (`int`), outermost first.
+    """Where in an image a value is: attribute names (`str`) and list indexes (`int`), outermost first.
 
     `text` is one spelling for each path, however the definition spells it.
     """
@@ -50,7 +50,7 @@ class AttributePath:
         return None if kind == "NULL" else (kind, content)
 
     def _inside(self, value: Any, step: str | int) -> Any:
-        """What stands one step further in; absent where the value is absent or NULL."""
+        """The value one step further in; absent where the value is absent or NULL."""
         if value is _ABSENT:
             return _ABSENT
         kind, content = self._typed(value)

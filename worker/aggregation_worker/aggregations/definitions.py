@@ -152,7 +152,7 @@ class _Entry:
         return key in self._left
 
     def done(self) -> None:
-        """Refuses keys that nobody took: a mistyped key must not be silently without effect."""
+        """Refuses keys that were not taken: a mistyped key must not be silently without effect."""
         for key in self._left:
             close = difflib.get_close_matches(key, self._known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(set(self._known)))}"
@@ -160,7 +160,7 @@ class _Entry:
 
 
 def _shown(value: object) -> str:
-    """A value in TOML's words: texts as they stand, of others only what they are, however large or deep."""
+    """A value in TOML's words: a text in full, of anything else only its kind, however large or deep."""
     if isinstance(value, str):
         return repr(value)
     words = {bool: "a boolean", int: "an integer", float: "a float", list: "an array", dict: "a table"}
@@ -215,7 +215,7 @@ def _aggregation(raw: object, index: int, source: Source) -> Aggregation:
     table = entry.text("table")
     _check_table_name(entry, table)
     if table == source.table:
-        raise entry.error("table", "is the source table itself: every total would feed the stream again")
+        raise entry.error("table", "is the source table itself: every total would be written to the stream again")
     keys = [_group_key(entry.entry("partition_key"), MAX_PARTITION_KEY_BYTES)]
     if entry.has("sort_key"):
         keys.append(_group_key(entry.entry("sort_key"), MAX_SORT_KEY_BYTES))
@@ -280,7 +280,7 @@ def _truncation(entry: _Entry) -> Truncation | None:
     zone = entry.text("timezone", None)
     if unit is None:
         if zone is not None:
-            raise entry.error("timezone", "needs truncate beside it")
+            raise entry.error("timezone", "needs truncate as well")
         return None
     if unit not in list(Unit):
         raise entry.error("truncate", f"{unit!r} is none of {', '.join(Unit)}")
@@ -289,7 +289,7 @@ def _truncation(entry: _Entry) -> Truncation | None:
     try:
         return Truncation(Unit(unit), ZoneInfo(zone))
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise entry.error("timezone", f"{zone!r} is no IANA time zone, such as Europe/Berlin or UTC") from error
+        raise entry.error("timezone", f"{zone!r} is not an IANA time zone, such as Europe/Berlin or UTC") from error
 
 
 def _measures(entry: _Entry, key_names: set[str]) -> tuple[Measure, ...]:
@@ -331,7 +331,7 @@ def _path(entry: _Entry, key: str, text: str) -> AttributePath:
 
 def _check_table_name(entry: _Entry, table: str) -> None:
     if not _TABLE_NAME.fullmatch(table):
-        raise entry.error("table", f"{table!r} is no DynamoDB table name (3 to 255 letters, digits, '_', '-', '.')")
+        raise entry.error("table", f"{table!r} is not a DynamoDB table name (3 to 255 letters, digits, '_', '-', '.')")
 
 
 def _check_key_name(entry: _Entry, name: str) -> None:
