@@ -10,6 +10,7 @@ from typing import Any
 
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group, KeyType
 from aggregation_worker.aggregations.numbers import EXACT, canonical_text, parse_number
+from aggregation_worker.ledger.corrections import FOUND
 from aggregation_worker.ledger.definition_guard import RECORDED_AT
 from aggregation_worker.ledger.receipts import (
     AGGREGATE_KEY,
@@ -24,7 +25,6 @@ from aggregation_worker.ledger.receipts import (
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.output import console, print_json, print_table
 from aggregation_worker.operations.resources import Resources
-from aggregation_worker.reconciliation.repair import FOUND
 
 
 class ReceiptKind(StrEnum):
