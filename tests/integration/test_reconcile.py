@@ -36,7 +36,8 @@ from aggregation_worker.operations.explain import ReceiptKind, explanations_of
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation import scheduled
 from aggregation_worker.reconciliation.items import ExportSource, ItemSource, ScanSource
-from aggregation_worker.reconciliation.reconcile import Reconciliation, Report, Verdict
+from aggregation_worker.reconciliation.reconcile import Reconciliation
+from aggregation_worker.reconciliation.report import Report, Verdict
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.streams.reader import StreamReader
 from aggregation_worker.streams.records import from_get_records

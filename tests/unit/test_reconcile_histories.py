@@ -22,15 +22,17 @@ from aggregation_worker.aggregations.definitions import parse_definitions
 from aggregation_worker.aggregations.numbers import EXACT
 from aggregation_worker.local.recompute import totals_of
 from aggregation_worker.reconciliation import reconcile, repair
-from aggregation_worker.reconciliation.look import Observations
-from aggregation_worker.reconciliation.reconcile import OutOfTimeError, Reconciliation, Report, Verdict
+from aggregation_worker.reconciliation.observation import Observations
+from aggregation_worker.reconciliation.observer import Observer
+from aggregation_worker.reconciliation.reconcile import OutOfTimeError, Reconciliation
+from aggregation_worker.reconciliation.report import Report, Verdict
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.streams.records import Image, from_get_records
 from aggregation_worker.streams.shards import IncompleteDescriptionError
 from tests.busy_source import STREAM_ARN, BusySource, Written, _Datetime
-from tests.fake_totals import LEDGER, FakeTotals
 from tests.faulty_dynamodb import ImmediateExecutor
 from tests.model.scale import chosen, seeds
+from tests.totals_in_memory import LEDGER, TotalsInMemory
 
 DEFINITIONS = """
 [source]
@@ -75,7 +77,7 @@ class World:
     """
 
     source: BusySource
-    totals: FakeTotals = field(init=False)
+    totals: TotalsInMemory = field(init=False)
     aggregation: Aggregation = field(init=False)
     definitions: Definitions = field(init=False)
     worker: bool = True
@@ -88,7 +90,7 @@ class World:
         parsed = parse_definitions(DEFINITIONS)
         self.definitions = Definitions(self.source.source, parsed.aggregations)
         (self.aggregation,) = parsed.aggregations
-        self.totals = FakeTotals(parsed.aggregations)
+        self.totals = TotalsInMemory(parsed.aggregations)
         self.totals.page_size = 200  # each request makes new pages: with few a time they would never end
         for group, amounts in self.fold(self.source.at_the_beginning).items():
             self.totals.add(self.aggregation, group, amounts)
@@ -158,7 +160,7 @@ class World:
         """What is wrong with the totals when the worker has counted everything: total minus fold."""
         self.work()
         expected = self.fold(self.source.items)
-        groups = expected.keys() | self.totals.rows[self.aggregation.table].keys()
+        groups = expected.keys() | self.totals.tables[self.aggregation.table].items.keys()
         found = {
             group: tuple(map(EXACT.subtract, self.totals.total(self.aggregation, group), expected.get(group, ZERO)))
             for group in groups
@@ -303,13 +305,14 @@ def test_every_single_look__shows_exactly_what_is_wrong(seed: int | None, monkey
         wrong = world.wrong()
         assert wrong.keys() == planted
         seen: list[tuple[Group, Any]] = []
-        observe = Reconciliation._observe
+        observe = Observer.observe
 
-        def observed(run: Reconciliation, suspects: Any) -> None:
-            observe(run, suspects)
-            seen.extend((suspect.group, suspect.observations.difference) for suspect in suspects if suspect.look)
+        def observed(observer: Observer, aggregates: Any) -> Iterator[Any]:
+            for chunk in observe(observer, aggregates):
+                seen.extend((one.group, compared.difference) for one, compared in chunk if compared is not None)
+                yield chunk
 
-        monkeypatch.setattr(Reconciliation, "_observe", observed)
+        monkeypatch.setattr(Observer, "observe", observed)
 
         world.run()
 
@@ -472,14 +475,14 @@ def test_total_that_is_no_number__is_drift_that_no_repair_touches() -> None:
     with a_world(1) as world:
         world.worker = False
         world.source.writes_per_request = 1e-9
-        world.totals.rows["totals"]["item1",]["quantity"] = {"S": "ten"}
+        world.totals.set(world.aggregation, ("item1",), {"quantity": {"S": "ten"}})
 
         report = world.run(repair=True)
 
         (finding,) = (one for one in report.findings if one.verdict is Verdict.DRIFT)
         assert (finding.group, finding.total) == (("item1",), None)
         assert "by hand" in finding.note
-        assert world.totals.rows["totals"]["item1",]["quantity"] == {"S": "ten"}
+        assert world.totals.tables["totals"].items["item1",]["quantity"] == {"S": "ten"}
 
 
 def test_total_that_changes_before_every_attempt__is_told_after_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
