@@ -103,7 +103,7 @@ class Shop(shops.Shop):
         """One run that repairs; nothing waits in the dead-letter queue."""
         return self.reconcile(letters=list, **options)
 
-    def add_behind_the_workers_back(self, group: Group, quantity: int, orders: int = 0) -> None:
+    def add_unnoticed(self, group: Group, quantity: int, orders: int = 0) -> None:
         self.world.client.update_item(
             TableName=self.sold.table,
             Key=key_of(group),
@@ -187,7 +187,7 @@ def plant(shop: Shop, seed: int) -> set[Group]:
     planted: set[Group] = set()
     for group in itertools.islice(candidates, 50):
         quantity, orders = chance.choice([(1, 0), (-7, 0), (0, 1), (3, -2), (10**20, 0)])
-        shop.add_behind_the_workers_back(group, quantity, orders)
+        shop.add_unnoticed(group, quantity, orders)
         planted.add(group)
     while len(planted) < 80:
         group = next(candidates)
@@ -195,7 +195,7 @@ def plant(shop: Shop, seed: int) -> set[Group]:
             planted.add(group)
     for number in range(20):
         group = (f"nobody-ordered-{number}", "2024-07-01")
-        shop.add_behind_the_workers_back(group, 1 + number, 1)
+        shop.add_unnoticed(group, 1 + number, 1)
         planted.add(group)
     return planted
 
@@ -215,7 +215,7 @@ def test_healthy_busy_table__has_no_drift(shop: Shop, seed: int) -> None:
     shop.assert_exact()
 
 
-def test_100_planted_drifts__are_found_and_repaired_while_writes_go_on(shop: Shop, seed: int) -> None:
+def test_100_planted_drifts__are_found_and_repaired(shop: Shop, seed: int) -> None:
     with busy(shop.busy_writer(seed), shop.busy_writer(seed + 1), shop.follower):
         planted = plant(shop, seed)
 
@@ -239,7 +239,7 @@ def test_100_planted_drifts__are_found_and_repaired_while_writes_go_on(shop: Sho
 
 def test_difference_is_what_was_planted__measure_by_measure(shop: Shop) -> None:
     group = ("item1", "2024-07-01")
-    shop.add_behind_the_workers_back(group, 5, -1)
+    shop.add_unnoticed(group, 5, -1)
 
     (finding,) = (one for one in shop.reconcile().findings if one.verdict is Verdict.DRIFT)
 
@@ -247,7 +247,7 @@ def test_difference_is_what_was_planted__measure_by_measure(shop: Shop) -> None:
     assert finding.difference == (Decimal(-1), Decimal(5))  # orders, quantity
 
 
-def test_aggregation_that_keeps_what_was_removed__is_compared_only_if_nothing_was(shop: Shop) -> None:
+def test_aggregation_that_keeps__is_compared_if_told_to(shop: Shop) -> None:
     table = shop.world.definitions.aggregations[1].table
     shop.world.client.update_item(
         TableName=table,
@@ -264,7 +264,7 @@ def test_aggregation_that_keeps_what_was_removed__is_compared_only_if_nothing_wa
     assert (careful.drifted, careful.undecided) == (0, 0)
 
 
-def test_removals_while_it_runs__do_not_look_like_drift_of_what_they_leave(shop: Shop, seed: int) -> None:
+def test_removals_meanwhile__are_no_drift(shop: Shop, seed: int) -> None:
     """Before the run nothing was removed; what is removed during it, the stream tells."""
     chance = random.Random(seed)
     numbers = list(range(shop.existing))
@@ -322,7 +322,7 @@ def test_worker_that_stands_still__is_not_taken_for_healthy(shop: Shop, seed: in
         during = shop.reconcile(patience=0.8)
         whole = shop.repair(patience=0.8)
 
-    # With nothing behind the cut, records in flight cannot be told from drift; with something, they can.
+    # With nothing after the cut, records in flight cannot be told from drift; with something, they can.
     assert before.drifted
     assert (during.drifted, during.undecided > 0) == (0, True)
     assert (whole.drifted, whole.undecided > 0) == (0, True)
@@ -332,7 +332,7 @@ def test_worker_that_stands_still__is_not_taken_for_healthy(shop: Shop, seed: in
 # --- Dead letters -----------------------------------------------------------------------------------------------------
 
 
-def test_record_that_waits_in_the_dead_letter_queue__is_not_repaired_and_leaves_no_drift_when_replayed(
+def test_record_in_a_dead_letter_only__waits_for_its_replay(
     shop: Shop,
 ) -> None:
     """The letter's record has left the stream, as after a day: a new stream begins without it."""
@@ -342,8 +342,8 @@ def test_record_that_waits_in_the_dead_letter_queue__is_not_repaired_and_leaves_
     letter = shop.next_record()
     client.update_table(TableName=shop.source, StreamSpecification={"StreamEnabled": False})
     shop.stream_arn = enable_stream(client, shop.source)
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 1_000)
-    shop.add_behind_the_workers_back(("item2", "2024-07-01"), 1_000)
+    shop.add_unnoticed(("item1", "2024-07-01"), 1_000)
+    shop.add_unnoticed(("item2", "2024-07-01"), 1_000)
 
     waiting = shop.reconcile(letters=lambda: [letter])
     shop.world.deliver([letter])
@@ -358,7 +358,7 @@ def test_record_that_waits_in_the_dead_letter_queue__is_not_repaired_and_leaves_
     shop.assert_exact()
 
 
-def test_record_still_in_the_stream_and_in_the_dead_letter_queue__is_reported_and_not_repaired(shop: Shop) -> None:
+def test_record_in_stream_and_dead_letter__is_not_repaired(shop: Shop) -> None:
     client = shop.world.client
     order = {"orderid": {"S": "parked"}, "item_number": {"S": "item1"}, "order_date": {"S": "2024-07-01"}}
     client.put_item(TableName=shop.source, Item=order | {"quantity": {"N": "12"}})
@@ -374,7 +374,7 @@ def test_record_still_in_the_stream_and_in_the_dead_letter_queue__is_reported_an
     shop.assert_exact()
 
 
-def test_malformed_order_that_was_corrected__comes_right_by_a_repair_once_its_letters_are_discarded(
+def test_corrected_order_without_letters__is_repaired(
     shop: Shop,
 ) -> None:
     client = shop.world.client
@@ -433,7 +433,7 @@ def test_repair_whose_answers_are_lost__corrects_once(shop: Shop, seed: int) -> 
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before the write", "after the write"])
-def test_repair_that_is_killed__the_next_one_corrects_the_rest_once(shop: Shop, seed: int, before: bool) -> None:
+def test_killed_repair__the_next_one_corrects_the_rest_once(shop: Shop, seed: int, before: bool) -> None:
     class Killed(BaseException):
         pass
 
@@ -487,7 +487,7 @@ def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop, dynamodb_loca
             TableName=shop.source, Item=order | {"order_date": {"S": "2024-07-01"}, "quantity": {"N": "1"}}
         )
 
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 1_000)
+    shop.add_unnoticed(("item1", "2024-07-01"), 1_000)
 
     with busy(write, write, follow):
         report = shop.repair(client=client)
@@ -498,7 +498,7 @@ def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop, dynamodb_loca
 
 
 def test_unfinished_backfill__is_not_repaired_over(shop: Shop) -> None:
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+    shop.add_unnoticed(("item1", "2024-07-01"), 5)
     label = shop.stream_arn.rsplit("/", 1)[1]
     marker = {"aggregate": {"S": "sold"}, "page": {"S": "backfill"}, STARTED_AT: {"N": "1"}}
     shop.world.client.put_item(TableName=shop.world.ledger_table, Item=marker | {CUT: {"S": f"stream {label}"}})
@@ -516,8 +516,8 @@ def test_unfinished_backfill__is_not_repaired_over(shop: Shop) -> None:
     assert (taken_over.cut, taken_over.finished_at is not None) == ("repair", True)
 
 
-def test_repair_of_what_was_never_backfilled__closes_it_to_a_backfill(shop: Shop) -> None:
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+def test_repair__closes_an_aggregation_to_a_backfill(shop: Shop) -> None:
+    shop.add_unnoticed(("item1", "2024-07-01"), 5)
 
     shop.repair()
 
@@ -530,12 +530,12 @@ def test_repair_of_what_was_never_backfilled__closes_it_to_a_backfill(shop: Shop
 # --- Aggregations of which nothing can be said ------------------------------------------------------------------------
 
 
-def test_aggregation_that_counts_since_a_moment__is_compared_when_it_is_backfilled(
+def test_aggregation_with_since__is_compared_once_backfilled(
     dynamodb_local: DynamoDBLocal,
 ) -> None:
     since = 'remove = "retract"\nsince = "2020-01-01T00:00:00Z"'
     with a_shop(dynamodb_local, SOLD.replace('remove = "retract"', since)) as shop:
-        shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+        shop.add_unnoticed(("item1", "2024-07-01"), 5)
 
         before = shop.reconcile()
         marker = {"aggregate": {"S": "sold"}, "page": {"S": "backfill"}, CUT: {"S": "since 2020-01-01T00:00:00Z"}}
@@ -551,7 +551,7 @@ def test_aggregation_that_counts_since_a_moment__is_compared_when_it_is_backfill
 
 
 def test_aggregation_that_no_worker_knows_yet__is_not_repaired(shop: Shop) -> None:
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+    shop.add_unnoticed(("item1", "2024-07-01"), 5)
     shop.world.client.delete_item(
         TableName=shop.world.ledger_table, Key={"aggregate": {"S": "sold"}, "page": {"S": "definition"}}
     )
@@ -601,7 +601,7 @@ def test_command__finds_repairs_and_then_finds_nothing(
     shop: Shop, surroundings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("aggregation_worker.operations.reconcile.records_of_letters", lambda _: [])
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+    shop.add_unnoticed(("item1", "2024-07-01"), 5)
     run = ["reconcile", "--patience", "0.3", "--no-metric"]
 
     with busy(shop.busy_writer(1), shop.follower):
@@ -628,11 +628,11 @@ def test_function__publishes_the_drift_and_then_none(
 ) -> None:
     monkeypatch.setattr(scheduled, "reconcile", functools.partial(scheduled.reconcile, patience=0.3))
     context: Any = None
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+    shop.add_unnoticed(("item1", "2024-07-01"), 5)
 
     with busy(shop.busy_writer(1), shop.follower):
         first = scheduled.lambda_handler({}, context)
-        shop.add_behind_the_workers_back(("item1", "2024-07-01"), -5)
+        shop.add_unnoticed(("item1", "2024-07-01"), -5)
         second = scheduled.lambda_handler({}, context)
 
     assert (first["verdicts"]["drift"], second["verdicts"]["drift"]) == (1, 0)
@@ -640,7 +640,7 @@ def test_function__publishes_the_drift_and_then_none(
     assert [line["AggregateDrift"] for line in lines] == [[1.0], [0.0]]
 
 
-def test_command_on_the_local_pipeline__leaves_what_waits_in_the_queue_until_it_is_replayed(
+def test_local_pipeline__what_waits_is_repaired_after_its_replay(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through SQS and CloudWatch, too; the bad deployment parks what it cannot read."""

@@ -47,7 +47,7 @@ def observed(client: Any, first: str = "0") -> Observation:
 # --- One observation --------------------------------------------------------------------------------------------------
 
 
-def test_look__shows_the_total_with_the_receipts_from_a_page_on() -> None:
+def test_observation__shows_total_and_receipts_from_a_page_on() -> None:
     totals = TotalsInMemory([AGGREGATION])
     records = [record(quantity, created_at=1_721_036_400 + quantity) for quantity in range(1, 11)]
     for one in records:
@@ -60,7 +60,7 @@ def test_look__shows_the_total_with_the_receipts_from_a_page_on() -> None:
     assert found.pages.corrections == {}
 
 
-def test_look__tells_corrections_from_receipts_of_records() -> None:
+def test_observation__tells_corrections_from_records() -> None:
     totals = TotalsInMemory([AGGREGATION])
     totals.apply([AGGREGATION], record(1))
     totals.put_receipts(AGGREGATE.name, "backfill", {"stream 2024": {"N": "7"}})
@@ -76,7 +76,7 @@ def test_look__tells_corrections_from_receipts_of_records() -> None:
 
 
 @pytest.mark.parametrize("request_number", range(1, 6))
-def test_record_that_is_applied_during_a_look__is_in_both_or_in_neither(request_number: int) -> None:
+def test_record_applied_meanwhile__is_in_both_or_in_neither(request_number: int) -> None:
     totals = TotalsInMemory([AGGREGATION])
     totals.apply([AGGREGATION], record(1))
     requests: list[str] = []
@@ -92,12 +92,12 @@ def test_record_that_is_applied_during_a_look__is_in_both_or_in_neither(request_
 
     assert found.stored.amounts is not None
     assert found.stored.amounts[0] == sum(one[0] for one in found.pages.receipts.values())
-    if request_number == 2:  # between the pages and the total: looked again
+    if request_number == 2:  # between the pages and the total: observed again
         assert requests == ["Query", "GetItem", "Query", "GetItem", "Query", "Query"]
 
 
 @pytest.mark.parametrize("request_number", range(1, 6))
-def test_correction_during_a_look__is_in_both_or_in_neither(request_number: int) -> None:
+def test_correction_meanwhile__is_in_both_or_in_neither(request_number: int) -> None:
     totals = TotalsInMemory([AGGREGATION])
     totals.apply([AGGREGATION], record(1))
     requests: list[str] = []
@@ -124,8 +124,8 @@ def test_aggregate_that_never_holds_still__is_given_up() -> None:
         observed(totals)
 
 
-@pytest.mark.parametrize("behind", [0, 50])
-def test_hot_aggregate_with_a_long_history__is_seen_between_its_records(behind: int) -> None:
+@pytest.mark.parametrize("seconds_back", [0, 50])
+def test_hot_aggregate__is_seen_between_its_records(seconds_back: int) -> None:
     """To read all its pages takes 40 requests, and every tenth brings a record: on the last page, or further back."""
     totals = TotalsInMemory([AGGREGATION])
     for second in range(120):
@@ -135,7 +135,7 @@ def test_hot_aggregate_with_a_long_history__is_seen_between_its_records(behind: 
     def meanwhile(operation: str) -> None:
         requests.append(operation)
         if len(requests) % 10 == 0 and len(requests) < 500:
-            totals.apply([AGGREGATION], record(1, created_at=1_721_036_519 - behind))
+            totals.apply([AGGREGATION], record(1, created_at=1_721_036_519 - seconds_back))
 
     totals.on_request = meanwhile
 
@@ -143,13 +143,13 @@ def test_hot_aggregate_with_a_long_history__is_seen_between_its_records(behind: 
 
     assert found.stored.amounts == amounts(len(found.pages.receipts))
     assert len(found.pages.receipts) > 120
-    if not behind:
+    if not seconds_back:
         assert len(requests) < 200
 
 
 @pytest.mark.parametrize("kind", ["receipt", "correction"])
-def test_receipt_that_arrives_far_back_while_a_hot_aggregate_is_seen__is_not_missed(kind: str) -> None:
-    """At each request of the look, in turn."""
+def test_receipt_far_back_in_a_hot_aggregate__is_not_missed(kind: str) -> None:
+    """At each request of the observation, in turn."""
     for late in range(1, 60):
         totals = TotalsInMemory([AGGREGATION])
         for second in range(30):
@@ -176,7 +176,7 @@ def test_receipt_that_arrives_far_back_while_a_hot_aggregate_is_seen__is_not_mis
         assert found.stored.amounts == (sum(seen),), f"at request {late}"
 
 
-def test_moment_of_a_look__is_after_its_last_read() -> None:
+def test_moment_of_an_observation__is_after_its_last_read() -> None:
     totals = TotalsInMemory([AGGREGATION])
     times = iter(range(100))
     passed = []
@@ -188,7 +188,7 @@ def test_moment_of_a_look__is_after_its_last_read() -> None:
 
 
 @pytest.mark.parametrize("created_at", [0, 1_721_036_400, 253_402_300_799])
-def test_first_page__sorts_before_the_pages_of_its_second_and_behind_those_of_the_one_before(created_at: int) -> None:
+def test_first_page__sorts_between_its_second_and_the_one_before(created_at: int) -> None:
     first = first_page(created_at)
 
     assert first <= page_name(created_at, "2015-05-11T21:21:33.291")
@@ -241,7 +241,7 @@ count = "orders"
 """
 
 
-def test_rows__are_told_apart_by_prefix_and_measures_and_their_numbers_have_one_form() -> None:
+def test_rows_of_a_shared_table__are_told_apart() -> None:
     aggregations = {one.name: one for one in parse_definitions(SHARED).aggregations}
 
     client: Any = InMemoryDynamoDB()
@@ -308,12 +308,12 @@ def test_difference__leaves_out_what_later_records_have_added(
     assert compared(total, receipts, contributions, baseline).difference == amounts(expected)
 
 
-def test_difference__is_by_what_the_record_contributes_not_by_what_its_receipt_says() -> None:
+def test_difference__is_by_contribution_not_by_receipt() -> None:
     """A worker that counted something else than the definitions say has made a drift."""
     assert compared(15, [5], {5: 4}, 10).difference == amounts(1)
 
 
-def test_difference_of_what_is_no_number__is_unknown() -> None:
+def test_difference_of_what_is_not_a_number__is_unknown() -> None:
     assert compared(None, [], {}, 10).difference is None
 
 
@@ -359,20 +359,20 @@ def test_verdict_so_far(seen: list[tuple[float, int | None, set[Any]]], verdict:
 
 
 @pytest.mark.parametrize("patience", [0.0, PATIENCE])
-def test_one_look_alone__never_shows_a_difference_for_good(patience: float) -> None:
+def test_one_observation_alone__never_decides_a_difference(patience: float) -> None:
     """It may have met a transaction between its two writes."""
     assert several((0, 5, set())).verdict_so_far(patience) is VerdictSoFar.OPEN
     assert several((0, 0, {A})).verdict_so_far(patience) is VerdictSoFar.OPEN
 
 
-def test_record_that_is_stuck__is_one_that_has_waited_all_the_time() -> None:
+def test_stuck_record__is_one_that_has_waited_all_the_time() -> None:
     observations = several((0, 0, {A, B}), (30, 0, {A}), (60, 0, {A, B}))
 
     assert observations.stuck(PATIENCE) == [A]
 
 
-def test_postings_and_looks__name_aggregates_alike() -> None:
-    """What the worker writes is what is looked at."""
+def test_postings_and_observations__name_aggregates_alike() -> None:
+    """What the worker writes is what is observed."""
     (posting,) = postings([(0, record(1), [Contribution(AGGREGATION, GROUP, amounts(1))])])
 
     assert posting.aggregate.name == AGGREGATE.name

@@ -122,7 +122,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]
         (report(compared=(), left_out=("sold", "customers")), 1, []),
     ],
 )
-def test_exit_status_and_metric__are_healthy_only_where_it_is_known(
+def test_status_and_metric__are_healthy_only_where_it_is_known(
     run: Any, found: Report, status: int, published: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(found) == (status, published)
@@ -275,7 +275,7 @@ def test_metric_without_a_stack__takes_the_environments_service(monkeypatch: pyt
     assert parameters["MetricData"][0]["Dimensions"][0]["Value"] == "here"
 
 
-def test_metric_that_cannot_be_published__costs_a_line_and_not_the_report(
+def test_metric_that_cannot_be_published__costs_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     denied = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "PutMetricData")
@@ -360,7 +360,7 @@ def test_letters__are_read_and_stay_in_the_queue(queue: Queue) -> None:
     assert queue.visible() == 13
 
 
-def test_letter_that_cannot_be_read__forbids_to_correct_anything(queue: Queue) -> None:
+def test_letter_that_cannot_be_read__forbids_to_correct(queue: Queue) -> None:
     queue.send(parked(insert()))
     queue.send("rubbish")
 
@@ -369,7 +369,7 @@ def test_letter_that_cannot_be_read__forbids_to_correct_anything(queue: Queue) -
     assert queue.visible() == 2
 
 
-def test_letter_that_somebody_else_holds__forbids_to_correct_anything(queue: Queue) -> None:
+def test_letter_that_somebody_holds__forbids_to_correct(queue: Queue) -> None:
     queue.send(parked(insert()))
     queue.sqs.receive_message(QueueUrl=queue.url, VisibilityTimeout=600)
     queue.send(parked(insert()))
@@ -400,7 +400,7 @@ def test_count_of_the_queue_that_lags__is_waited_for(queue: Queue) -> None:
 # --- Streams and arguments --------------------------------------------------------------------------------------------
 
 
-def test_earlier_stream_whose_records_may_still_come__forbids_to_correct() -> None:
+def test_earlier_stream__forbids_to_correct() -> None:
     class Streams:
         def list_streams(self, **request: Any) -> Any:
             assert request == {"TableName": "orders"}

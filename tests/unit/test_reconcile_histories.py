@@ -202,7 +202,7 @@ def test_drift__is_found_exactly_and_nothing_else(seed: int | None) -> None:
 
 
 @pytest.mark.parametrize("seed", seeds(12))
-def test_repair__makes_every_total_exact_and_a_second_one_finds_nothing(seed: int | None) -> None:
+def test_repair__makes_every_total_exact(seed: int | None) -> None:
     with a_world(chosen(seed)) as world:
         planted = world.plant(world.source.random.randrange(5))
         world.totals.faults.extend(world.source.random.choices([None, "lost", "unsent"], (6, 2, 2), k=20))
@@ -240,7 +240,7 @@ def test_repairs_that_run_into_each_other__correct_once(seed: int | None) -> Non
 
 
 @pytest.mark.parametrize("seed", seeds(12))
-def test_malformed_orders__come_right_once_their_letters_are_discarded(seed: int | None) -> None:
+def test_malformed_orders_without_letters__come_right(seed: int | None) -> None:
     """The worker refuses records with a malformed image, old or new; nobody will ever count them."""
     with a_world(chosen(seed), make_order_or_rubbish) as world:
         world.settle(100)
@@ -254,7 +254,7 @@ def test_malformed_orders__come_right_once_their_letters_are_discarded(seed: int
 
 
 @pytest.mark.parametrize("seed", seeds(12))
-def test_malformed_orders__are_left_alone_while_their_letters_wait(seed: int | None) -> None:
+def test_malformed_orders_with_letters__are_left_alone(seed: int | None) -> None:
     with a_world(chosen(seed), make_order_or_rubbish) as world:
         world.settle(100)
 
@@ -267,7 +267,7 @@ def test_malformed_orders__are_left_alone_while_their_letters_wait(seed: int | N
 
 
 @pytest.mark.parametrize("seed", seeds(6))
-def test_worker_that_stands_still__is_neither_healthy_nor_repaired(seed: int | None) -> None:
+def test_worker_that_stands_still__is_not_healthy_nor_repaired(seed: int | None) -> None:
     with a_world(chosen(seed)) as world:
         world.worker = False
         for _ in range(20):
@@ -283,7 +283,7 @@ def test_worker_that_stands_still__is_neither_healthy_nor_repaired(seed: int | N
 
 
 @pytest.mark.parametrize("seed", seeds(6))
-def test_drift_beside_a_worker_that_stands_still__is_seen_when_every_record_is_known(seed: int | None) -> None:
+def test_drift_beside_a_worker_that_stands_still__is_repaired(seed: int | None) -> None:
     """From the stream's beginning, what is in flight can be told from what is wrong."""
     with a_world(chosen(seed)) as world:
         world.worker = False
@@ -297,7 +297,9 @@ def test_drift_beside_a_worker_that_stands_still__is_seen_when_every_record_is_k
 
 
 @pytest.mark.parametrize("seed", seeds(12))
-def test_every_single_look__shows_exactly_what_is_wrong(seed: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_single_observation__shows_exactly_what_is_wrong(
+    seed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever is in flight: a difference is no estimate that gets better."""
     with a_world(chosen(seed)) as world:
         world.work()  # all that was written before the cut is counted
@@ -348,7 +350,7 @@ def test_drift_that_a_record_on_its_way_hides__is_found() -> None:
         assert found(world.run(), Verdict.DRIFT) == {("alone",): (Decimal(0), Decimal(-5))}
 
 
-def test_receipt_before_the_first_page_that_was_read__spoils_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_receipt_before_the_first_page__spoils_no_observation(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's clock is ahead of the stream's by more than is allowed for."""
     with a_world(0) as world:
         world.settle(30)
@@ -383,7 +385,7 @@ def test_receipt_before_the_first_page_that_was_read__spoils_no_look(monkeypatch
         assert set(seen[1:]) == {(Decimal(0), Decimal(-5))}
 
 
-def test_order_that_has_become_malformed__is_compared_even_if_nothing_else_touches_its_total() -> None:
+def test_order_that_has_become_malformed__is_compared() -> None:
     """It is older than the stream, and all there is of its total."""
     with a_world(0) as world:
         world.settle(30)
@@ -400,8 +402,8 @@ def test_order_that_has_become_malformed__is_compared_even_if_nothing_else_touch
         assert world.wrong() == {}
 
 
-def test_what_a_worker_that_stands_still_has_not_counted__is_not_called_drift() -> None:
-    """The total that lacks a record from before the cut is touched by none behind it; others are."""
+def test_what_is_not_counted_yet__is_not_called_drift() -> None:
+    """The total that lacks a record from before the cut is touched by none after it; others are."""
     with a_world(0) as world:
         world.settle(30)
         world.worker = False
@@ -440,7 +442,7 @@ def test_run_whose_time_is_up__says_so_at_once_wherever_it_is() -> None:
     assert 8 < ended < 15
 
 
-def test_difference_that_never_stands_still__is_left_open() -> None:
+def test_difference_that_keeps_changing__is_left_open() -> None:
     with a_world(1) as world:
 
         def go_on(operation: str) -> None:
@@ -456,14 +458,14 @@ def test_difference_that_never_stands_still__is_left_open() -> None:
     assert (report.drifted, report.undecided, report.is_decided) == (0, 1, False)
 
 
-def test_first_look_at_all_totals_that_outlasts_the_patience__leaves_none_open() -> None:
-    """Many totals, or a slow DynamoDB: those that are looked at last have the whole patience, too."""
+def test_round_that_outlasts_the_patience__leaves_nothing_open() -> None:
+    """Many totals, or a slow DynamoDB: those that are observed last have the whole patience, too."""
     with a_world(6) as world:
         world.settle(20)
         world.plant(3)
-        looks = iter([10 * PATIENCE])
+        pauses = iter([10 * PATIENCE])
         world.totals.on_request = lambda operation: (
-            world.source.clock.sleep(next(looks, 0.1)) if operation == "Query" else None
+            world.source.clock.sleep(next(pauses, 0.1)) if operation == "Query" else None
         )
 
         report = world.run()
@@ -471,7 +473,7 @@ def test_first_look_at_all_totals_that_outlasts_the_patience__leaves_none_open()
         assert found(report, *Verdict) == found(report, Verdict.DRIFT) == world.wrong() != {}
 
 
-def test_total_that_is_no_number__is_drift_that_no_repair_touches() -> None:
+def test_total_that_is_not_a_number__is_drift_left_alone() -> None:
     with a_world(1) as world:
         world.worker = False
         world.source.writes_per_request = 1e-9
@@ -485,7 +487,7 @@ def test_total_that_is_no_number__is_drift_that_no_repair_touches() -> None:
         assert world.totals.tables["totals"].items["item1",]["quantity"] == {"S": "ten"}
 
 
-def test_total_that_changes_before_every_attempt__is_told_after_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_total_that_changes_too_fast__is_told_after_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair, "_LONGEST_PAUSE", 0.0)
     attempts = 0
     with a_world(5) as world:
@@ -518,7 +520,7 @@ def test_total_that_changes_before_every_attempt__is_told_after_one_round(monkey
         assert world.wrong() == {}
 
 
-def test_hot_total_with_a_long_history__is_corrected_between_its_records() -> None:
+def test_hot_total__is_corrected_between_its_records() -> None:
     """To read its receipts of the last minutes takes 40 requests, and every twentieth brings another."""
     with a_world(6) as world, patch.object(reconcile, "_CLOCKS", timedelta(minutes=15)):
         world.settle(0)

@@ -1,4 +1,4 @@
-"""Corrections: made once, whatever happens between the look and the write, and around the write."""
+"""Corrections: made once, whatever happens between the observation and the write, and around the write."""
 
 import json
 import random
@@ -35,7 +35,7 @@ DEFINITIONS = load_definitions(SAMPLE_FILE)
 (AGGREGATION,) = DEFINITIONS.aggregations
 GROUP: Group = ("item123", "2024-07-15")
 AGGREGATE = aggregate_of(AGGREGATION, GROUP)
-# Of a correction that nothing disturbs: the old pages, a look, the transaction.
+# Of a correction that nothing disturbs: the old pages, an observation, the transaction.
 REQUESTS = 5
 NOW = datetime(2026, 11, 24, 4, 5, 6, tzinfo=UTC)
 
@@ -106,7 +106,7 @@ def at_request(ward: Ward, number: int, action: Any) -> list[str]:
     return requests
 
 
-def test_correction__has_a_receipt_of_its_own_and_one_for_what_had_none(ward: Ward) -> None:
+def test_correction__has_a_receipt_and_one_for_what_had_none(ward: Ward) -> None:
     seen = ward.observe()
     requests = at_request(ward, 0, None)
 
@@ -135,7 +135,7 @@ def test_correction_of_what_was_lost__needs_no_other_receipt() -> None:
     ward.assert_receipts_add_up()
 
 
-def test_receipts_before_the_first_page_of_the_look__count_for_what_has_none() -> None:
+def test_receipts_before_the_first_page__count_for_what_has_none() -> None:
     ward = Ward()
     ward.totals.apply([AGGREGATION], record(100, created_at=1_600_000_000))
     client: Any = ward.totals
@@ -159,9 +159,7 @@ def test_row_that_is_gone__is_made_again() -> None:
 
 
 @pytest.mark.parametrize("request_number", range(1, 1 + REQUESTS))
-def test_record_that_is_applied_meanwhile__is_in_the_total_and_so_is_the_correction(
-    ward: Ward, request_number: int
-) -> None:
+def test_record_applied_meanwhile__is_counted_too(ward: Ward, request_number: int) -> None:
     seen = ward.observe()
     at_request(ward, request_number, lambda: ward.apply(7))
 
@@ -171,7 +169,7 @@ def test_record_that_is_applied_meanwhile__is_in_the_total_and_so_is_the_correct
     ward.assert_receipts_add_up()
 
 
-def test_records_that_cancel_each_other_between_look_and_write__do_no_harm(ward: Ward) -> None:
+def test_records_that_cancel_each_other_meanwhile__do_no_harm(ward: Ward) -> None:
     """The total is what was seen; the difference still is, too."""
     seen = ward.observe()
 
@@ -187,9 +185,7 @@ def test_records_that_cancel_each_other_between_look_and_write__do_no_harm(ward:
 
 
 @pytest.mark.parametrize("moved_by", [5, -5, 1])
-def test_total_that_is_moved_by_something_else__is_not_corrected_by_the_old_difference(
-    ward: Ward, moved_by: int
-) -> None:
+def test_total_moved_by_something_else__is_not_corrected(ward: Ward, moved_by: int) -> None:
     seen = ward.observe()
     ward.totals.add(AGGREGATION, GROUP, amounts(moved_by))
 
@@ -198,7 +194,7 @@ def test_total_that_is_moved_by_something_else__is_not_corrected_by_the_old_diff
     assert ward.corrections() == {}
 
 
-def test_receipt_that_may_be_of_an_earlier_record__is_looked_at_again_first(ward: Ward) -> None:
+def test_receipt_of_a_possibly_earlier_record__is_observed_first(ward: Ward) -> None:
     """It has moved the difference, though total and receipts agree."""
     seen = ward.observe()
     ward.apply(-5)
@@ -208,9 +204,7 @@ def test_receipt_that_may_be_of_an_earlier_record__is_looked_at_again_first(ward
 
 
 @pytest.mark.parametrize("request_number", range(1, 1 + REQUESTS))
-def test_two_repairs_that_saw_the_same__correct_once_even_if_the_total_comes_back(
-    ward: Ward, request_number: int
-) -> None:
+def test_two_repairs__correct_once_even_if_the_total_comes_back(ward: Ward, request_number: int) -> None:
     """The other one's correction and a new record leave the total as it was: only the correction's number tells."""
     seen = ward.observe()
 
@@ -243,7 +237,7 @@ def test_second_correction_of_an_aggregate__has_the_next_number(ward: Ward) -> N
     ward.assert_receipts_add_up()
 
 
-def test_corrections_beyond_the_first__are_recognized_by_their_own_run(ward: Ward) -> None:
+def test_second_correction_of_one_run__is_recognized(ward: Ward) -> None:
     """The same run has corrected this aggregate before: that is not the correction at hand."""
     ward.correct(ward.observe())
     ward.totals.add(AGGREGATION, GROUP, amounts(5))
@@ -297,7 +291,7 @@ def test_total_that_never_holds_still__is_given_up(ward: Ward) -> None:
     assert ward.corrections() == {}
 
 
-def test_total_that_holds_still_for_no_look__is_looked_at_again(ward: Ward) -> None:
+def test_total_that_changes_too_fast__is_observed_again(ward: Ward) -> None:
     """A while in which the receipts change between any two requests."""
     requests = 0
 
@@ -323,7 +317,7 @@ def test_what_dynamodb_refuses__is_told(ward: Ward) -> None:
         ward.correct(ward.observe())
 
 
-def test_difference_that_is_no_dynamodb_number__is_refused(ward: Ward) -> None:
+def test_difference_that_fits_no_dynamodb_number__is_refused(ward: Ward) -> None:
     with pytest.raises(CorrectionRefusedError, match="38 digits"):
         ward.repairer().correct(AGGREGATE, ward.observe(), amounts("1" * 39), "0", lambda key: True)
 
@@ -337,7 +331,7 @@ def test_missing_permission__is_raised(ward: Ward) -> None:
         ward.correct(ward.observe())
 
 
-def test_total_that_has_become_no_number__is_left_alone(ward: Ward) -> None:
+def test_total_that_is_not_a_number_any_more__is_left_alone(ward: Ward) -> None:
     seen = ward.observe()
     ward.totals.set(AGGREGATION, GROUP, {"quantity": {"S": "ten"}})
 
@@ -360,7 +354,7 @@ remove = "retract"
 """
 
 
-def test_several_measures__are_corrected_together_and_all_must_be_as_they_were() -> None:
+def test_several_measures__must_all_be_as_they_were() -> None:
     (aggregation,) = parse_definitions(SEVERAL).aggregations
     totals: Any = TotalsInMemory([aggregation])
     aggregate = aggregate_of(aggregation, ("item123",))
@@ -521,7 +515,7 @@ def test_letter_without_its_receipt__holds_back_its_aggregate() -> None:
     assert waiting(totals, counted, other) == {("item_count_by_date", ("item312", "2024-07-15"))}
 
 
-def test_letter_of_which_one_of_two_contributions_is_in__holds_back_the_other() -> None:
+def test_letter_that_is_half_counted__holds_back_the_other_half() -> None:
     totals = TotalsInMemory([AGGREGATION])
     moved = modify(order(quantity=1), order(quantity=1, item="item312"))
     record = validated(moved)
@@ -531,7 +525,7 @@ def test_letter_of_which_one_of_two_contributions_is_in__holds_back_the_other() 
     assert waiting(totals, moved) == {("item_count_by_date", ("item312", "2024-07-15"))}
 
 
-def test_letter_that_the_aggregation_refuses__holds_back_what_it_would_change() -> None:
+def test_refused_letter__holds_back_what_it_would_change() -> None:
     """A mended worker may count it one day."""
     totals = TotalsInMemory([AGGREGATION])
     malformed = order(quantity={"S": "ten"})  # type: ignore[arg-type]  # malformed on purpose
