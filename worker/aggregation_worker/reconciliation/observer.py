@@ -1,4 +1,4 @@
-"""Observes aggregates again and again, side by side, until it is clear which they are: equal, drift, or not to be told.
+"""Observes aggregates again and again, side by side, until it is clear which they are: equal, drift or undecided.
 
 `observation` says what one observation shows and what several say together; here they are made, while the stream is
 read on.
@@ -97,7 +97,7 @@ class ObservedAggregate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observer:
-    """Makes the observations of one run, and reads the stream meanwhile.
+    """Makes the observations of one run, and reads the stream at the same time.
 
     Attributes:
         recent: the first page of records created shortly before the run.
@@ -166,7 +166,7 @@ class Observer:
     def _compare(self, one: ObservedAggregate, observation: Observation) -> ComparedTotal | None:
         later = self.snapshot.later(one.aggregation, one.group)
         if any(page < one.first for page, _ in later):
-            return None  # a clock was wrong: receipts can stand before the first page that was read
+            return None  # a clock was wrong: receipts can be on pages before the first one that was read
         baseline = self.snapshot.baseline(one.aggregation, one.group)
         uncounted = self.uncounted.by_group.get((one.aggregation.name, one.group))
         compared = ComparedTotal(observation, later, baseline if uncounted is None else sum_of([uncounted], baseline))
@@ -230,7 +230,7 @@ def settle(
             observer.read_stream_for(min(patience / 5, 10.0))
     if not (from_now and any_stuck and not any_counted):
         return findings
-    # Of a worker that has counted nothing since the cut nobody knows what it still has to count from before.
+    # While the worker has counted nothing since the cut, it is not known what it still has to count from before.
     note = "the worker has counted nothing since the run began"
     return [
         replace(one, verdict=Verdict.UNSETTLED, note=note) if one.verdict is Verdict.DRIFT else one for one in findings
