@@ -88,7 +88,7 @@ RECONCILE_MEMORY_MB = 1_769
 RECONCILE_STORAGE_MB = 10_240
 # Two at once would read the table twice, to say the same.
 RECONCILE_CONCURRENCY = 1
-# One that failed would read the whole table again, and fail again: an operator must act, and the schedule runs it again.
+# One that failed would read the whole table and fail again: an operator must act, and the schedule runs it again.
 RECONCILE_RETRY_ATTEMPTS = 0
 # Seconds that a run waits for the one before it to end, if the two would otherwise be at work at once.
 RECONCILE_WAITS_SECONDS = 1_800
