@@ -166,7 +166,7 @@ class Observer:
     def _compare(self, one: ObservedAggregate, observation: Observation) -> ComparedTotal | None:
         later = self.snapshot.later(one.aggregation, one.group)
         if any(page < one.first for page, _ in later):
-            return None  # a clock was wrong: receipts can be on pages before the first one that was read
+            return None  # a clock was wrong: receipts can stand before the first page that was read
         baseline = self.snapshot.baseline(one.aggregation, one.group)
         uncounted = self.uncounted.by_group.get((one.aggregation.name, one.group))
         compared = ComparedTotal(observation, later, baseline if uncounted is None else sum_of([uncounted], baseline))

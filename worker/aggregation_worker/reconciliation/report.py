@@ -1,4 +1,4 @@
-"""What a reconcile reports: what it is doing and, at the end, what it found."""
+"""What a reconcile tells: what it is doing and, at the end, what it found."""
 
 from dataclasses import dataclass
 from datetime import datetime
