@@ -1,7 +1,7 @@
 """`aggregator reconcile`: are the totals right? Compares them with the source, and with `--repair` corrects them.
 
-What is done, and why it is exact, stands in `reconciliation`; here are the command line's choices, the dead letters
-that speak against a correction, and the metric.
+`reconciliation` does the work, and explains why it is exact; here are the command line, the dead letters that prevent a
+correction, and the metric.
 """
 
 import argparse
@@ -157,7 +157,7 @@ def _run(resources: Resources, request: Request) -> Report:
 
 
 def check_only_stream(streams: "DynamoDBStreamsClient", table: str, stream_arn: str) -> None:
-    """Refuses to correct while records of an earlier stream can still come: nobody could tell which.
+    """Refuses to correct while records of an earlier stream can still come: which, is not known.
 
     A stream that was switched off can be read for 24 hours more ("Change data capture for DynamoDB Streams", Amazon
     DynamoDB developer guide).
@@ -192,8 +192,8 @@ def records_of_letters(
         if unreadable:
             reasons = "; ".join(unreadable[0].reasons)
             raise CommandError(
-                f"nothing was corrected: {len(unreadable)} of {len(letters)} dead letters cannot be read, so nobody "
-                f"knows which totals they change ({reasons}); discard or replay them first"
+                f"nothing was corrected: {len(unreadable)} of {len(letters)} dead letters cannot be read, so it is "
+                f"not known which totals they change ({reasons}); discard or replay them first"
             )
         deadline = clock() + _COUNT_PATIENCE
         while (waiting := held.waiting()) != len(letters):

@@ -1,4 +1,4 @@
-"""Observes aggregates again and again, side by side, until it is clear which they are: equal, drift, or not to be told.
+"""Observes aggregates again and again, side by side, until it is clear which they are: equal, drift or undecided.
 
 `observation` says what one observation shows and what several say together; here they are made, while the stream is
 read on.
@@ -96,7 +96,7 @@ class ObservedAggregate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observer:
-    """Makes the observations of one run, and reads the stream meanwhile.
+    """Makes the observations of one run, and reads the stream at the same time.
 
     Attributes:
         recent: the first page of records created shortly before the run.
@@ -227,7 +227,7 @@ def settle(
             observer.read_stream_for(min(patience / 5, 10.0))
     if not (from_now and any_stuck and not any_counted):
         return findings
-    # Of a worker that has counted nothing since the cut nobody knows what it still has to count from before.
+    # While the worker has counted nothing since the cut, it is not known what it still has to count from before.
     note = "the worker has counted nothing since the run began"
     return [
         replace(one, verdict=Verdict.UNSETTLED, note=note) if one.verdict is Verdict.DRIFT else one for one in findings

@@ -1,4 +1,4 @@
-"""Corrects one total: adds what it lacks, once, while everything goes on.
+"""Corrects one total: adds what it lacks, once, while everything keeps running.
 
 A correction is one transaction: a receipt page of its own in the ledger, under the condition that it is not there, and
 an ADD to the row, under the condition that the measures still are what was seen just before. Source rows need no
@@ -75,7 +75,7 @@ class Repairer:
     """Makes corrections in the name of one run.
 
     Attributes:
-        run: tells runs apart; stands in every receipt.
+        run: the run's name, which is in every receipt.
         now: the time of day, which the receipts show.
     """
 
