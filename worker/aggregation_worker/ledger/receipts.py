@@ -20,6 +20,7 @@ from aggregation_worker.streams.records import StreamRecord
 # The ledger's keys and its pages' attributes.
 AGGREGATE_KEY = "aggregate"
 PAGE_KEY = "page"
+LEDGER_KEYS = ((AGGREGATE_KEY, KeyType.STRING), (PAGE_KEY, KeyType.STRING))
 # Pages that hold no stream record's receipt: the marker of an aggregation's backfill, its definition, and repairs.
 DEFINITION_PAGE = "definition"
 BACKFILL_PAGE = "backfill"
