@@ -63,7 +63,7 @@ def test_environment__holds_every_setting_that_the_worker_needs(stack: Stack) ->
     assert read_settings(environment).ledger_retention_days == 60
 
 
-def test_log__is_json_and_kept_longer_than_receipts(stack: Stack) -> None:
+def test_log__is_json_and_kept_longer_than_pages(stack: Stack) -> None:
     logging = stack.properties("Lambda::Function")["LoggingConfig"]
     (group,) = stack.of_type("Logs::LogGroup").values()
 
