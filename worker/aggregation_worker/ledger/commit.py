@@ -262,6 +262,7 @@ class Committer:
                 return None
             outcome.refused.extend((posting, EXPIRED) for posting in step.unseen)
             work.settle(step.unseen)
+            work.looks = 0
             if not work.groups[0]:
                 work.groups.popleft()
         return None

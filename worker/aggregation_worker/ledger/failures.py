@@ -99,11 +99,13 @@ _WRONG_SCHEMA = (
     "Type mismatch for Index Key",
     "required keys was not given a value",
     "number of conditions on the keys is invalid",
+    "Query condition missed key schema element",
+    "does not match schema type",
 )
 
 
 def failure_of(error: Exception) -> Failure:
-    """What an error of `UpdateItem` or `TransactWriteItems` means; a transaction's last action is the row's.
+    """What an error of `UpdateItem`, `TransactWriteItems` or `Query` means; a transaction's last action is the row's.
 
     Raises:
         CommitError: nothing can work before an operator acts.
@@ -115,7 +117,8 @@ def failure_of(error: Exception) -> Failure:
     if not isinstance(error, ClientError):
         raise error
     response: Mapping[str, Any] = error.response
-    code, message = response["Error"].get("Code", ""), response["Error"].get("Message", "")
+    told = response.get("Error", {})
+    code, message = told.get("Code", ""), told.get("Message") or str(error)
     if code == _CANCELLED:
         return _cancelled(response.get("CancellationReasons", []), error)
     if code in _CONDITION:
@@ -138,15 +141,19 @@ def _cancelled(reasons: Sequence[Mapping[str, Any]], error: ClientError) -> Fail
     refused = [_message(reason) for code, reason in zip(codes, reasons, strict=True) if code in _REFUSED]
     for message in refused:
         _raise_if_wrong_schema(message)
+    conflicts = sum(code in _CONFLICT for code in codes)
     if codes[-1] in _CONDITION:
-        return Failure(Kind.ROW_CHANGED, item=reasons[-1].get("Item", {}))
+        return Failure(Kind.ROW_CHANGED, item=reasons[-1].get("Item", {}), conflicts=conflicts)
+    if _THROTTLED.intersection(codes):
+        return Failure(Kind.THROTTLED, conflicts=conflicts, throttle=_throttle(error.response))
+    # Before a page that has changed: the write in conflict can be the one that has changed it, and still be going on.
+    if conflicts:
+        return Failure(Kind.CONFLICT, conflicts=conflicts)
     if _CONDITION.intersection(codes):
         return Failure(Kind.PAGE_CHANGED)
     if refused:
         return Failure(Kind.REFUSED, refused[0])
-    if _THROTTLED.intersection(codes):
-        return Failure(Kind.THROTTLED, throttle=_throttle(error.response))
-    return Failure(Kind.CONFLICT, conflicts=sum(code in _CONFLICT for code in codes))
+    return Failure(Kind.CONFLICT)
 
 
 def _throttle(response: Mapping[str, Any]) -> Throttle:
