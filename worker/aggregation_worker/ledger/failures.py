@@ -136,8 +136,11 @@ def failure_of(error: Exception) -> Failure:
 def _cancelled(reasons: Sequence[Mapping[str, Any]], error: ClientError) -> Failure:
     """Of a transaction's pages and, as its last action, its row."""
     codes = [str(reason.get("Code") or "None") for reason in reasons]
-    if not codes or any(code not in _KNOWN for code in codes):
-        raise CommitError(f"DynamoDB cancelled a transaction: {error}") from error
+    unknown = [
+        f"{code}: {reason.get('Message')}" for code, reason in zip(codes, reasons, strict=True) if code not in _KNOWN
+    ]
+    if unknown or not codes:
+        raise CommitError(f"DynamoDB cancelled a transaction: {'; '.join(unknown) or error}") from error
     refused = [_message(reason) for code, reason in zip(codes, reasons, strict=True) if code in _REFUSED]
     for message in refused:
         _raise_if_wrong_schema(message)
