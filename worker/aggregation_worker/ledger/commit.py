@@ -285,7 +285,8 @@ class Committer:
         now = self.clock()
         pause = min((max(0.0, work.not_before - now) for work in paused), default=None)
         if not in_flight:
-            self.sleep(max(0.0, min(pause or 0.0, deadline.sending_time())))
+            if pause:
+                self.sleep(max(0.0, min(pause, deadline.sending_time())))
             return []
         left = max(0.0, deadline.waiting_time())
         full = len(in_flight) >= self.max_in_flight
