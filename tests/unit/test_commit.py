@@ -968,10 +968,10 @@ FAULTS: list[Callable[[Request], Exception | None] | None] = [
 faults = st.lists(st.sampled_from(range(len(FAULTS))), max_size=25)
 
 
-@settings(max_examples=80)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_faults_and_any_overlap__count_every_record_once(data: st.DataObject) -> None:
-    """Of rows with one receipt and more, and of pages with one and more, by two aggregations that share the rows."""
+    """Rows and pages hold one receipt and more, aggregations share the rows, and rows are read as they once were."""
     commits = Commits(latency=0.05, defined=data.draw(st.sampled_from([REFERENCE, SHARED])))
     raws = [
         insert(order(item=f"item{item}", quantity=quantity), created_at=CREATED_AT + second, event_id=event_id)
@@ -994,13 +994,17 @@ def test_any_faults_and_any_overlap__count_every_record_once(data: st.DataObject
     deliveries = data.draw(st.lists(st.lists(st.sampled_from(raws), unique_by=id), max_size=6))
     with pytest.MonkeyPatch.context() as limits:
         set_tiny(limits, data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3)))
+        moments = [None, commits.client.copy()]
         for batch in deliveries:
+            commits.client.earlier = data.draw(st.sampled_from(moments))
             for laid in (commits.client.before, commits.client.reads):
                 laid.extend(FAULTS[fault] for fault in data.draw(faults))
             commits.client.after.extend(FAULTS[fault] for fault in data.draw(st.lists(st.sampled_from([0, 0, 6]))))
             outcome = commits.run(*batch, seconds=data.draw(st.sampled_from([5.5, 7.0, 300.0])))
             assert identities(settled(outcome)) == identities(postings(*batch, defined=commits.defined))
             assert outcome.refused == []
+            moments.append(commits.client.copy())
+        commits.client.earlier = None
         for laid in (commits.client.before, commits.client.reads, commits.client.after):
             laid.clear()
         final = commits.run(*raws, seconds=3_000)
