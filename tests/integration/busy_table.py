@@ -164,10 +164,10 @@ class Writer:
 
 @dataclass(slots=True)
 class Follower:
-    """The worker behind an event source mapping: applies the stream from its beginning.
+    """The worker of an event source mapping: applies the stream from its beginning.
 
     Attributes:
-        definitions: by which it counts; a new deployment sets others, and goes on where the last one was.
+        definitions: by which it counts; a new deployment sets others, and continues where the last one was.
     """
 
     world: World
@@ -224,7 +224,7 @@ def busy(*steps: Callable[[], Any]) -> Iterator[None]:
 
 def drift(world: World, source: str, aggregations: Sequence[Aggregation]) -> dict[tuple[str, Group], Any]:
     """Every total that differs from the fold of the source, as (stored, expected); zero is as good as no row."""
-    expected = totals_of(aggregations, scan(world.client, source)).by_group
+    expected = totals_of(aggregations, scan(world.client, source))
     stored: dict[tuple[str, Group], tuple[Decimal, ...]] = {
         (aggregation.name, group): amounts
         for aggregation in aggregations

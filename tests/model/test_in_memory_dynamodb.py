@@ -579,7 +579,7 @@ def test_queries__both_answer_alike_page_by_page(
 def test_query__goes_on_until_all_pages_are_read() -> None:
     memory = InMemoryDynamoDB()
     memory.create(LEDGER, *KEYS[LEDGER])
-    memory.items_per_page = 2
+    memory.page_size = 2
     items = [{"aggregate": {"S": "x"}, "page": {"S": str(number)}} for number in range(5)]
     for item in reversed(items):
         memory.put_item(TableName=LEDGER, Item=item)

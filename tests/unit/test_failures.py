@@ -62,9 +62,7 @@ def test_page_that_another_write_is_changing__is_not_yet_told_as_changed(reasons
 # --- Conflicts ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "code", ["TransactionConflictException", "TransactionInProgressException", "ReplicatedWriteConflictException"]
-)
+@pytest.mark.parametrize("code", ["TransactionConflictException", "ReplicatedWriteConflictException"])
 def test_conflict_of_a_request__is_one(code: str) -> None:
     assert failure_of(client_error(code)) == Failure(Kind.CONFLICT, conflicts=1, message="")
 

@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from aggregation_worker.ledger.failures import Kind, Throttle, failure_of
 from aggregation_worker.ledger.pages import Page, page_of
 from aggregation_worker.ledger.receipts import Aggregate, Posting, Row, expiry
-from aggregation_worker.ledger.writes import Add, Archive, Late, Look, Step, Write, next_step
+from aggregation_worker.ledger.writes import Add, Archive, Late, Look, Start, Step, Write, next_step
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -267,7 +267,7 @@ class Committer:
         return None
 
     def _send(self, then: Write | Look) -> Any:
-        if isinstance(then, Add):
+        if isinstance(then, Add | Start):
             return self.client.update_item(**then.request())
         if isinstance(then, Look):
             pages = self.client.get_paginator("query").paginate(**then.request(self.ledger_table))

@@ -3,16 +3,29 @@
 Pure. An error under which nothing can work (no permission, no table, a wrong key schema) is raised as `CommitError`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import botocore.exceptions
 from botocore.exceptions import BotoCoreError, ClientError
 
+from aggregation_worker.aws_errors import (
+    ACTION_CONDITION_FAILED,
+    ACTION_CONFLICT,
+    ACTION_REFUSED,
+    ACTION_THROTTLED,
+    CANCELLED,
+    CONDITION_FAILED,
+    NO_ANSWER,
+    cancellation_reasons,
+    code_of,
+    is_transient,
+)
+from aggregation_worker.errors import WorkerError
 
-class CommitError(Exception):
+
+class CommitError(WorkerError):
     """Nothing can be committed until an operator acts: missing permission, missing table, wrong key schema."""
 
 
@@ -54,43 +67,9 @@ class Failure:
     throttle: Throttle = Throttle.UNKNOWN
 
 
-# Codes of a whole request and of single actions ("TransactWriteItems" and "Error handling", Amazon DynamoDB guides).
-_CONDITION = frozenset(("ConditionalCheckFailedException", "ConditionalCheckFailed"))
-_CONFLICT = frozenset(
-    (
-        "TransactionConflictException",
-        "TransactionConflict",
-        "TransactionInProgressException",
-        "ReplicatedWriteConflictException",
-    )
-)
-_THROTTLED = frozenset(
-    (
-        "ProvisionedThroughputExceededException",
-        "ProvisionedThroughputExceeded",
-        "ThrottlingException",
-        "ThrottlingError",
-        "Throttling",
-        "RequestLimitExceeded",
-        "LimitExceededException",
-        "InternalServerError",
-        "InternalFailure",
-        "ServiceUnavailable",
-        "ServiceUnavailableException",
-    )
-)
-_REFUSED = frozenset(
-    (
-        "ValidationException",
-        "ValidationError",
-        "ItemCollectionSizeLimitExceededException",
-        "ItemCollectionSizeLimitExceeded",
-    )
-)
-_KNOWN = _CONDITION | _CONFLICT | _THROTTLED | _REFUSED | {"None"}
-_CANCELLED = "TransactionCanceledException"
-_SERVER_ERROR = 500  # HTTP status
-_NO_ANSWER = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError)
+_CONFLICT = frozenset(("TransactionConflictException", "ReplicatedWriteConflictException"))
+_REFUSED = frozenset(("ValidationException", "ItemCollectionSizeLimitExceededException"))
+_KNOWN = ACTION_THROTTLED | ACTION_REFUSED | {"None", ACTION_CONDITION_FAILED, ACTION_CONFLICT}
 # What DynamoDB, and its local version, say of a table whose keys or indexes are not what the definitions ask for: that
 # refuses every record alike, and is no record's fault.
 _WRONG_SCHEMA = (
@@ -109,50 +88,51 @@ def failure_of(error: Exception) -> Failure:
 
     Raises:
         CommitError: nothing can work before an operator acts.
+        Exception: `error` itself, where it is neither an answer of DynamoDB nor a failure to get one.
     """
-    if isinstance(error, _NO_ANSWER):
+    if isinstance(error, NO_ANSWER):
         return Failure(Kind.NO_ANSWER)
     if isinstance(error, BotoCoreError):
         raise CommitError(f"DynamoDB cannot be called: {error}") from error
     if not isinstance(error, ClientError):
         raise error
     response: Mapping[str, Any] = error.response
-    told = response.get("Error", {})
-    code, message = told.get("Code", ""), told.get("Message") or str(error)
-    if code == _CANCELLED:
-        return _cancelled(response.get("CancellationReasons", []), error)
-    if code in _CONDITION:
+    code = code_of(error)
+    if code == CANCELLED:
+        return _cancelled(error)
+    if code == CONDITION_FAILED:
         return Failure(Kind.ROW_CHANGED, item=response.get("Item", {}))
     if code in _CONFLICT:
         return Failure(Kind.CONFLICT, conflicts=1)
     if code in _REFUSED:
+        message = str(response["Error"].get("Message", error))
         _raise_if_wrong_schema(message)
         return Failure(Kind.REFUSED, message)
-    if code in _THROTTLED or response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= _SERVER_ERROR:
+    if is_transient(error):
         return Failure(Kind.THROTTLED, throttle=_throttle(response))
-    raise CommitError(f"DynamoDB refuses to write: {code}: {message}") from error
+    raise CommitError(f"DynamoDB refuses every write: {error}") from error
 
 
-def _cancelled(reasons: Sequence[Mapping[str, Any]], error: ClientError) -> Failure:
+def _cancelled(error: ClientError) -> Failure:
     """Of a transaction's pages and, as its last action, its row."""
+    reasons = cancellation_reasons(error)
     codes = [str(reason.get("Code") or "None") for reason in reasons]
-    unknown = [
-        f"{code}: {reason.get('Message')}" for code, reason in zip(codes, reasons, strict=True) if code not in _KNOWN
-    ]
+    told = [(code, str(reason.get("Message") or code)) for code, reason in zip(codes, reasons, strict=True)]
+    unknown = [f"{code}: {message}" for code, message in told if code not in _KNOWN]
     if unknown or not codes:
         raise CommitError(f"DynamoDB cancelled a transaction: {'; '.join(unknown) or error}") from error
-    refused = [_message(reason) for code, reason in zip(codes, reasons, strict=True) if code in _REFUSED]
+    refused = [message for code, message in told if code in ACTION_REFUSED]
     for message in refused:
         _raise_if_wrong_schema(message)
-    conflicts = sum(code in _CONFLICT for code in codes)
-    if codes[-1] in _CONDITION:
+    conflicts = codes.count(ACTION_CONFLICT)
+    if codes[-1] == ACTION_CONDITION_FAILED:
         return Failure(Kind.ROW_CHANGED, item=reasons[-1].get("Item", {}), conflicts=conflicts)
-    if _THROTTLED.intersection(codes):
+    if ACTION_THROTTLED.intersection(codes):
         return Failure(Kind.THROTTLED, conflicts=conflicts, throttle=_throttle(error.response))
     # Before a page that has changed: the write in conflict can be the one that has changed it, and still be going on.
     if conflicts:
         return Failure(Kind.CONFLICT, conflicts=conflicts)
-    if _CONDITION.intersection(codes):
+    if ACTION_CONDITION_FAILED in codes:
         return Failure(Kind.PAGE_CHANGED)
     if refused:
         return Failure(Kind.REFUSED, refused[0])
@@ -168,10 +148,6 @@ def _throttle(response: Mapping[str, Any]) -> Throttle:
     if "Account" in reasons:
         return Throttle.ACCOUNT
     return Throttle.TABLE if reasons else Throttle.UNKNOWN
-
-
-def _message(reason: Mapping[str, Any]) -> str:
-    return str(reason.get("Message") or reason.get("Code"))
 
 
 def _raise_if_wrong_schema(message: str) -> None:

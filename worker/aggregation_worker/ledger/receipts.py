@@ -20,6 +20,7 @@ from aggregation_worker.streams.records import StreamRecord
 # The ledger's keys and its pages' attributes.
 AGGREGATE_KEY = "aggregate"
 PAGE_KEY = "page"
+LEDGER_KEYS = ((AGGREGATE_KEY, KeyType.STRING), (PAGE_KEY, KeyType.STRING))
 # Pages that hold no stream record's receipt: the marker of an aggregation's backfill, its definition, and repairs.
 DEFINITION_PAGE = "definition"
 BACKFILL_PAGE = "backfill"
@@ -270,6 +271,17 @@ def read_receipt(value: Mapping[str, Any]) -> tuple[Amounts, Amounts]:
 
 def _amounts(entries: Iterable[Mapping[str, Any]]) -> Amounts:
     return tuple(Decimal(entry["N"]) for entry in entries)
+
+
+def backfill_value(cut: str, amounts: Amounts) -> dict[str, Any]:
+    """The value of a backfill's receipt in a row: where the aggregation begins to count, and the starting value."""
+    return {"L": [{"S": cut}, {"L": _numbers(amounts)}]}
+
+
+def read_backfill(value: Mapping[str, Any]) -> tuple[str, Amounts]:
+    """The inverse of `backfill_value`."""
+    cut, amounts = value["L"]
+    return cut["S"], _amounts(amounts["L"])
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------

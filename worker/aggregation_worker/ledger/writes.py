@@ -40,12 +40,15 @@ from aggregation_worker.ledger.receipts import (
     RowReceipts,
     aggregations_in,
     archived_attribute,
+    backfill_attribute,
+    backfill_value,
     generation_attribute,
     item_size,
     kept_attribute,
     late_attribute,
     partition_of,
     position_in,
+    read_backfill,
     read_receipt,
     receipt_value,
     receipts_attribute,
@@ -200,7 +203,29 @@ class Look:
         }
 
 
-Write = Add | Archive | Late
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A backfill's starting value, and its receipt beside it: one `UpdateItem`, under the condition that there is none.
+
+    Attributes:
+        postings: the only one, whose `receipt` names where the aggregation begins to count.
+    """
+
+    row: Row
+    postings: tuple[Posting, ...]
+
+    def request(self) -> dict[str, Any]:
+        """As `UpdateItem` takes it."""
+        (posting,) = self.postings
+        update = _Update()
+        receipt = update.name(backfill_attribute(posting.aggregate.aggregation.name))
+        update.set(receipt, backfill_value(posting.receipt, posting.amounts))
+        update.equals(receipt, None)
+        update.add_sums(self.postings)
+        return {"TableName": self.row.table, "Key": self.row.key(), **update.parts()}
+
+
+Write = Add | Archive | Late | Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +285,23 @@ def next_step(
         step = _late(aggregate, known[aggregate], postings, pages[aggregate])
         return replace(step, duplicates=(*duplicates, *step.duplicates), differing=(*differing, *step.differing))
     return Step(None, tuple(duplicates), tuple(differing))
+
+
+def next_start(
+    row: Row,
+    item: Mapping[str, Any],
+    left: Sequence[Posting],
+    pages: Mapping[Aggregate, Sequence[Page]],  # noqa: ARG001 - a starting value is never on a page
+    new_generation: Callable[[], str],  # noqa: ARG001 - and begins none
+) -> Step:
+    """Decides the next write of a row that gets starting values; as `next_step`."""
+    for posting in left:
+        found = item.get(backfill_attribute(posting.aggregate.aggregation.name))
+        if found is None:
+            return Step(Start(row, (posting,)))
+        same = read_backfill(found) == (posting.receipt, posting.amounts)
+        return Step(None, (posting,), () if same else (posting,))
+    return Step(None)
 
 
 def _new(
