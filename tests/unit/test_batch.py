@@ -210,7 +210,7 @@ def test_move_refused_in_one_group__counts_in_the_other() -> None:
     assert worker.quantity("item312") == 10
 
 
-def test_record_whose_page_has_expired__is_parked_with_what_to_do() -> None:
+def test_record_of_an_expired_page__is_parked_with_what_to_do() -> None:
     worker = Worker()
     worker.deliver(*(insert(created_at=CREATED_AT + 100 + second) for second in range(60)))
     worker.client.tables["ledger"].items.clear()
@@ -319,7 +319,7 @@ def test_error_that_refuses_everything__raises_and_parks_nothing() -> None:
     assert worker.place.clients_made == []
 
 
-def test_index_on_a_total_of_another_type__raises_and_parks_nothing() -> None:
+def test_index_of_another_type__raises_and_parks_nothing() -> None:
     worker = Worker()
     message = "One or more parameter values were invalid: Type mismatch for Index Key quantity Expected: S Actual: N"
     worker.client.before.append(client_error("ValidationException", message))

@@ -170,7 +170,7 @@ def test_rows__are_read_a_hundred_at_a_time_at_half_the_price() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_row_that_fills_up__archives_and_late_records_come_to_its_pages() -> None:
+def test_row_that_fills_up__archives_and_takes_late_records() -> None:
     commits = Commits()
 
     outcomes = [commits.run(raw).writes for raw in in_turn(4, first=10)]
@@ -240,7 +240,7 @@ def test_pages__expire_after_the_retention_counted_from_now() -> None:
 # --- Duplicates -----------------------------------------------------------------------------------------------------
 
 
-def test_batch_delivered_again__costs_no_write_units_while_the_row_tells() -> None:
+def test_batch_delivered_again__costs_no_write_units() -> None:
     commits = Commits()
     raws = [insert(order(quantity=10)), insert(order(quantity=30)), insert(order(item="item312"))]
     commits.run(*raws)
@@ -255,7 +255,7 @@ def test_batch_delivered_again__costs_no_write_units_while_the_row_tells() -> No
 
 
 @pytest.mark.usefixtures("tiny")
-def test_archived_batch_delivered_again__costs_no_write_units_either() -> None:
+def test_archived_batch_delivered_again__costs_no_write_units() -> None:
     commits = Commits()
     raws = in_turn(9)
     commits.run(*raws)
@@ -280,7 +280,7 @@ def test_overlapping_batch__adds_only_what_is_new() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_receipts_of_another_amount__are_told_once_and_change_nothing() -> None:
+def test_receipts_of_another_amount__are_told_and_add_nothing() -> None:
     commits = Commits()
     commits.run(*(insert(order(quantity=1), created_at=CREATED_AT + n, sequence_number=10**21 + n) for n in range(5)))
 
@@ -336,7 +336,7 @@ def test_row_that_has_changed__is_written_with_what_is_left() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_row_that_changes_before_it_is_archived__is_archived_as_it_is_then() -> None:
+def test_row_changed_before_it_is_archived__is_archived_anew() -> None:
     commits = Commits()
     commits.run(*in_turn(3))
     between(commits, *in_turn(1, first=5))
@@ -363,7 +363,7 @@ def test_page_that_has_changed__is_read_again() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_row_that_is_found_changed_again_and_again__is_paused_for() -> None:
+def test_row_found_changed_again_and_again__is_paused_for() -> None:
     commits = Commits()
     commits.run(*in_turn(3))
     commits.client.before.extend(
@@ -403,7 +403,7 @@ def test_page_that_becomes_visible_late__is_waited_for() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_record_whose_page_has_expired__is_refused_with_that_reason() -> None:
+def test_record_of_an_expired_page__is_refused_with_that_reason() -> None:
     commits = Commits(jitter=0.0)
     commits.run(*in_turn(6, first=10))
     commits.delete_pages()
@@ -460,7 +460,7 @@ def test_restored_row__refuses_what_would_be_archived_again() -> None:
 # --- Conflicts and throttling ---------------------------------------------------------------------------------------
 
 
-def test_conflicts_of_a_plain_update__are_tried_again_until_they_succeed() -> None:
+def test_conflicts_of_a_plain_update__are_tried_again() -> None:
     commits = Commits()
     commits.client.before.extend([client_error("TransactionConflictException")] * 12)
 
@@ -473,7 +473,7 @@ def test_conflicts_of_a_plain_update__are_tried_again_until_they_succeed() -> No
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("reasons", [[CONFLICT, NONE], [NONE, CONFLICT], ["ConditionalCheckFailed", CONFLICT]])
-def test_conflicts_of_an_archive__are_tried_again_until_they_succeed(reasons: list[Any]) -> None:
+def test_conflicts_of_an_archive__are_tried_again(reasons: list[Any]) -> None:
     commits = Commits()
     commits.run(*in_turn(3))
     commits.client.before.extend([cancelled(reasons)] * 3)
@@ -494,7 +494,7 @@ def test_conflicts_of_an_archive__are_tried_again_until_they_succeed(reasons: li
         (None, Throttle.UNKNOWN),
     ],
 )
-def test_throttling__is_tried_again_and_counted_by_whose_limit_it_was(reason: str | None, throttle: Throttle) -> None:
+def test_throttling__is_counted_by_whose_limit_it_was(reason: str | None, throttle: Throttle) -> None:
     commits = Commits()
     more: Any = {"ThrottlingReasons": [{"reason": reason}]} if reason else {}
     commits.client.before.extend([client_error("ThrottlingException", **more)] * 3)
@@ -529,7 +529,7 @@ def test_throttled_query__is_tried_again() -> None:
     ids=["conflict", "throttled request", "throttled row", "no answer"],
 )
 @pytest.mark.parametrize(("jitter", "part"), [(0.0, 0.5), (1.0, 1.0)])
-def test_pauses__double_up_to_the_longest_and_are_jittered_down_to_a_half(
+def test_pauses__double_up_to_the_longest_and_are_jittered(
     error: Exception, first: float, longest: float, jitter: float, part: float
 ) -> None:
     commits = Commits(jitter=jitter)
@@ -595,7 +595,7 @@ def touches(request: Request, item: str) -> bool:
 # --- Refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_row_that_dynamodb_refuses__is_refused_and_the_rest_applied() -> None:
+def test_refused_row__is_refused_and_the_rest_applied() -> None:
     commits = Commits()
     commits.run(insert())
     commits.row()["quantity"] = {"S": "many"}
@@ -608,7 +608,7 @@ def test_row_that_dynamodb_refuses__is_refused_and_the_rest_applied() -> None:
     assert commits.clock.pauses == []
 
 
-def test_shared_row_that_refuses_one_measure__takes_the_other_aggregation() -> None:
+def test_shared_row_with_a_refused_measure__takes_the_other() -> None:
     commits = Commits(defined=SHARED)
     commits.run(insert())
     commits.row()["quantity"] = {"S": "many"}
@@ -632,7 +632,7 @@ def test_overflow__refuses_the_record_that_causes_it() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_archive_that_dynamodb_refuses__refuses_the_record_that_causes_it() -> None:
+def test_refused_archive__refuses_the_record_that_causes_it() -> None:
     commits = Commits()
     commits.run(*in_turn(2), *in_turn(1, first=2, quantity="9" * 37))
     outcome = commits.run(*in_turn(1, first=5), *in_turn(1, first=6, quantity="1E-20"))
@@ -643,7 +643,7 @@ def test_archive_that_dynamodb_refuses__refuses_the_record_that_causes_it() -> N
 
 
 @pytest.mark.usefixtures("tiny")
-def test_late_write_that_dynamodb_refuses__refuses_the_record_that_causes_it() -> None:
+def test_refused_late_write__refuses_the_record_that_causes_it() -> None:
     commits = Commits()
     commits.run(*in_turn(5, first=10), *in_turn(1, first=20, quantity="9" * 37))
 
@@ -679,7 +679,7 @@ def test_ledger_that_is_missing__raises() -> None:
         commits.run(*in_turn(5))
 
 
-def test_index_on_the_total_of_another_type__raises_and_refuses_no_record() -> None:
+def test_index_of_another_type__raises_and_refuses_no_record() -> None:
     commits = Commits()
     message = "One or more parameter values were invalid: Type mismatch for Index Key quantity Expected: S Actual: N"
     commits.client.before.append(client_error("ValidationException", message))
@@ -688,7 +688,7 @@ def test_index_on_the_total_of_another_type__raises_and_refuses_no_record() -> N
         commits.run(insert(), insert())
 
 
-def test_error_that_refuses_everything__starts_nothing_that_still_waits_for_a_thread() -> None:
+def test_error_that_refuses_everything__starts_nothing_more() -> None:
     commits = Commits()
     release = threading.Event()
     sent: list[Request] = []
@@ -758,7 +758,7 @@ def test_answer_lost_before_the_commit__is_sent_again(error: Exception) -> None:
     assert len(commits.client.receipts()) == 9
 
 
-def test_answer_lost_and_time_over__is_reported_as_unsettled_and_counted_once_in_all() -> None:
+def test_answer_lost_and_time_over__is_unsettled_and_in_once() -> None:
     commits = Commits(latency=4.0)
     commits.client.after.append(TIMED_OUT)
     raw = insert()
@@ -855,7 +855,7 @@ def hanging() -> Iterator[Hanging]:
     found.release.set()
 
 
-def test_answers_that_do_not_come__are_given_up_in_time_and_reported(hanging: Hanging) -> None:
+def test_answers_that_do_not_come__are_given_up_in_time(hanging: Hanging) -> None:
     with ThreadPoolExecutor(MAX_IN_FLIGHT) as executor:
         outcome, seconds = hanging.commit(executor, 100)
         hanging.release.set()
@@ -864,7 +864,7 @@ def test_answers_that_do_not_come__are_given_up_in_time_and_reported(hanging: Ha
     assert 0.2 < seconds < 8  # they hang for ten
 
 
-def test_requests_that_wait_for_a_thread__are_not_sent_when_time_is_up(hanging: Hanging) -> None:
+def test_requests_waiting_for_a_thread__are_not_sent_too_late(hanging: Hanging) -> None:
     with ThreadPoolExecutor(1) as executor:
         outcome, _ = hanging.commit(executor, 200)
         started = hanging.started

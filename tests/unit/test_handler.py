@@ -223,7 +223,7 @@ def test_writes__are_counted_by_their_kind(function: Function) -> None:
     assert counted == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
-def test_conflicts_and_throttling__are_counted_by_whose_limit_it_was(function: Function) -> None:
+def test_throttling__is_counted_by_whose_limit_it_was(function: Function) -> None:
     function.dynamodb.before.append(client_error("TransactionConflictException"))
     for reason in ("TableWriteKeyRangeThroughputExceeded", "TableWriteMaxOnDemandThroughputExceeded"):
         function.dynamodb.before.append(client_error("ThrottlingException", ThrottlingReasons=[{"reason": reason}]))

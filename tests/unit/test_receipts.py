@@ -156,12 +156,12 @@ def test_positions__sort_before_repairs() -> None:
     assert first_position(LATEST) + "ffffff" < REPAIR_PAGE_PREFIX
 
 
-def test_first_position__of_a_time_before_1970_is_the_first_there_is() -> None:
+def test_first_position_of_a_time_before_1970__is_the_first() -> None:
     assert first_position(-5.5) == first_position(0.9) == "00000000"
 
 
 @given(st.text(st.characters(), min_size=1), st.text(st.characters(), min_size=1))
-def test_equal_sequence_numbers_of_two_shards__have_receipts_of_their_own(first: str, second: str) -> None:
+def test_equal_sequence_numbers_of_two_shards__have_two_receipts(first: str, second: str) -> None:
     names = {receipt_name(validated(insert(sequence_number=10**21, event_id=one))) for one in (first, second)}
 
     assert len(names) == len({first, second})
@@ -230,7 +230,7 @@ def test_row__says_of_each_aggregation_what_it_holds() -> None:
     assert row_receipts(item, "c") == RowReceipts(None, "", "")
 
 
-def test_attributes_of_a_row__have_names_that_no_measure_may_have() -> None:
+def test_attributes_of_a_row__have_names_no_measure_may_have() -> None:
     names = [
         *(receipts_attribute("a"), generation_attribute("a"), archived_attribute("a"), late_attribute("a")),
         *(kept_attribute("a", "quantity"), backfill_attribute("a")),
@@ -309,7 +309,7 @@ def test_aggregations_of_two_tables__have_rows_of_their_own() -> None:
     assert first.aggregate.row is not second.aggregate.row
 
 
-def test_same_record_twice_in_a_batch__is_posted_once_and_repeated_once() -> None:
+def test_same_record_twice_in_a_batch__is_posted_once() -> None:
     raw = insert()
 
     distinct, repeated = without_repeats(postings(raw, insert(), raw))
