@@ -310,7 +310,7 @@ def test_rows_that_cannot_be_read__are_written_all_the_same(error: Exception) ->
     assert commits.quantity() == 20
 
 
-def between(commits: Commits, *raws: Any, times: int = 1) -> None:
+def between(commits: Commits, *raws: Any) -> None:
     """Another worker commits these records one by one, each before a write of the worker."""
     left = list(raws)
 
@@ -374,6 +374,24 @@ def test_row_found_changed_again_and_again__is_paused_for() -> None:
 
     assert records(outcome) == all_in("applied", 1)
     assert commits.clock.pauses == pytest.approx([0.010, 0.020])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_late_records__have_pages_read_up_to_the_last_of_them() -> None:
+    commits = Commits()
+    for raw in in_turn(40, first=10):
+        commits.run(raw)
+    assert len(commits.client.pages(commits.partition())) > 15
+
+    alone = commits.run(*in_turn(1))
+    queries = commits.client.sent().count("query")
+    apart = commits.run(*in_turn(1, first=1), *in_turn(1, first=24))
+
+    assert records(alone) == all_in("applied", 1)
+    assert records(apart) == all_in("applied", 2)
+    assert queries == 1
+    assert 1 < commits.client.sent().count("query") < 8
+    assert len(commits.client.receipts()) == 43
 
 
 # --- Pages that are not there ---------------------------------------------------------------------------------------

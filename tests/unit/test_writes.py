@@ -379,6 +379,7 @@ def test_late_records__have_their_pages_looked_up_first() -> None:
             ":archived": {"S": position_in(last.receipt)},
         },
         "ConsistentRead": True,
+        "Limit": 2,
     }
 
 

@@ -179,7 +179,7 @@ class Late:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Which pages hold the positions of late records: a strongly consistent `Query`."""
+    """Which pages hold the positions of late records: a strongly consistent `Query`, up to the last of them."""
 
     aggregate: Aggregate
     generation: str
@@ -187,7 +187,10 @@ class Look:
     archived: str
 
     def request(self, ledger_table: str) -> dict[str, Any]:
-        """As `Query` takes it: the pages from the first position to the watermark, so none that is no stream's."""
+        """As `Query` takes it: the pages from the first position to the watermark, so none that is no stream's.
+
+        With a limit: a record that is very late may have thousands of pages after its own.
+        """
         partition = partition_of(self.aggregate.aggregation.name, self.aggregate.row.group, self.generation)
         first = min(position_in(posting.receipt) for posting in self.postings)
         return {
@@ -200,7 +203,12 @@ class Look:
                 ":archived": {"S": self.archived},
             },
             "ConsistentRead": True,
+            "Limit": min(len(self.postings), MOST_LATE_PAGES),
         }
+
+    def is_over(self, found: Sequence[Page]) -> bool:
+        """Whether the pages that were found reach the last position."""
+        return bool(found) and found[-1].key >= max(position_in(posting.receipt) for posting in self.postings)
 
 
 @dataclass(frozen=True, slots=True)
