@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -19,7 +20,7 @@ from aggregation_worker.ledger import writes
 from aggregation_worker.ledger.commit import EXPIRED, MAX_IN_FLIGHT, RESTORED, Committer, Deadline, Outcome
 from aggregation_worker.ledger.failures import CommitError, Throttle
 from aggregation_worker.ledger.receipts import Posting, aggregate_name, partition_of, row_receipts
-from aggregation_worker.ledger.writes import Add, Archive, Late
+from aggregation_worker.ledger.writes import Add, Archive, Late, next_start
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, ImmediateExecutor, Request, cancelled, client_error
 from tests.postings import REFERENCE, postings
@@ -235,6 +236,20 @@ def test_pages__expire_after_the_retention_counted_from_now() -> None:
 
     expires = {page["expires_at"]["N"] for page in commits.client.tables[LEDGER].items.values()}
     assert expires == {str(CREATED_AT + 1_000 + 60 * 86_400)}
+
+
+def test_starting_values__go_in_once_beside_the_records() -> None:
+    commits = Commits(defined=SHARED)
+    commits.run(insert())
+    values = [replace(one, receipt="stream") for one in postings(insert(order(quantity=1_000)), defined=SHARED)]
+    commits.committer.plan = next_start
+    commits.client.after.extend([TIMED_OUT, None])
+
+    first, second = (commits.committer.commit(values, commits.deadline(60)) for _ in range(2))
+
+    assert (records(first)["applied"], records(first)["duplicates"]) == ([0], [0])
+    assert records(second)["duplicates"] == [0, 0]
+    assert commits.quantity() == 1_010
 
 
 # --- Duplicates -----------------------------------------------------------------------------------------------------

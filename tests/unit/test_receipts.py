@@ -17,6 +17,7 @@ from aggregation_worker.ledger.receipts import (
     aggregations_in,
     archived_attribute,
     backfill_attribute,
+    backfill_value,
     expiry,
     first_position,
     generation_attribute,
@@ -26,6 +27,7 @@ from aggregation_worker.ledger.receipts import (
     partition_of,
     position_in,
     position_of,
+    read_backfill,
     read_receipt,
     receipt_name,
     receipt_value,
@@ -212,6 +214,13 @@ def test_receipt__holds_the_contribution_and_what_is_kept(
 ) -> None:
     assert receipt_value(amounts, kept) == value
     assert read_receipt(value) == (amounts, kept)
+
+
+def test_starting_value__is_read_as_it_was_written() -> None:
+    value = backfill_value("stream 2024-07-01T00:00:00.000", (Decimal(1), Decimal("2.5")))
+
+    assert value == {"L": [{"S": "stream 2024-07-01T00:00:00.000"}, {"L": [{"N": "1"}, {"N": "2.5"}]}]}
+    assert read_backfill(value) == ("stream 2024-07-01T00:00:00.000", (Decimal(1), Decimal("2.5")))
 
 
 def test_row__says_of_each_aggregation_what_it_holds() -> None:
