@@ -63,8 +63,9 @@ LEAST_ROOM = 256
 # Of the room, what stays used after archiving. Shards lag behind one another: what is archived too early comes back as
 # late, which costs four units; archiving half as much each time costs less than that.
 KEPT_PART = 0.5
-# Pages that one transaction rewrites, of the 100 actions that it may have; each can be cut into several.
+# Pages that one transaction reads and replaces, and that it writes, of the 100 actions that it may have.
 MOST_LATE_PAGES = 24
+MOST_PAGES = 90
 # Bytes for a measure's number that is not there yet, and for a watermark.
 _NUMBER_BYTES = 12
 _POSITION_BYTES = 14
@@ -340,17 +341,13 @@ def _new(
     values |= {one.receipt: _value(one) for one in chosen if one.aggregate.aggregation.name == name}
     names = sorted(values)
     at = _boundary(names, values, int(room * KEPT_PART) - others)
+    pages = cut({one: read_receipt(values[one]) for one in names[:at]}, seen.archived, position_in(names[at - 1]))
+    if len(pages) > MOST_PAGES:
+        return _new(row, item, new[: len(new) // 2], known, new_generation)
     own = next((aggregate for aggregate in created if aggregate.aggregation.name == name), None)
-    return Archive(
-        row,
-        name,
-        seen,
-        seen.generation if own is None else created[own],
-        tuple(cut({one: read_receipt(values[one]) for one in names[:at]}, seen.archived, position_in(names[at - 1]))),
-        {one: values[one] for one in names[at:]},
-        tuple(chosen),
-        created,
-    )
+    generation = seen.generation if own is None else created[own]
+    rest = {one: values[one] for one in names[at:]}
+    return Archive(row, name, seen, generation, tuple(pages), rest, tuple(chosen), created)
 
 
 def _boundary(names: Sequence[str], values: Mapping[str, Any], budget: int) -> int:
@@ -392,16 +389,19 @@ def _late(aggregate: Aggregate, seen: RowReceipts, postings: Sequence[Posting], 
     chosen = list(chain.from_iterable(list(by_page.values())[:MOST_LATE_PAGES]))
     if not _sums_fit(chosen):
         chosen = chosen[:1]
-    fit = set(chosen)
-    read, written = [], []
-    for index, mine in by_page.items():
-        added = {one.receipt: (one.amounts, one.kept) for one in mine if one in fit}
-        if added:
-            page = pages[index]
-            read.append(page)
-            written += cut({**held[index], **added}, page.after, page.key)
-    late = Late(aggregate, seen.generation, tuple(chosen), tuple(read), tuple(written))
-    return Step(late, tuple(duplicates), tuple(differing))
+    while True:
+        fit = set(chosen)
+        read, written = [], []
+        for index, mine in by_page.items():
+            added = {one.receipt: (one.amounts, one.kept) for one in mine if one in fit}
+            if added:
+                page = pages[index]
+                read.append(page)
+                written += cut({**held[index], **added}, page.after, page.key)
+        if len(written) <= MOST_PAGES:
+            late = Late(aggregate, seen.generation, tuple(chosen), tuple(read), tuple(written))
+            return Step(late, tuple(duplicates), tuple(differing))
+        chosen = chosen[: len(chosen) // 2]
 
 
 def _room(row: Row, item: Mapping[str, Any], known: Mapping[Aggregate, RowReceipts]) -> tuple[int, dict[str, int]]:
