@@ -42,6 +42,7 @@ UNDERFLOW = "Number underflow. Attempting to store a number with magnitude small
 NO_NUMBER = "A value provided cannot be converted into a number"
 KEY_TYPE = "One or more parameter values were invalid: Type mismatch for key"
 KEY_LENGTH = "Hash primary key values must be under 2048 bytes, and range primary key values must be under 1024 bytes"
+ONE_ITEM_TWICE = "Transaction request cannot include multiple operations on one item"
 ITEM_TOO_LARGE = "Item size to update has exceeded the maximum allowed size"
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
@@ -60,7 +61,8 @@ class Dialect(Enum):
 
     A stored value of the wrong type, or a sum that fits no DynamoDB number, is the action's cancellation reason on AWS
     and a ValidationException of the whole request in DynamoDB Local. A token that came with a cancelled transaction
-    is good for another payload in DynamoDB Local, on AWS it is not.
+    is good for another payload in DynamoDB Local, on AWS it is not. Two actions on one item are refused before anything
+    else on AWS; DynamoDB Local carries out the first one and then says what is wrong with the second.
     """
 
     AWS = "AWS"
@@ -270,7 +272,8 @@ class InMemoryDynamoDB:
                 "than or equal to 36"
             )
         updates = [self._checked(action) for action in actions]
-        _check_items_are_different(updates)
+        if self.dialect is Dialect.AWS:
+            _check_items_are_different(updates)
         payload = _payload(actions) if token else b""
         if token in self._tokens and self._tokens[token] != payload:
             raise client_error("IdempotentParameterMismatchException", "", "TransactWriteItems")
@@ -299,18 +302,29 @@ class InMemoryDynamoDB:
     def _evaluated(
         self, updates: Sequence[_Update]
     ) -> tuple[list[tuple[_Update, Key, Item]], list[dict[str, Any]], _TypeError | None]:
-        """The changes that are possible, a reason for every action, and the first type error."""
+        """The changes that are possible, a reason for every action, and the first type error.
+
+        Each action finds the items as those before it leave them; that two are about one item is told at the second.
+        """
         changes: list[tuple[_Update, Key, Item]] = []
         reasons: list[dict[str, Any]] = []
         type_error = None
+        written: dict[tuple[int, Key], Item] = {}
         for update in updates:
             try:
-                changes.append((update, *_updated(update)))
-                reasons.append({"Code": "None"})
+                key = _key(update.table, update.key)
+                place = (id(update.table), key)
+                item = _updated(update, written.get(place, update.table.items.get(key)))
             except _ActionError as error:
                 reasons.append(error.reason)
                 if isinstance(error, _TypeError):
                     type_error = type_error or error
+                continue
+            if place in written:
+                raise _invalid(str(type_error or ONE_ITEM_TWICE))
+            written[place] = item
+            changes.append((update, key, item))
+            reasons.append({"Code": "None"})
         return changes, reasons, type_error
 
     def _checked(self, action: Mapping[str, Any]) -> _Update:
@@ -551,7 +565,7 @@ def _check_items_are_different(updates: Sequence[_Update]) -> None:
         # With its type: of two keys spelt alike, one can be a number where the table has a string.
         key = tuple((kind, _comparable(kind, text)) for value in update.key.values() for kind, text in value.items())
         if (id(update.table), key) in seen:
-            raise _invalid("Transaction request cannot include multiple operations on one item")
+            raise _invalid(ONE_ITEM_TWICE)
         seen.add((id(update.table), key))
 
 
@@ -562,10 +576,8 @@ def _comparable(kind: str, content: Any) -> Any:
 # --- What needs the stored item -----------------------------------------------------------------------------------
 
 
-def _updated(update: _Update) -> tuple[Key, Item]:
-    """The item's key, and the item as the update leaves it."""
-    key = _key(update.table, update.key)
-    old = update.table.items.get(key)
+def _updated(update: _Update, old: Item | None) -> Item:
+    """The item as the update leaves it."""
     if not _hold(update.conditions, old):
         returned = old if update.returns_old else None
         raise _ActionError(CONDITION_FAILED, code="ConditionalCheckFailed", item=returned)
@@ -582,7 +594,7 @@ def _updated(update: _Update) -> tuple[Key, Item]:
         new[name] = _sum(new.get(name), value)
     if _size(new) > MAX_ITEM_BYTES:
         raise _ActionError(ITEM_TOO_LARGE)
-    return key, new
+    return new
 
 
 def _hold(conditions: Sequence[tuple[str, bool]], item: Item | None) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.contributions import KeyType
@@ -27,8 +27,8 @@ from tests.model.in_memory_dynamodb import (
     InMemoryDynamoDB,
     Shards,
 )
-from tests.model.scale import scaled
 from tests.records import STREAM_ARN
+from tests.sizes import examples
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -258,8 +258,6 @@ def _add_a_text(actions: list[Action]) -> None:
 
 
 def _same_item_twice(actions: list[Action]) -> None:
-    for action in actions:  # DynamoDB Local finds a condition that fails first
-        action.pop("ConditionExpression", None)
     actions.append(dict(actions[0]))
 
 
@@ -314,7 +312,7 @@ DAMAGES: tuple[Damage, ...] = (
         max_size=8,
     )
 )
-@settings(max_examples=scaled(60))
+@examples(20, long=300)
 def test_random_transactions__both_answer_alike_and_leave_the_same_items(
     both: Both, requests: list[tuple[list[Action], str | None, int]]
 ) -> None:
@@ -343,9 +341,20 @@ def _of_example(action: Action, example: str) -> Action:
     return action | {"Key": {name: {"S": f"{example}-{value['S']}"} for name, value in action["Key"].items()}}
 
 
+# As much as a number holds: added twice, it is too much.
+ADDS_THE_LARGEST: Action = {
+    "TableName": NUMBERED,
+    "Key": {"customer": {"N": "0"}},
+    "UpdateExpression": "ADD #0 :0",
+    "ExpressionAttributeNames": {"#0": "quantity"},
+    "ExpressionAttributeValues": {":0": {"N": "9e125"}},
+}
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
 @given(transactions)
-@settings(max_examples=scaled(4))
+@example([ADDS_THE_LARGEST])
+@examples(2, long=30)
 def test_damaged_transactions__both_refuse_alike(both: Both, damage: Damage, actions: list[Action]) -> None:
     example = uuid.uuid4().hex[:12]
     actions = [_of_example(action, example) for action in json.loads(json.dumps(actions))]
@@ -398,7 +407,7 @@ def test_item_at_the_size_limit__both_answer_alike(both: Both, size: int) -> Non
 
 
 @given(st.lists(st.tuples(names, st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=6))
-@settings(max_examples=scaled(20))
+@examples(10, long=100)
 def test_conditional_puts__both_answer_alike(both: Both, puts: list[tuple[str, bool, bool, bool]]) -> None:
     example = uuid.uuid4().hex
     for name, conditional, returns_old, with_fingerprint in puts:

@@ -10,7 +10,7 @@ from typing import Any
 
 import botocore.exceptions
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline, Outcome
@@ -21,6 +21,7 @@ from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, ImmediateExecutor, Request, cancelled, client_error
 from tests.postings import REFERENCE, postings, transactions
 from tests.records import CREATED_AT, DAY, insert, modify, order
+from tests.sizes import examples
 
 TARGET = "item_count_by_date"
 TIMED_OUT = botocore.exceptions.ReadTimeoutError(endpoint_url="http://127.0.0.1")
@@ -672,7 +673,7 @@ FAULTS: list[Callable[[Request], Exception | None] | None] = [
 ]
 
 
-@settings(max_examples=60)
+@examples(20, long=200)
 @given(
     st.lists(st.sampled_from(range(len(FAULTS))), max_size=25),
     st.lists(st.sampled_from([0, 0, 5]), max_size=25),

@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.numbers import fits
@@ -44,6 +44,7 @@ from aggregation_worker.ledger.transactions import (
 from tests.definition_texts import aggregation_text, definitions
 from tests.postings import postings, transaction, transactions
 from tests.records import CREATED_AT, DAY, STREAM_ARN, STREAM_LABEL, insert, modify, order, remove, validated
+from tests.sizes import examples
 
 NAMES = st.from_regex(r"[A-Za-z0-9_.-]{1,128}", fullmatch=True)
 # Anything that could be mistaken for a separator, an escape or a digest, and long values around the plain limit.
@@ -55,7 +56,7 @@ GROUPS = st.lists(VALUES, min_size=1, max_size=2).map(tuple)
 # --- Names in the ledger --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=500)
+@examples(100, long=1_000)
 @given(NAMES, GROUPS, NAMES, GROUPS)
 def test_different_groups__never_share_a_ledger_key(
     first_name: str, first: tuple[str, ...], second_name: str, second: tuple[str, ...]
@@ -467,7 +468,7 @@ def sums(batch: Sequence[Posting]) -> dict[str, Fraction]:
     return found
 
 
-@settings(max_examples=60)
+@examples(20, long=200)
 @given(batches())
 def test_any_batch__is_packed_within_the_limits_and_every_posting_once(batch: list[Posting]) -> None:
     planned, repeated = plan(batch)
@@ -481,7 +482,7 @@ def test_any_batch__is_packed_within_the_limits_and_every_posting_once(batch: li
     assert adds == sums(batch)
 
 
-@settings(max_examples=30)
+@examples(10, long=100)
 @given(batches())
 def test_row_in_several_changes__is_in_each_transaction_once(batch: list[Posting]) -> None:
     planned, _ = plan(batch)
@@ -491,7 +492,7 @@ def test_row_in_several_changes__is_in_each_transaction_once(batch: list[Posting
         assert len(set(rows)) == len(rows)
 
 
-@settings(max_examples=30)
+@examples(10, long=100)
 @given(batches(), st.data())
 def test_changes_packed_again__keep_within_the_limits(batch: list[Posting], data: st.DataObject) -> None:
     changes: list[RowChange] = [change for one in plan(batch)[0] for change in one]

@@ -30,7 +30,7 @@ from aggregation_worker.streams.shards import IncompleteDescriptionError
 from tests.busy_source import STREAM_ARN, BusySource, Written, _Datetime
 from tests.fake_totals import LEDGER, FakeTotals
 from tests.faulty_dynamodb import ImmediateExecutor
-from tests.model.scale import chosen, seeds
+from tests.sizes import chosen, seeds
 
 DEFINITIONS = """
 [source]
@@ -189,7 +189,7 @@ def found(report: Report, *verdicts: Verdict) -> dict[Group, Any]:
     return {finding.group: finding.difference for finding in report.findings if finding.verdict in verdicts}
 
 
-@pytest.mark.parametrize("seed", seeds(16))
+@seeds(4, long=64)
 def test_drift__is_found_exactly_and_nothing_else(seed: int | None) -> None:
     with a_world(chosen(seed)) as world:
         world.plant(world.source.random.randrange(5))
@@ -199,7 +199,7 @@ def test_drift__is_found_exactly_and_nothing_else(seed: int | None) -> None:
         assert found(report, *Verdict) == found(report, Verdict.DRIFT) == world.wrong()
 
 
-@pytest.mark.parametrize("seed", seeds(12))
+@seeds(4, long=48)
 def test_repair__makes_every_total_exact_and_a_second_one_finds_nothing(seed: int | None) -> None:
     with a_world(chosen(seed)) as world:
         planted = world.plant(world.source.random.randrange(5))
@@ -213,7 +213,7 @@ def test_repair__makes_every_total_exact_and_a_second_one_finds_nothing(seed: in
         assert world.wrong() == {}
 
 
-@pytest.mark.parametrize("seed", seeds(8))
+@seeds(4, long=32)
 def test_repairs_that_run_into_each_other__correct_once(seed: int | None) -> None:
     """The second run starts and ends inside the first one, between any two requests of its correcting."""
     with a_world(chosen(seed)) as world:
@@ -237,7 +237,7 @@ def test_repairs_that_run_into_each_other__correct_once(seed: int | None) -> Non
         assert world.wrong() == {}
 
 
-@pytest.mark.parametrize("seed", seeds(12))
+@seeds(4, long=48)
 def test_malformed_orders__come_right_once_their_letters_are_discarded(seed: int | None) -> None:
     """The worker refuses records with a malformed image, old or new; nobody will ever count them."""
     with a_world(chosen(seed), make_order_or_rubbish) as world:
@@ -251,7 +251,7 @@ def test_malformed_orders__come_right_once_their_letters_are_discarded(seed: int
         assert world.wrong() == {}
 
 
-@pytest.mark.parametrize("seed", seeds(12))
+@seeds(4, long=48)
 def test_malformed_orders__are_left_alone_while_their_letters_wait(seed: int | None) -> None:
     with a_world(chosen(seed), make_order_or_rubbish) as world:
         world.settle(100)
@@ -264,7 +264,7 @@ def test_malformed_orders__are_left_alone_while_their_letters_wait(seed: int | N
         assert found(report, *Verdict) == found(report, Verdict.WAITS) == world.wrong()
 
 
-@pytest.mark.parametrize("seed", seeds(6))
+@seeds(2, long=24)
 def test_worker_that_stands_still__is_neither_healthy_nor_repaired(seed: int | None) -> None:
     with a_world(chosen(seed)) as world:
         world.worker = False
@@ -280,7 +280,7 @@ def test_worker_that_stands_still__is_neither_healthy_nor_repaired(seed: int | N
         assert world.wrong() == {}
 
 
-@pytest.mark.parametrize("seed", seeds(6))
+@seeds(2, long=24)
 def test_drift_beside_a_worker_that_stands_still__is_seen_when_every_record_is_known(seed: int | None) -> None:
     """From the stream's beginning, what is in flight can be told from what is wrong."""
     with a_world(chosen(seed)) as world:
@@ -294,7 +294,7 @@ def test_drift_beside_a_worker_that_stands_still__is_seen_when_every_record_is_k
         assert world.wrong() == {}
 
 
-@pytest.mark.parametrize("seed", seeds(12))
+@seeds(4, long=48)
 def test_every_single_look__shows_exactly_what_is_wrong(seed: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is in flight: a difference is no estimate that gets better."""
     with a_world(chosen(seed)) as world:
