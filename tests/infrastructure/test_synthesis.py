@@ -125,9 +125,7 @@ def test_cfn_lint__has_no_error_and_no_warning(assembly: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_feature_flags_that_the_cdk_recommends__would_change_nothing(
-    assembly: Path, flags: dict[str, str], tmp_path: Path
-) -> None:
+def test_recommended_feature_flags__would_change_nothing(assembly: Path, flags: dict[str, str], tmp_path: Path) -> None:
     """So cdk.json sets none of them."""
     artifacts = json.loads((assembly / "manifest.json").read_text())["artifacts"]
     (known,) = (one["properties"]["flags"] for one in artifacts.values() if one["type"] == "cdk:feature-flag-report")
@@ -149,7 +147,7 @@ def test_app__writes_the_same_as_the_cdk_cli_runs_it(assembly: Path, flags: dict
     assert template(tmp_path) == template(assembly)
 
 
-def test_mistake__is_one_sentence_and_a_status_as_the_cdk_cli_runs_it(tmp_path: Path) -> None:
+def test_mistake_as_the_cdk_cli_runs_it__is_one_sentence(tmp_path: Path) -> None:
     done = synth_as_the_cdk_cli(tmp_path, throwaway="perhaps")
 
     assert (done.returncode, done.stderr) == (1, "error: -c throwaway=perhaps: true or false is needed\n")
@@ -187,9 +185,7 @@ def test_mistake_in_the_definitions__is_one_sentence(mistake: tuple[str, str], s
     assert done.stderr.count("\n") == 1
 
 
-def test_ledger_that_forgets_before_dead_letters_do__is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ledger_that_forgets_too_early__is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aggregation_worker.deployment.settings.LEDGER_RETENTION_DAYS", 44)
 
     done = synth(tmp_path)

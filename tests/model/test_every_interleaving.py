@@ -287,7 +287,7 @@ def test_every_interleaving__every_total_is_exact(scenario: Scenario, capsys: py
     assert runs >= scenario.at_least
 
 
-def test_two_workers_with_different_definitions_start_at_once__exactly_one_of_them_works() -> None:
+def test_two_definitions_started_at_once__one_of_them_works() -> None:
     definitions = [aggregation(), aggregation(aggregation_text('remove = "retract"'))]
     decisions = Decisions()
     runs = 0

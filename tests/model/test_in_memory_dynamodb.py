@@ -313,7 +313,7 @@ DAMAGES: tuple[Damage, ...] = (
     )
 )
 @examples(20, long=300)
-def test_random_transactions__both_answer_alike_and_leave_the_same_items(
+def test_random_transactions__both_answer_and_write_alike(
     both: Both, requests: list[tuple[list[Action], str | None, int]]
 ) -> None:
     example = uuid.uuid4().hex[:12]
@@ -498,7 +498,7 @@ def _change(record: Mapping[str, Any]) -> tuple[Any, ...]:
 # --- What AWS does otherwise than its local version ---------------------------------------------------------------
 
 
-def test_type_error_as_aws_reports_it__is_the_reason_of_its_action_and_nothing_changes() -> None:
+def test_type_error_on_aws__is_a_reason_and_nothing_changes() -> None:
     memory = InMemoryDynamoDB(Dialect.AWS)
     for name, keys in KEYS.items():
         memory.create(name, *keys)

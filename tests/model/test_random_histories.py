@@ -261,7 +261,7 @@ def _random_delivery(world: World, chance: random.Random) -> None:
 
 
 @seeds(4, long=40)
-def test_long_random_history__every_total_is_the_fold_of_the_source(seed: int | None) -> None:
+def test_long_random_history__totals_are_the_fold_of_the_source(seed: int | None) -> None:
     world = a_random_history(chosen(seed), 120)
 
     assert len(world.history) >= 120

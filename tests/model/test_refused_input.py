@@ -309,7 +309,7 @@ BODIES = (
 
 @given(st.lists(BODIES, min_size=1, max_size=5), CONTENTS, DOCUMENTS | CONTENTS)
 @examples(60, long=1_000)
-def test_any_dead_letters__only_whole_records_are_counted_and_nothing_unread_is_deleted(
+def test_any_dead_letters__whole_records_count_and_others_stay(
     bodies: list[str], parked: bytes, document: bytes
 ) -> None:
     counted = Counted()
