@@ -112,5 +112,5 @@ def dynamodb_endpoint(dynamodb_local: DynamoDBLocal) -> str:
 @pytest.fixture(scope="module")
 def ministack() -> Iterator[Ministack]:
     """ministack, with nothing in it, for the tests of one file."""
-    with running_ministack() as server:
+    with running_ministack(start_timeout_seconds=180) as server:
         yield server

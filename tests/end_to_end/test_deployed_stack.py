@@ -97,7 +97,7 @@ def commands(ministack: Ministack) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def deployed(assembly: Assembly, ministack: Ministack, commands: str) -> DeployedStack:
     start = time.monotonic()
-    for command in (["bootstrap"], ["deploy", "--require-approval", "never", "--no-notices"]):
+    for command in (["bootstrap"], ["deploy", "--require-approval", "never"]):
         done = cdk(*command, "--app", str(assembly.folder), environment=ministack.environment)
         assert done.returncode == 0, done.stdout + done.stderr
     stack = DeployedStack(ministack, commands, time.monotonic() - start)
