@@ -65,7 +65,7 @@ class Scenario:
     seconds: float = 60.0
     shards: int = 1
     limits: Limits = field(default_factory=Limits)
-    more: int = 0
+    more: int = 1
     only_long: bool = False
 
     def parameter(self) -> Any:
@@ -139,6 +139,7 @@ SCENARIOS = (
         faults=2,
         kinds=THE_WORST,
         at_least=1_500,
+        more=0,
         only_long=True,
     ),
     Scenario(
@@ -157,6 +158,7 @@ SCENARIOS = (
         kinds=("answer_lost", "conflicting"),
         limits=ONE_ACTION_EACH,
         at_least=2_000,
+        more=0,
         only_long=True,
     ),
     Scenario(
@@ -174,6 +176,7 @@ SCENARIOS = (
         kinds=THE_WORST,
         limits=ONE_ACTION_EACH,
         at_least=1_400,
+        more=0,
         only_long=True,
     ),
     Scenario(
