@@ -4,10 +4,20 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from aggregation_worker.deployment.settings import MappingSettings
 from aggregation_worker.local.delivery import Batch, PolledRecord
 
 STREAM_ARN = "arn:aws:dynamodb:us-east-1:123456789012:table/Order_by_item/stream/2024-07-15T00:00:00.000"
 CREATED_AT = 1_721_036_400  # 2024-07-15T09:40:00Z
+# A mapping that is created without any setting.
+AWS_DEFAULTS = MappingSettings(
+    batch_size=100,
+    maximum_batching_window_seconds=0,
+    maximum_retry_attempts=-1,
+    maximum_record_age_seconds=-1,
+    bisect_batch_on_function_error=False,
+    report_batch_item_failures=False,
+)
 
 
 def get_records_record(

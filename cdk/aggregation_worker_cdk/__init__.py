@@ -1,4 +1,4 @@
-"""The CDK app's stack, a file for each part of it.
+"""The stack of the CDK app, a file for each part of it.
 
 Importing anything from here first keeps jsii, which the CDK runs on, from printing a banner of ten lines about Node 20
 in every process; this app and its tests run on Node 20 and newer.

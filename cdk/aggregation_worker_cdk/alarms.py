@@ -1,7 +1,7 @@
-"""The alarms: what must wake or tell somebody, when, and where that person reads on.
+"""The alarms: what an operator must know, and when.
 
-Each says in its description what it means and names its page in runbooks/. All go to one topic, and say there too when
-they are over.
+The description of each says what it means and names its page in runbooks/. All go to one topic, also when they return
+to OK.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.telemetry import Metric
 from aggregation_worker_cdk.metrics import ONE_MINUTE, StackMetrics
 
-# Milliseconds. Totals are usually two seconds behind their source; five minutes are no hiccup any more.
+# Milliseconds. Totals are usually two seconds behind their source; five minutes are more than a hiccup.
 LATE_MS = 5 * 60_000
 # Milliseconds. A batch takes well under a second; the worker works this long only if DynamoDB makes it wait.
 NEAR_THE_TIMEOUT_MS = 750 * deployment.FUNCTION_TIMEOUT_SECONDS
@@ -38,11 +38,11 @@ class AlarmSetting:
 
     Attributes:
         name: of the alarm, and of its page unless `page` says otherwise.
-        meaning: the sentence that whoever is woken reads first.
+        meaning: the first sentence of the description.
         threshold: breached by this value and any above it; in the metric's unit.
-        periods: of how many periods ...
-        datapoints: ... how many must breach; all of them if not given.
-        missing: what periods without a value mean. Nearly always that nothing happened.
+        periods: how many periods are evaluated.
+        datapoints: how many of them must breach; all if not given.
+        missing: what a period without a value means, usually that nothing happened.
         page: in runbooks/, without `.md`.
     """
 
@@ -92,7 +92,7 @@ class Alarms(Construct):
     def _topic(self) -> sns.Topic:
         """An encrypted topic that the account's alarms may publish to.
 
-        The key is the stack's own: CloudWatch may not use the AWS-managed one, whose policy nobody can change
+        The key is the stack's own: CloudWatch may not use the AWS-managed one, whose policy cannot be changed
         ("Amazon SNS key management", Amazon SNS developer guide). The permission to publish must be spelled out, since
         the policy that refuses unencrypted transport takes the place of the default one.
         """
@@ -103,7 +103,7 @@ class Alarms(Construct):
             "Key",
             description=f"Alarms of {stack.stack_name} on their way",
             enable_key_rotation=True,
-            # Nothing is kept under it: messages are delivered and gone.
+            # Messages are delivered and not stored, so nothing needs it later.
             removal_policy=cdk.RemovalPolicy.DESTROY,
         )
         key.add_to_resource_policy(
@@ -129,10 +129,10 @@ class Alarms(Construct):
 
 
 def very_late_ms(maximum_record_age_seconds: int) -> int:
-    """Half of the time, in milliseconds, that a record has before it leaves the usual way.
+    """Half of the time, in milliseconds, until a record expires in the stream or Lambda gives it up.
 
-    That is the stream's 24 hours or, if it is shorter, the age at which Lambda gives a record up to the bucket; -1 is
-    none. The other half is the time to repair.
+    The stream keeps records for 24 hours; the maximum record age may be shorter (-1: there is none). The other half is
+    the time for the repair.
     """
     stream_seconds = deployment.STREAM_RETENTION_DAYS * 86_400
     if maximum_record_age_seconds == -1:
@@ -141,7 +141,7 @@ def very_late_ms(maximum_record_age_seconds: int) -> int:
 
 
 def alarm_settings(metrics: StackMetrics) -> list[AlarmSetting]:
-    """Every alarm, in the order of the dashboard: late, lost, not exact, at a high price."""
+    """Every alarm, in the order of the dashboard: late, lost, not exact, expensive."""
     return [
         *_late(metrics),
         *_failing(metrics),
@@ -154,9 +154,9 @@ def alarm_settings(metrics: StackMetrics) -> list[AlarmSetting]:
 
 def _late(metrics: StackMetrics) -> list[AlarmSetting]:
     age = metrics.lambda_function("IteratorAge", "Maximum", ONE_MINUTE)
-    very_late = very_late_ms(deployment.MAXIMUM_RECORD_AGE_SECONDS)
+    very_late = very_late_ms(deployment.MAPPING.maximum_record_age_seconds)
     return [
-        # Without batches there is no age: while nothing moves, the alarm stays as it is, in whichever state.
+        # Without batches there are no values; the alarm then keeps its state.
         AlarmSetting(
             "iterator-age",
             "Totals have been more than 5 minutes behind their source for 5 minutes.",
@@ -179,10 +179,10 @@ def _late(metrics: StackMetrics) -> list[AlarmSetting]:
 
 def _failing(metrics: StackMetrics) -> list[AlarmSetting]:
     return [
-        # One is enough: the worker raises only for what no retry cures.
+        # One is enough: the worker raises only for errors that a retry cannot solve.
         AlarmSetting(
             "errors",
-            "The worker failed as a whole: nothing is counted until somebody repairs the deployment.",
+            "The worker failed as a whole: nothing is counted until the deployment is repaired.",
             metrics.lambda_function("Errors"),
             threshold=1,
         ),
@@ -228,7 +228,7 @@ def _waiting(metrics: StackMetrics) -> list[AlarmSetting]:
             metrics.event_source_mapping("OnFailureDestinationDeliveredEventCount"),
             threshold=1,
         ),
-        # A queue that is empty and that nobody touches for six hours reports nothing.
+        # A queue that is empty and not used for six hours reports nothing.
         AlarmSetting(
             "dead-letters-visible",
             "Dead letters wait in the queue; their records are missing from totals.",
@@ -269,14 +269,14 @@ def _reconciled(metrics: StackMetrics) -> list[AlarmSetting]:
     return [
         AlarmSetting(
             "aggregate-drift",
-            "Totals differ from what the source says, and no record on its way explains it.",
+            "Totals differ from what the source says, and no record in flight explains it.",
             metrics.worker(Metric.AGGREGATE_DRIFT, "Maximum"),
             threshold=1,
             missing=cw.TreatMissingData.IGNORE,
         ),
         AlarmSetting(
             "reconcile-failed",
-            "The scheduled reconcile did not come to an end: whether the totals are right is not known.",
+            "The scheduled reconcile did not finish, so it is not known whether the totals are right.",
             metrics.lambda_function("Errors", function=metrics.reconcile),
             threshold=1,
             missing=cw.TreatMissingData.IGNORE,

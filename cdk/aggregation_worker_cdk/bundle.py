@@ -23,23 +23,23 @@ import jsii
 from aws_cdk import aws_lambda as lambda_
 
 import aggregation_worker
+from aggregation_worker.errors import WorkerError
 
 RUNTIME = lambda_.Runtime.PYTHON_3_13
 ARCHITECTURE = lambda_.Architecture.ARM_64
 PYTHON_VERSION = "3.13"
 
 PACKAGE = Path(aggregation_worker.__file__).parent
-# Pinned with hashes, without the names of registries. Made again, from the repository's top, with
-#   uv export --no-dev --no-emit-project --prune rich --no-header --no-annotate --output-file cdk/requirements.txt
-# which takes the versions that the tests ran with; only the `aggregator` command needs rich.
-REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
+# Pinned with hashes, in the versions that the tests ran with, without the names of registries; cdk/README.md, "The
+# functions' bundles", has the command that makes it again. Only the `aggregator` command needs rich.
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 _SECONDS_TO_INSTALL = 300
 # Where Lambda unpacks it, for the file names in tracebacks.
 _TASK_ROOT = "/var/task"
 
 
-class BundlingError(Exception):
+class BundlingError(WorkerError):
     """The bundle could not be made; the message says what is missing, or what the installer said."""
 
 
@@ -66,7 +66,7 @@ class FunctionBundling:
     """Makes the functions' bundles when the CDK asks for them.
 
     Attributes:
-        error: why one could not be made; the CDK passes the exception on as one of its own.
+        error: why a bundle could not be made; the CDK raises an exception of its own in its place.
     """
 
     def __init__(self, definitions_file: Path) -> None:
@@ -214,7 +214,7 @@ def _prune(target: Path, services: Collection[str]) -> None:
 
 
 def _compile(python: str, target: Path) -> None:
-    """Compiles for the runtime; unchecked, since nobody edits a deployed file and asking costs time for each."""
+    """Compiles for the runtime; unchecked, since deployed files do not change and checking each costs time."""
     command = [python, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
     _run([*command, "-s", str(target), "-p", _TASK_ROOT, str(target)])
 

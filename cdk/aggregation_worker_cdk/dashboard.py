@@ -1,6 +1,6 @@
-"""The dashboard: one screen that answers, from top to bottom, what an operator asks.
+"""The dashboard: one screen that answers an operator's questions, from top to bottom.
 
-Is it current, is it losing anything, is it exact, what does it cost.
+Is it current, is it losing anything, is it exact, what does it cost?
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Where records wait that could not be counted: the dead-letter queue, and the bucket behind it.
+"""Where records wait that could not be counted: the dead-letter queue and its bucket.
 
 Operators watch the one queue. The bucket holds what does not fit into a message: documents of failed batches, which
 Lambda writes, and large parked records, which the worker writes; it tells the queue about the former.
@@ -13,7 +13,7 @@ from constructs import Construct
 from aggregation_worker.dead_letters import ON_FAILURE_PREFIX
 from aggregation_worker.deployment import settings as deployment
 
-# Seconds. Who reads a message keeps it this long to themselves: twice as long as the function may take for it.
+# Seconds. A message that was read is hidden this long: twice as long as the function may take for it.
 VISIBILITY_TIMEOUT_SECONDS = 2 * deployment.FUNCTION_TIMEOUT_SECONDS
 
 
@@ -23,7 +23,7 @@ class DeadLetters(Construct):
     def __init__(self, scope: Construct, construct_id: str, *, throwaway: bool) -> None:
         super().__init__(scope, construct_id)
         stack = cdk.Stack.of(self)
-        # These records were counted nowhere yet: they outlive the stack.
+        # These records have not been counted yet: they are kept when the stack is deleted.
         removal_policy = cdk.RemovalPolicy.DESTROY if throwaway else cdk.RemovalPolicy.RETAIN
         self.queue = sqs.Queue(
             self,
@@ -73,14 +73,14 @@ class DeadLetters(Construct):
         cdk.Validations.of(self.queue).acknowledge(
             cdk.Acknowledgment(
                 id="AwsSolutions::AwsSolutions-SQS3",
-                reason="This is the dead-letter queue; people read it, and what they cannot replay must stay in it.",
+                reason="This is the dead-letter queue; operators read it, and what they cannot replay must stay in it.",
             )
         )
         cdk.Validations.of(self.bucket).acknowledge(
             cdk.Acknowledgment(
                 id="AwsSolutions::AwsSolutions-S1",
-                reason="Two writers, both the function's role, and operators: CloudTrail's data events tell who read "
-                "what, and an access log would need a second bucket that is kept and watched like this one.",
+                reason="Two writers, both the function's role, and operators: CloudTrail's data events record who "
+                "read what, and an access log would need a second bucket that is kept and watched like this one.",
             )
         )
 

@@ -1,7 +1,9 @@
 """The function, its role, its log and the event source mapping that feeds it.
 
-The mapping's values come from `aggregation_worker.deployment.settings`, where each stands with its reason.
+The mapping's values come from `aggregation_worker.deployment.settings`, each with its reason.
 """
+
+import json
 
 import aws_cdk as cdk
 from aws_cdk import aws_iam as iam
@@ -60,30 +62,29 @@ class AggregationFunction(Construct):
         self, definitions: Definitions, tables: Tables, dead_letters: DeadLetters
     ) -> lambda_.CfnEventSourceMapping:
         """The mapping as CloudFormation knows it: the CDK's event source would add grants and defaults of its own."""
+        settings = deployment.MAPPING
+        pattern = json.dumps({"eventName": deployment.event_names(definitions)})
         mapping = lambda_.CfnEventSourceMapping(
             self,
             "Mapping",
             event_source_arn=tables.source.stream_arn,
             function_name=self.function.function_name,
-            starting_position=deployment.STARTING_POSITION,
-            batch_size=deployment.BATCH_SIZE,
-            maximum_batching_window_in_seconds=deployment.BATCHING_WINDOW_SECONDS,
-            parallelization_factor=deployment.PARALLELIZATION_FACTOR,
-            maximum_retry_attempts=deployment.RETRY_ATTEMPTS,
-            maximum_record_age_in_seconds=deployment.MAXIMUM_RECORD_AGE_SECONDS,
-            bisect_batch_on_function_error=deployment.BISECT_ON_ERROR,
-            function_response_types=["ReportBatchItemFailures"] if deployment.REPORT_BATCH_ITEM_FAILURES else None,
+            starting_position=settings.starting_position,
+            batch_size=settings.batch_size,
+            maximum_batching_window_in_seconds=settings.maximum_batching_window_seconds,
+            parallelization_factor=settings.parallelization_factor,
+            maximum_retry_attempts=settings.maximum_retry_attempts,
+            maximum_record_age_in_seconds=settings.maximum_record_age_seconds,
+            bisect_batch_on_function_error=settings.bisect_batch_on_function_error,
+            function_response_types=["ReportBatchItemFailures"] if settings.report_batch_item_failures else None,
             filter_criteria=lambda_.CfnEventSourceMapping.FilterCriteriaProperty(
-                filters=[
-                    lambda_.CfnEventSourceMapping.FilterProperty(pattern=pattern)
-                    for pattern in deployment.filter_patterns(definitions)
-                ]
+                filters=[lambda_.CfnEventSourceMapping.FilterProperty(pattern=pattern)]
             ),
             destination_config=lambda_.CfnEventSourceMapping.DestinationConfigProperty(
-                # Only S3 gets the records themselves; other destinations get a pointer, which dies with the stream.
+                # Only S3 gets the records themselves; other destinations get a pointer into the stream, which expires.
                 on_failure=lambda_.CfnEventSourceMapping.OnFailureProperty(destination=dead_letters.bucket.bucket_arn)
             ),
-            # What Lambda filtered out, discarded and delivered on failure; without it nobody could be alarmed.
+            # What Lambda filtered out, discarded and delivered on failure; the alarms need it.
             metrics_config=lambda_.CfnEventSourceMapping.MetricsConfigProperty(metrics=["EventCount"]),
         )
         # No record is written to the bucket before its policy is in force.
@@ -108,7 +109,7 @@ class AggregationFunction(Construct):
             ),
             iam.PolicyStatement(
                 # "IAM policy to allow a Lambda function to access DynamoDB stream records", Amazon DynamoDB developer
-                # guide: the action knows no narrower resource.
+                # guide: the action takes no narrower resource.
                 sid="ListStreams",
                 actions=["dynamodb:ListStreams"],
                 resources=[f"{tables.source.table_arn}/stream/*"],
@@ -128,8 +129,8 @@ class AggregationFunction(Construct):
                 sid="GuardDefinitions",
                 actions=["dynamodb:GetItem", "dynamodb:PutItem"],
                 resources=[tables.ledger.table_arn],
-                # Only the pages named like an aggregation alone; those of receipts are named after a group as well, so
-                # that a put can never overwrite a receipt.
+                # Only the pages whose key is an aggregation's name; those of receipts also have the group in their key,
+                # so a put can never overwrite a receipt.
                 conditions={
                     "ForAllValues:StringEquals": {
                         "dynamodb:LeadingKeys": [aggregation.name for aggregation in definitions.aggregations]
@@ -165,10 +166,10 @@ class AggregationFunction(Construct):
             inline_policies={"Worker": iam.PolicyDocument(statements=statements)},
         )
         wildcards = {
-            f"{tables.source.table_arn}/stream/*": "ListStreams knows nothing narrower than a table's streams.",
+            f"{tables.source.table_arn}/stream/*": "ListStreams takes nothing narrower than a table's streams.",
             f"{bucket_arn}/{PARKED_PREFIX}*": "Each parked record is an object of its own, named when it is parked.",
             f"{bucket_arn}/{ON_FAILURE_PREFIX}*": "Lambda names each document of a failed batch when it writes it.",
-            "*": "X-Ray's two actions know no resources.",
+            "*": "X-Ray's two actions take no resource.",
         }
         for resource, reason in wildcards.items():
             finding = f"AwsSolutions::AwsSolutions-IAM5[Resource::{_as_cdk_nag_writes_it(self, resource)}]"
@@ -177,7 +178,7 @@ class AggregationFunction(Construct):
 
 
 def _as_cdk_nag_writes_it(scope: Construct, resource: str) -> str:
-    """The name of a resource in a finding: attributes of other resources stand as `<LogicalId.Arn>`."""
+    """The name of a resource in a finding: attributes of other resources are written `<LogicalId.Arn>`."""
     resolved = cdk.Stack.of(scope).resolve(resource)
     parts = resolved["Fn::Join"][1] if isinstance(resolved, dict) else [resolved]
     return "".join(part if isinstance(part, str) else f"<{'.'.join(part['Fn::GetAtt'])}>" for part in parts)

@@ -1,7 +1,6 @@
 """The metrics of one deployed worker, for alarms and dashboard.
 
-The worker's own come from `telemetry`, the one list of them; the others are AWS's, and where each is documented
-stands beside it.
+The worker's own are listed in `telemetry`; the others are AWS's, each with the place that documents it.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""What can be chosen for a deployment on the command line, as `-c name=value`; everything else is in worker.deployment.
+"""What can be chosen for a deployment on the command line, as `-c name=value`.
 
-Every flag is optional and explained in cdk/README.md.
+Every flag is optional and explained in cdk/README.md. Everything else is in `aggregation_worker.deployment`.
 """
 
 import difflib
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE
 from aggregation_worker.deployment.settings import STACK_NAME
+from aggregation_worker.errors import WorkerError
 from aggregation_worker_cdk.schedule import mistake_in
 
 # The bucket's name is the stack's with "-dlq-", the account's 12 digits and the region's at most 14 characters; S3
@@ -20,7 +21,7 @@ _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 _MAX_RESERVED_CONCURRENCY = 10_000
 
 
-class OptionError(ValueError):
+class OptionError(WorkerError):
     """A flag that cannot be used; the message names it and what it takes."""
 
 
@@ -29,14 +30,14 @@ class Options:
     """One deployment's choices.
 
     Attributes:
-        stack_name: tells several workers of one account and region apart; also the `service` of metrics and logs.
+        stack_name: distinguishes the workers of one account and region; also the `service` of metrics and logs.
         definitions_file: what is added up; bundled into the function.
         throwaway: for trying out: tables, bucket, queue and logs are deleted with the stack.
         reserved_concurrency: of the function; `None` reserves nothing.
         alarm_email: an address subscribed to the alarms' topic.
         reconcile: when the totals are compared with the source, as an EventBridge schedule; `None` is never.
-        reconcile_nothing_removed: nobody ever deletes items of the source, so that totals which keep what was deleted
-            can be compared too.
+        reconcile_nothing_removed: items of the source are never deleted, so totals that keep what was deleted can be
+            compared too.
     """
 
     stack_name: str = STACK_NAME
@@ -63,10 +64,10 @@ def read_options(context: Mapping[str, object]) -> Options:
     """Reads the flags from the app's context.
 
     The context also holds what the CDK and the user's own ~/.cdk.json put there, so an unknown key is refused only
-    where it looks like one of ours mistyped: `throwAway=true` must not deploy tables that nobody can delete.
+    where it looks like one of ours mistyped: `throwAway=true` must not deploy tables with deletion protection.
 
     Raises:
-        OptionError: a flag has a value that it cannot have, or looks mistyped.
+        OptionError: a flag has an invalid value, or looks mistyped.
     """
     for key in context:
         close = difflib.get_close_matches(key.lower(), [flag.lower() for flag in _FLAGS], n=1, cutoff=0.8)
@@ -79,9 +80,7 @@ def read_options(context: Mapping[str, object]) -> Options:
         "reconcileNothingRemoved", context.get("reconcileNothingRemoved", default.reconcile_nothing_removed)
     )
     if nothing_removed and reconcile is None:
-        raise OptionError(
-            '-c reconcileNothingRemoved=true: is about a schedule; give one, as in -c reconcile="rate(1 day)"'
-        )
+        raise OptionError('-c reconcileNothingRemoved=true: needs a schedule, as in -c reconcile="rate(1 day)"')
     return Options(
         _stack_name(context.get("stackName", default.stack_name)),
         Path(str(context.get("definitions", default.definitions_file))),

@@ -10,7 +10,7 @@ from constructs import Construct
 
 from aggregation_worker_cdk.bundle import ARCHITECTURE, RUNTIME
 
-# Longer than a receipt: what a receipt proves, the log of its time can still explain.
+# Longer than a receipt is kept, so that the log can explain every receipt.
 _LOG_RETENTION = logs.RetentionDays.THREE_MONTHS
 
 
@@ -23,7 +23,7 @@ def log_of(scope: Construct, *, throwaway: bool) -> logs.LogGroup:
 def log_and_trace(log: logs.ILogGroup) -> list[iam.PolicyStatement]:
     """What a function's role must allow for its log and its traces.
 
-    X-Ray's two actions know no resources ("Actions, resources, and condition keys for AWS X-Ray", Service Authorization
+    X-Ray's two actions take no resource ("Actions, resources, and condition keys for AWS X-Ray", Service Authorization
     Reference).
     """
     return [
@@ -48,8 +48,8 @@ def python_function(
     """A function in the runtime that the bundle is made for.
 
     Args:
-        role: used as it is: what the CDK would like to add to it is in it already, narrower.
-        environment: its own variables; metrics and log are in the name of the stack.
+        role: used as it is: what the CDK would add is in it already, narrower.
+        environment: its own variables; metrics and log get the stack's name.
         runtime_reason: why the runtime is not the newest.
         properties: of `aws_lambda.Function`.
     """

@@ -1,7 +1,7 @@
 """The scheduled reconcile: a function that compares every total with the source, and only reads.
 
-Its values come from `deployment.settings`, where each stands with its reason. What it finds it says as a metric and in
-its log; corrections are an operator's, with `aggregator reconcile --repair`.
+Its values come from `deployment.settings`, each with its reason. It reports what it finds as a metric and in its log;
+an operator corrects it with `aggregator reconcile --repair`.
 """
 
 import aws_cdk as cdk
@@ -34,7 +34,7 @@ class ScheduledReconcile(Construct):
 
         Args:
             schedule: an EventBridge schedule expression, checked already.
-            nothing_removed: nobody ever deletes items of the source.
+            nothing_removed: items of the source are never deleted.
         """
         super().__init__(scope, construct_id)
         self.log_group = log_of(self, throwaway=throwaway)
@@ -105,7 +105,7 @@ class ScheduledReconcile(Construct):
         )
         cdk.Validations.of(role).acknowledge(
             cdk.Acknowledgment(
-                id="AwsSolutions::AwsSolutions-IAM5[Resource::*]", reason="X-Ray's two actions know no resources."
+                id="AwsSolutions::AwsSolutions-IAM5[Resource::*]", reason="X-Ray's two actions take no resource."
             )
         )
         return role

@@ -1,4 +1,4 @@
-"""One worker as a stack: what it is made of, and what it tells who deployed it."""
+"""One worker as a stack: what it consists of, and its outputs."""
 
 import aws_cdk as cdk
 from constructs import Construct

@@ -16,7 +16,7 @@ from aggregation_worker_cdk.stack import AggregationStack
 
 
 def main(app: cdk.App | None = None) -> int:
-    """Synthesizes the stack into an app, by default the one that the CDK CLI speaks of; returns the exit status."""
+    """Synthesizes the stack into an app, by default the one that the CDK CLI runs; returns the exit status."""
     app = app or cdk.App()
     bundling: FunctionBundling | None = None
     try:
@@ -30,7 +30,7 @@ def main(app: cdk.App | None = None) -> int:
     except (OptionError, DefinitionError, DeploymentError, BundlingError) as error:
         return _fail(error)
     except RuntimeError as error:
-        # Errors that have come through JavaScript have lost their type on the way.
+        # An error that has passed through JavaScript has lost its type.
         if bundling is not None and bundling.error is not None:
             return _fail(bundling.error)
         if not str(error).startswith("ValidationFailed"):

@@ -1,6 +1,6 @@
 """The tables: the source with its stream, every target of the definitions, and the ledger.
 
-Keys, streams and expiry come from `deployment.settings`; here stands how such a table is kept on AWS.
+Keys, streams and expiry come from `deployment.settings`; this module says how such a table is kept on AWS.
 """
 
 from dataclasses import dataclass
@@ -71,9 +71,9 @@ class Tables(Construct):
             sort_key=keys[1] if len(keys) > 1 else None,
             stream=dynamodb.StreamViewType(wanted.stream_view_type) if wanted.stream_view_type else None,
             time_to_live_attribute=wanted.ttl_attribute,
-            # A total's traffic follows its source's, which nobody can plan for here; the CDK's default is 5 units.
+            # A total's traffic follows its source's, which is not known here; the CDK's default is 5 units.
             billing_mode=dynamodb.BillingMode.PAY_PER_REQUEST,
-            # The key is AWS's, in this account: every use of it stands in CloudTrail, and no policy must be kept.
+            # The key is AWS's, in this account: CloudTrail records every use of it, and it has no policy to maintain.
             encryption=dynamodb.TableEncryption.AWS_MANAGED,
             # The way back from a bad write, by the second, for 35 days; for the ledger too, since totals that are
             # restored need the receipts of the same second.

@@ -136,7 +136,7 @@ class Simulation:
     def run(self) -> Curve:
         """Runs to the end; figures are those of the second half."""
         for shard in self._shards:
-            self._at(self._chance.random() * deployment.BATCHING_WINDOW_SECONDS, self._invoke, shard)
+            self._at(self._chance.random() * deployment.MAPPING.maximum_batching_window_seconds, self._invoke, shard)
         half = self._seconds / 2
         counted = Curve(0, 0)
         while self._events and self._events[0][0] < self._seconds:
@@ -157,11 +157,11 @@ class Simulation:
     def _invoke(self, now: float, shard: Shard) -> None:
         """Takes a whole batch or, at the end of the batching window, what has arrived."""
         arrived = int(now * RECORDS_PER_SECOND_AND_SHARD) - shard.taken
-        size = min(arrived, deployment.BATCH_SIZE)
-        if size < deployment.BATCH_SIZE and now < shard.next_window:
+        size = min(arrived, deployment.MAPPING.batch_size)
+        if size < deployment.MAPPING.batch_size and now < shard.next_window:
             self._at(shard.next_window, self._invoke, shard)
             return
-        shard.next_window = now + deployment.BATCHING_WINDOW_SECONDS
+        shard.next_window = now + deployment.MAPPING.maximum_batching_window_seconds
         if shard.taken:
             shard.pacing._adapt(shard.conflicts)
         shard.conflicts = 0

@@ -28,7 +28,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
@@ -40,7 +40,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 from aggregation_worker.aggregations.definitions import parse_definitions
 from aggregation_worker.batch import REPORT_OUTCOMES, RecordOutcome
 from aggregation_worker.deployment import settings as deployment
-from aggregation_worker.deployment.mapping_settings import MappingSettings
 from aggregation_worker.ledger.receipts import aggregate_name
 from aggregation_worker.local.delivery import Batch, Invocation, PolledRecord, deliver
 from aggregation_worker.local.local_function import LocalFunction
@@ -49,7 +48,7 @@ from aggregation_worker.local.on_failure_destination import OnFailureDestination
 from aggregation_worker.local.pipeline import DEAD_LETTERS, LEDGER_TABLE, create_dead_letters, create_table
 from aggregation_worker.local.recompute import scan
 from aggregation_worker.operations.errors import CommandError
-from aggregation_worker.operations.letters import HeldMessages, understand
+from aggregation_worker.operations.letters import HeldMessages, resolve_letter
 from aggregation_worker.operations.replaying import Replay, Selection, SendError
 from tests.dynamodb_local import DynamoDBLocal, running_dynamodb_local
 from tests.end_to_end.faulty_proxy import Fault, FaultyProxy
@@ -67,13 +66,13 @@ RECORDS_A_SECOND = 200
 # How the mapping is set, for every other shard: as it is deployed but for fewer retries, and so that whole batches are
 # given up at once.
 SETTINGS = (
-    MappingSettings(
-        maximum_retry_attempts=2,
-        bisect_batch_on_function_error=True,
-        report_batch_item_failures=True,
+    replace(deployment.MAPPING, maximum_retry_attempts=2, retry_pause_seconds=0.01),
+    replace(
+        deployment.MAPPING,
+        maximum_retry_attempts=0,
+        bisect_batch_on_function_error=False,
         retry_pause_seconds=0.01,
     ),
-    MappingSettings(maximum_retry_attempts=0, report_batch_item_failures=True, retry_pause_seconds=0.01),
 )
 BATCH_SIZES = (1, 3, 10, 30, 100, 300)
 # Seconds that an invocation may take; some have hardly any time.
@@ -531,7 +530,7 @@ class Chaos:
         held = HeldMessages(self.ministack.client("sqs"), self.queue_url)
         for page in held.receive(held.started_at()):
             for message in page:
-                letter = understand(message, self._resources())
+                letter = resolve_letter(message, self._resources())
                 found.extend(record["eventID"] for record in letter.records)
         return found
 

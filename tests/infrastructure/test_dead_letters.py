@@ -1,4 +1,4 @@
-"""The dead-letter queue, the bucket behind it, and the notification between them."""
+"""The dead-letter queue, its bucket, and the notification between them."""
 
 from tests.infrastructure.stacks import Stack, plain
 

@@ -103,7 +103,7 @@ def test_what_the_cdk_puts_into_the_context__is_no_mistyped_flag() -> None:
         ({"alarmEmail": "nobody"}, "-c alarmEmail=nobody: an e-mail address is needed"),
         ({"reconcile": "true"}, "-c reconcile=true: a schedule like rate(1 day) or cron(0 3 * * ? *) is needed"),
         ({"reconcile": "rate(5 minutes)"}, "-c reconcile=rate(5 minutes): at most once an hour"),
-        ({"reconcileNothingRemoved": "true"}, "-c reconcileNothingRemoved=true: is about a schedule; give one"),
+        ({"reconcileNothingRemoved": "true"}, "-c reconcileNothingRemoved=true: needs a schedule, as in"),
         ({"reconcile": "rate(1 day)", "reconcileNothingRemoved": "1"}, "reconcileNothingRemoved=1: true or false"),
         ({"reconcileNothingremoved": "true"}, "unknown flag; did you mean reconcileNothingRemoved?"),
     ],

@@ -224,7 +224,7 @@ def busy(*steps: Callable[[], Any]) -> Iterator[None]:
 
 def drift(world: World, source: str, aggregations: Sequence[Aggregation]) -> dict[tuple[str, Group], Any]:
     """Every total that differs from the fold of the source, as (stored, expected); zero is as good as no row."""
-    expected = totals_of(aggregations, scan(world.client, source)).by_group
+    expected = totals_of(aggregations, scan(world.client, source))
     stored: dict[tuple[str, Group], tuple[Decimal, ...]] = {
         (aggregation.name, group): amounts
         for aggregation in aggregations

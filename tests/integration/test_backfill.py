@@ -433,7 +433,7 @@ def test_dry_run__writes_nothing_and_says_what_would_be_added(shop: Shop, capsys
     assert everything_in(shop) == before
     assert "would get a starting value" in text
     expected = totals_of(shop.world.definitions.aggregations, scan(shop.world.client, shop.source))
-    quantity = sum((amounts[1] for (name, _), amounts in expected.by_group.items() if name == "sold"), Decimal(0))
+    quantity = sum((amounts[1] for (name, _), amounts in expected.items() if name == "sold"), Decimal(0))
     sold, by_customer = document["aggregations"]
     assert (document["dryRun"], sold["totals"]) == (True, {"orders": "20", "quantity": str(quantity)})
     assert by_customer["totals"] == {"quantity": str(quantity)}

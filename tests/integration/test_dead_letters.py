@@ -7,7 +7,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -23,34 +22,27 @@ import pytest
 from botocore.exceptions import ClientError
 
 from aggregation_worker import handler
-from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.dead_letters import PARKED_PREFIX
-from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.deployment.settings import MAPPING
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.local_function import LambdaContext
 from aggregation_worker.local.ministack import Ministack
-from aggregation_worker.local.pipeline import Pipeline, mapping_settings, running_pipeline
+from aggregation_worker.local.pipeline import DEAD_LETTERS, LEDGER_TABLE, Pipeline, running_pipeline
 from aggregation_worker.local.recompute import scan, stored_totals, totals_of
 from aggregation_worker.operations.cli import build_parser, main
 from aggregation_worker.operations.resources import Resources
+from tests.aggregator import running_aggregator
 from tests.integration.world import side_by_side
 from tests.sizes import size
 
 Handler = Callable[[dict[str, Any], Any], Any]
 
-
-def quick(definitions: Definitions) -> MappingSettings:
-    return replace(
-        mapping_settings(definitions),
-        maximum_batching_window_seconds=0,
-        maximum_retry_attempts=1,
-        retry_pause_seconds=0.01,
-    )
+QUICK = replace(MAPPING, maximum_batching_window_seconds=0, maximum_retry_attempts=1, retry_pause_seconds=0.01)
 
 
 @contextmanager
 def pipeline_with(handler: Handler | None = None, **settings: Any) -> Iterator[Pipeline]:
-    with running_pipeline(SAMPLE_FILE, handler=handler, settings=lambda d: replace(quick(d), **settings)) as pipeline:
+    with running_pipeline(SAMPLE_FILE, handler=handler, settings=replace(QUICK, **settings)) as pipeline:
         yield pipeline
 
 
@@ -112,9 +104,7 @@ def put_orders(pipeline: Pipeline, count: int, items: int = 7) -> None:
 
 def expected(pipeline: Pipeline) -> dict[Any, Any]:
     source = scan(pipeline.dynamodb, pipeline.definitions.source.table)
-    return {
-        group: amounts for (_, group), amounts in totals_of(pipeline.definitions.aggregations, source).by_group.items()
-    }
+    return {group: amounts for (_, group), amounts in totals_of(pipeline.definitions.aggregations, source).items()}
 
 
 def stored(pipeline: Pipeline) -> dict[Any, Any]:
@@ -186,7 +176,7 @@ def deployed(event: dict[str, Any], context: Any) -> Any:
     return lambda_handler(event, context)
 
 
-def test_500_records_parked_by_a_bad_deployment__replay_brings_every_total_right(
+def test_500_parked_records__replay_makes_every_total_right(
     broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pipeline_with() as pipeline:
@@ -290,7 +280,7 @@ def test_pointer_into_the_stream__is_read_back_from_it(capsys: pytest.CaptureFix
         assert stored(pipeline) == expected(pipeline)
 
 
-def test_garbage_in_the_queue__one_line_each_stays_and_the_rest_goes_on(
+def test_garbage_in_the_queue__stays_and_the_rest_is_replayed(
     broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pipeline_with() as pipeline:
@@ -304,9 +294,11 @@ def test_garbage_in_the_queue__one_line_each_stays_and_the_rest_goes_on(
             "batchSize": 2,
             "streamArn": "arn:aws:dynamodb:us-east-1:000000000000:table/Order_by_item/stream/x",
         }
-        pipeline.s3.put_object(Bucket=pipeline.bucket, Key="documents/truncated", Body=b'{"payload": "{\\"Reco')
-        pipeline.s3.put_object(
-            Bucket=pipeline.bucket,
+        pipeline.server.client("s3").put_object(
+            Bucket=DEAD_LETTERS, Key="documents/truncated", Body=b'{"payload": "{\\"Reco'
+        )
+        pipeline.server.client("s3").put_object(
+            Bucket=DEAD_LETTERS,
             Key="documents/one-of-two",
             Body=json.dumps({"DDBStreamBatchInfo": info, "payload": '{"Records": [{}]}'}).encode(),
         )
@@ -320,7 +312,7 @@ def test_garbage_in_the_queue__one_line_each_stays_and_the_rest_goes_on(
         }
         for body in garbage:
             send(pipeline, body)
-        send(pipeline, json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": pipeline.bucket}))
+        send(pipeline, json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": DEAD_LETTERS}))
 
         status, summary = replay(capsys)
 
@@ -334,10 +326,10 @@ def test_garbage_in_the_queue__one_line_each_stays_and_the_rest_goes_on(
 
 
 def _notification(pipeline: Pipeline, key: str) -> str:
-    return json.dumps({"Records": [{"s3": {"bucket": {"name": pipeline.bucket}, "object": {"key": key}}}]})
+    return json.dumps({"Records": [{"s3": {"bucket": {"name": DEAD_LETTERS}, "object": {"key": key}}}]})
 
 
-def test_record_too_large_for_a_message__goes_and_comes_by_way_of_the_bucket(
+def test_record_too_large_for_a_message__goes_by_the_bucket(
     broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pipeline_with() as pipeline:
@@ -352,7 +344,7 @@ def test_record_too_large_for_a_message__goes_and_comes_by_way_of_the_bucket(
             },
         )
         pipeline.mapping.drain(60)
-        objects = pipeline.s3.list_objects_v2(Bucket=pipeline.bucket, Prefix=PARKED_PREFIX)["Contents"]
+        objects = pipeline.server.client("s3").list_objects_v2(Bucket=DEAD_LETTERS, Prefix=PARKED_PREFIX)["Contents"]
         assert len(objects) == 1
         broken_number_parsing()
 
@@ -416,7 +408,7 @@ def test_sequence_number_and_reason__select_one_letter(
         assert waiting(pipeline) == 4
 
 
-def test_function_that_fails_for_one_letter__does_not_hold_up_the_others(
+def test_function_that_fails_for_one_letter__replays_the_others(
     broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails_for_item3(event: dict[str, Any], context: Any) -> Any:
@@ -437,7 +429,7 @@ def test_function_that_fails_for_one_letter__does_not_hold_up_the_others(
         assert waiting(pipeline) == 2
 
 
-def test_function_that_always_fails__stops_early_and_leaves_everything(
+def test_function_that_always_fails__stops_the_replay_early(
     broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(_: Any, __: Any) -> Any:
@@ -459,7 +451,7 @@ def test_function_that_always_fails__stops_early_and_leaves_everything(
 @pytest.mark.parametrize(
     ("code", "refusals", "status"), [("AccessDeniedException", 99, 2), ("ThrottlingException", 1, 0)]
 )
-def test_function_that_may_not_be_called__is_one_clear_line_and_loses_nothing(
+def test_function_that_may_not_be_called__is_one_clear_line(
     code: str,
     refusals: int,
     status: int,
@@ -545,17 +537,7 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from aggregation_worker.operations.cli import main; sys.exit(main())",
-        "replay",
-        "--in-process",
-        "--visibility-timeout",
-        "1",
-        "--rate",
-        "400",
-    ]
+    command = ("replay", "--in-process", "--visibility-timeout", "1", "--rate", "400")
     with pipeline_with() as pipeline:
         put_orders(pipeline, 400)
         pipeline.mapping.drain(60)
@@ -564,17 +546,15 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
         at_start, later = size(1, long=3), size(3, long=7)
         for number in range(at_start + later):
             before = waiting(pipeline)
-            process = subprocess.Popen(
-                command, env={**os.environ}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            if number < at_start:  # killed while it starts
-                time.sleep(chance.random())
-            else:  # killed when it has replayed some letters
-                while waiting(pipeline) == before and process.poll() is None:
-                    time.sleep(0.01)
-                time.sleep(chance.random() * 0.1)
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+            with running_aggregator(*command, output=subprocess.DEVNULL) as process:
+                if number < at_start:  # killed while it starts
+                    time.sleep(chance.random())
+                else:  # killed when it has replayed some letters
+                    while waiting(pipeline) == before and process.poll() is None:
+                        time.sleep(0.01)
+                    time.sleep(chance.random() * 0.1)
+                process.kill()
+                assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
         assert 0 < waiting(pipeline) <= 400 - later
         deadline = time.monotonic() + 60
         while waiting(pipeline) and time.monotonic() < deadline:
@@ -584,7 +564,7 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
         assert stored(pipeline) == expected(pipeline)
 
 
-def test_explain__shows_receipts_that_add_up_and_says_when_they_do_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain__says_whether_the_receipts_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     with pipeline_with() as pipeline:
         put_orders(pipeline, 20, items=2)
         pipeline.mapping.drain(60)
@@ -606,9 +586,7 @@ def test_explain__shows_receipts_that_add_up_and_says_when_they_do_not(capsys: p
         assert "something other than the worker" in " ".join(capsys.readouterr().out.split())
 
 
-def test_verify__tells_the_latency_and_leaves_only_a_receipt_behind(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify__says_the_latency_and_leaves_only_a_receipt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stop = threading.Event()
     with pipeline_with() as pipeline:
         delivering = threading.Thread(target=pipeline.mapping.run, args=(stop,))
@@ -625,7 +603,7 @@ def test_verify__tells_the_latency_and_leaves_only_a_receipt_behind(
         assert json.loads(output[output.rindex("{\n") :])["latencySeconds"] < 60
         assert stored(pipeline) == {}
         assert expected(pipeline) == {}
-        ledger = list(scan(pipeline.dynamodb, pipeline.ledger_table))
+        ledger = list(scan(pipeline.dynamodb, LEDGER_TABLE))
         definition, receipt = sorted(ledger, key=lambda item: "expires_at" in item)
         assert definition["page"] == {"S": "definition"}
         assert "aggregator-verify-" in receipt["aggregate"]["S"]
@@ -640,7 +618,7 @@ def test_verify_of_totals_by_day_alone__touches_no_real_day(tmp_path: Path, caps
         + 'remove = "retract"\n'
     )
     stop = threading.Event()
-    with running_pipeline(by_day, settings=quick) as pipeline:
+    with running_pipeline(by_day, settings=QUICK) as pipeline:
         put_orders(pipeline, 10)
         delivering = threading.Thread(target=pipeline.mapping.run, args=(stop,))
         delivering.start()

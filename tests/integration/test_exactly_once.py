@@ -79,7 +79,7 @@ def test_two_workers_on_overlapping_records__count_once(world: World) -> None:
     assert sum(world.quantity(f"item{number}") for number in range(7)) == 600
 
 
-def test_answer_lost_after_commit__same_token_makes_the_repeat_harmless(world: World) -> None:
+def test_answer_lost_after_commit__is_repeated_harmlessly(world: World) -> None:
     tokens = []
 
     def loses_the_first_answer(**request: Any) -> Any:
@@ -97,7 +97,7 @@ def test_answer_lost_after_commit__same_token_makes_the_repeat_harmless(world: W
     assert world.quantity("item123") == 10
 
 
-def test_answer_lost_and_no_time_left__redelivery_finds_it_counted(world: World) -> None:
+def test_answer_lost_and_no_time_left__counts_once(world: World) -> None:
     calls = 0
 
     def loses_every_answer(**request: Any) -> Any:
@@ -116,7 +116,7 @@ def test_answer_lost_and_no_time_left__redelivery_finds_it_counted(world: World)
     assert (world.quantity("item123"), world.quantity("item312")) == (10, 20)
 
 
-def test_crash_before_the_call__redelivery_counts_everything(world: World) -> None:
+def test_crash_before_the_call__counts_on_redelivery(world: World) -> None:
     class CrashError(Exception):
         pass
 
@@ -133,7 +133,7 @@ def test_crash_before_the_call__redelivery_counts_everything(world: World) -> No
     assert world.quantity("item123") == 10
 
 
-def test_500_receipts_of_one_aggregate_in_one_second__stand_on_one_page(world: World) -> None:
+def test_500_receipts_of_one_second__are_on_one_page(world: World) -> None:
     batch = [world.record("item123", number) for number in range(1, 501)]
 
     first = world.deliver(batch)
@@ -179,7 +179,7 @@ def test_equal_sequence_numbers_of_two_shards__both_count(world: World) -> None:
     assert world.quantity("item123") == 40
 
 
-def test_move_between_groups__takes_from_one_and_gives_to_the_other(world: World) -> None:
+def test_move_between_groups__changes_both_totals(world: World) -> None:
     insert = world.record("item312", 10)
     move = world.record("item123", 15, old=("item312", 10))
 
@@ -190,7 +190,7 @@ def test_move_between_groups__takes_from_one_and_gives_to_the_other(world: World
     assert (world.quantity("item123"), world.quantity("item312")) == (15, 0)
 
 
-def test_half_of_a_move_committed__the_other_half_follows_on_redelivery(world: World) -> None:
+def test_half_of_a_move__is_completed_by_redelivery(world: World) -> None:
     move = world.record("item123", 15, old=("item312", 10))
     insert = world.record("item312", 10)
     only_the_old_group = world.record("item999", 10, old=("item312", 10))
@@ -220,7 +220,7 @@ def test_odd_group_keys__each_have_a_total_of_their_own(world: World, item: str)
     assert world.quantity("item123") == 1
 
 
-def test_group_key_too_long_for_dynamodb__is_parked_and_the_rest_counts(world: World) -> None:
+def test_group_key_too_long_for_dynamodb__is_parked(world: World) -> None:
     result = world.deliver([world.record("x" * 2049, 10), world.record("item123", 1)])
 
     assert result.outcomes == (PARKED, APPLIED)
@@ -236,7 +236,7 @@ def test_38_digits__are_summed_exactly(world: World) -> None:
     assert world.totals()["item_count_by_date", ("item123", "2024-07-15")] == (Decimal("9" * 38),)
 
 
-def test_total_that_dynamodb_cannot_hold__parks_the_record_that_breaks_it(world: World) -> None:
+def test_total_that_dynamodb_cannot_hold__parks_the_record(world: World) -> None:
     world.deliver([world.record("item123", "9" * 38)])
     healthy, breaking = world.record("item312", 1), world.record("item123", "0.1")
 
@@ -255,7 +255,7 @@ def test_sum_of_a_batch_that_does_not_fit__counts_what_fits(world: World) -> Non
     assert result.outcomes.count(APPLIED) == 2
 
 
-def test_total_of_the_wrong_type__parks_that_aggregates_records_only(world: World) -> None:
+def test_total_of_the_wrong_type__parks_only_its_records(world: World) -> None:
     target = world.definitions.aggregations[0].table
     world.client.put_item(
         TableName=target,
@@ -271,7 +271,7 @@ def test_total_of_the_wrong_type__parks_that_aggregates_records_only(world: Worl
     world.client.delete_item(TableName=target, Key={"item_number": {"S": "item666"}, "order_date": {"S": "2024-07-15"}})
 
 
-def test_conflicts_on_every_first_attempt__are_posted_again_until_committed(world: World) -> None:
+def test_conflicts_on_every_first_attempt__are_retried(world: World) -> None:
     refused: set[str] = set()
 
     def conflicts_once(**request: Any) -> Any:
@@ -319,7 +319,7 @@ def test_missing_target_table__raises_and_nothing_is_lost(world: World) -> None:
     assert result.outcomes == (APPLIED,)
 
 
-def test_deadline_in_the_middle_of_a_batch__reports_the_rest_which_counts_on_redelivery(world: World) -> None:
+def test_deadline_within_a_batch__leaves_the_rest_to_redelivery(world: World) -> None:
     calls = 0
 
     def counted(**request: Any) -> Any:

@@ -9,14 +9,17 @@ import sys
 import tempfile
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.deployment.settings import MappingSettings
 from aggregation_worker.local.event_source_mapping import EventSourceMapping
 from aggregation_worker.local.ministack import Ministack, MinistackError, running_ministack
+from aggregation_worker.streams.records import EventName
+from tests.stream_fakes import AWS_DEFAULTS
 from tests.waiting import wait_for
 
 
@@ -38,15 +41,19 @@ def stream_arn(ministack: Ministack, table: str) -> str:
     return ministack.client("dynamodb").describe_table(TableName=table)["Table"]["LatestStreamArn"]
 
 
-def mapping_of(ministack: Ministack, table: str, handler: Any, settings: MappingSettings, **options: Any) -> Any:
+def mapping_of(
+    ministack: Ministack, table: str, handler: Any, settings: MappingSettings, bucket: str = "none"
+) -> EventSourceMapping:
     return EventSourceMapping(
         ministack.client("dynamodbstreams"),
         ministack.client("s3"),
         stream_arn(ministack, table),
         handler,
         settings,
+        event_names=tuple(EventName),
+        on_failure_bucket=bucket,
+        function_name="totals",
         poll_interval_seconds=0.02,
-        **options,
     )
 
 
@@ -74,9 +81,7 @@ def test_insert_modify_and_remove__arrive_in_the_shape_of_lambda(ministack: Mini
     client.put_item(TableName=table, Item={"orderid": {"S": "1"}, "quantity": {"N": "10"}})
     client.delete_item(TableName=table, Key={"orderid": {"S": "1"}})
 
-    with mapping_of(
-        ministack, table, lambda event, context: records.extend(event["Records"]), MappingSettings()
-    ) as mapping:
+    with mapping_of(ministack, table, lambda event, context: records.extend(event["Records"]), AWS_DEFAULTS) as mapping:
         mapping.drain(timeout_seconds=60)
 
     assert [record["eventName"] for record in records] == ["INSERT", "MODIFY", "REMOVE"]
@@ -96,14 +101,14 @@ def test_stream_of_several_pages__every_record_once_and_in_order(ministack: Mini
         sizes.append(len(event["Records"]))
         seen.extend(order_ids(event))
 
-    with mapping_of(ministack, table, handler, MappingSettings(batch_size=10_000)) as mapping:
+    with mapping_of(ministack, table, handler, replace(AWS_DEFAULTS, batch_size=10_000)) as mapping:
         mapping.drain(timeout_seconds=60)
 
     assert seen == list(range(2500))
     assert max(sizes) <= 10_000
 
 
-def test_latest__only_what_is_written_after_the_start_is_delivered(ministack: Ministack, table: str) -> None:
+def test_latest__delivers_what_is_written_after_the_start(ministack: Ministack, table: str) -> None:
     put_orders(ministack, table, 3)
     seen: list[int] = []
 
@@ -111,7 +116,7 @@ def test_latest__only_what_is_written_after_the_start_is_delivered(ministack: Mi
         ministack,
         table,
         lambda event, context: seen.extend(order_ids(event)),
-        MappingSettings(starting_position="LATEST"),
+        replace(AWS_DEFAULTS, starting_position="LATEST"),
     ) as mapping:
         mapping.drain(timeout_seconds=60, quiet_seconds=0.05)
         ministack.client("dynamodb").put_item(TableName=table, Item={"orderid": {"S": "7"}})
@@ -123,7 +128,7 @@ def test_latest__only_what_is_written_after_the_start_is_delivered(ministack: Mi
 def test_stream_turned_off__what_it_held_is_still_delivered(ministack: Ministack, table: str) -> None:
     put_orders(ministack, table, 3)
     seen: list[int] = []
-    mapping = mapping_of(ministack, table, lambda event, context: seen.extend(order_ids(event)), MappingSettings())
+    mapping = mapping_of(ministack, table, lambda event, context: seen.extend(order_ids(event)), AWS_DEFAULTS)
     ministack.client("dynamodb").update_table(TableName=table, StreamSpecification={"StreamEnabled": False})
 
     with mapping:
@@ -132,9 +137,7 @@ def test_stream_turned_off__what_it_held_is_still_delivered(ministack: Ministack
     assert seen == [0, 1, 2]
 
 
-def test_record_that_always_fails__isolated_written_to_the_bucket_and_announced_in_the_queue(
-    ministack: Ministack, table: str
-) -> None:
+def test_record_that_always_fails__announced_in_the_queue(ministack: Ministack, table: str) -> None:
     s3, sqs = ministack.client("s3"), ministack.client("sqs")
     bucket, queue = f"dead-letters-{uuid.uuid4()}", f"dead-letters-{uuid.uuid4().hex}"
     s3.create_bucket(Bucket=bucket)
@@ -160,13 +163,14 @@ def test_record_that_always_fails__isolated_written_to_the_bucket_and_announced_
         failed = [record for record in event["Records"] if record["dynamodb"]["Keys"]["orderid"]["S"] == "1"]
         return {"batchItemFailures": [{"itemIdentifier": record["dynamodb"]["SequenceNumber"]} for record in failed]}
 
-    settings = MappingSettings(
+    settings = replace(
+        AWS_DEFAULTS,
         maximum_retry_attempts=1,
         bisect_batch_on_function_error=True,
         report_batch_item_failures=True,
         retry_pause_seconds=0,
     )
-    with mapping_of(ministack, table, handler, settings, on_failure_bucket=bucket) as mapping:
+    with mapping_of(ministack, table, handler, settings, bucket) as mapping:
         mapping.drain(timeout_seconds=60)
 
     assert batches == [[0, 1, 2, 3], [1, 2, 3], [1], [1], [2, 3]]
@@ -177,7 +181,7 @@ def test_record_that_always_fails__isolated_written_to_the_bucket_and_announced_
     document = json.loads(stored["Body"].read())
     assert document["requestContext"]["condition"] == "RetryAttemptsExhausted"
     assert order_ids(json.loads(document["payload"])) == [1]
-    assert mapping.metrics["OnFailureDestinationDeliveredEventCount"] == 1
+    assert [stored["Key"] for stored in s3.list_objects_v2(Bucket=bucket)["Contents"]] == notices
 
 
 def announced_keys(ministack: Ministack, queue_url: str) -> list[str]:
@@ -232,9 +236,10 @@ def test_server__listens_on_loopback_only(ministack: Ministack) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals: run it on Linux or macOS")
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-def test_starting_process_killed__server_ends_and_leaves_nothing_behind(by: signal.Signals, tmp_path: Path) -> None:
+def test_starting_process_killed__server_leaves_nothing_behind(by: signal.Signals, tmp_path: Path) -> None:
     script = (
-        "import time\n"
+        "import signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored, if the tests run in the background
         "from aggregation_worker.local.ministack import running_ministack\n"
         "with running_ministack() as ministack:\n"
         "    print(ministack.endpoint, flush=True)\n"

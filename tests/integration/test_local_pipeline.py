@@ -2,9 +2,10 @@
 
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,29 +16,26 @@ from aggregation_worker.aggregations.definitions import parse_definitions
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.pipeline import Pipeline, running_pipeline
 from aggregation_worker.local.recompute import scan, stored_totals, totals_of
+from aggregation_worker.operations.cli import main
+from tests.aggregator import aggregator, running_aggregator, without_settings
 from tests.aws_cli import commands_of, run_aws
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
+MISTAKE = SAMPLE_FILE.read_text().replace("truncate", "truncat")
 
 
-def aggregator(*arguments: str) -> list[str]:
-    return [
-        sys.executable,
-        "-c",
-        "import sys; from aggregation_worker.operations.cli import main; sys.exit(main())",
-        *arguments,
-    ]
+@pytest.fixture
+def clone(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process whose package is that of a clone with a mistake in the user's definitions file."""
+    folder = tmp_path / "clone"
+    shutil.copytree(ROOT / "worker", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "aggregations.toml").write_text(MISTAKE)
+    return {**without_settings(), "PYTHONPATH": str(folder)}
 
 
-def without_aws_settings() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-
-
-def test_demo__shows_matching_totals_and_the_dead_letter() -> None:
-    done = subprocess.run(
-        aggregator("demo"), capture_output=True, text=True, timeout=300, env=without_aws_settings(), check=False
-    )
+def test_demo__shows_matching_totals_and_the_dead_letter(clone: dict[str, str]) -> None:
+    done = subprocess.run(aggregator("demo"), capture_output=True, text=True, timeout=300, env=clone, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -74,13 +72,14 @@ def test_readme_definitions__can_be_read() -> None:
     assert [measure.name for measure in definitions.aggregations[0].measures] == ["orders", "quantity", "revenue"]
 
 
-def test_local__counts_what_is_put_and_ends_with_ctrl_c() -> None:
-    process = subprocess.Popen(
-        aggregator("local"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=without_aws_settings()
-    )
-    assert process.stdout is not None
-    lines: list[str] = []
-    try:
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_local__counts_what_is_put_until_it_is_ended(by: signal.Signals, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**without_settings(), "AGGREGATIONS_FILE": str(SAMPLE_FILE), "TMPDIR": str(temporary)}
+    with running_aggregator("local", environment=environment, in_background=True) as process:
+        assert process.stdout is not None
+        lines: list[str] = []
         while not (lines and lines[-1].startswith("Ctrl-C ends")):
             line = process.stdout.readline()
             assert line, "".join(lines)
@@ -93,11 +92,16 @@ def test_local__counts_what_is_put_and_ends_with_ctrl_c() -> None:
         wait_for(lambda: bool(run_aws(query, boto)["Items"]))
         assert run_aws(query, boto)["Items"][0]["quantity"] == {"N": "10"}
         assert re.search(r"1 records \d+\.\.\d+ done in \d+ ms", process.stdout.readline() + process.stdout.readline())
-    finally:
-        process.send_signal(signal.SIGINT)
+        assert os.listdir(temporary)
+
+        process.send_signal(by)
         rest, _ = process.communicate(timeout=120)
+
     assert process.returncode == 0, rest
-    assert "Traceback" not in rest
+    assert rest.endswith("stopping; nothing is kept\n")
+    assert os.listdir(temporary) == []
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(boto("s3").meta.endpoint_url.rsplit(":", 1)[1]))) != 0
 
 
 def _client_of(credentials: str, command: str) -> Callable[[str], Any]:
@@ -121,23 +125,38 @@ def _client_of(credentials: str, command: str) -> Callable[[str], Any]:
     return client
 
 
-def test_local_with_a_broken_definitions_file__is_one_clear_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["broken.toml", "aggregations.toml"])
+def test_local_with_a_mistake_in_the_file__one_line(file: str, clone: dict[str, str], tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
-    broken.write_text(SAMPLE_FILE.read_text().replace("truncate", "truncat"))
+    broken.write_text(MISTAKE)
+    options = ["--definitions", str(broken)] if file == broken.name else []
 
     done = subprocess.run(
-        aggregator("local", "--definitions", str(broken)), capture_output=True, text=True, timeout=300, check=False
+        aggregator("local", *options), capture_output=True, text=True, timeout=300, env=clone, check=False
     )
 
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "aggregation 'item_count_by_date'" in done.stderr
+    assert f"{file}: aggregation 'item_count_by_date'" in done.stderr
     assert "did you mean 'truncate'?" in done.stderr
 
 
-def test_random_history_through_the_whole_pipeline__totals_equal_the_source(
-    tmp_path: Path, request: pytest.FixtureRequest
+def test_local_without_a_definitions_file__asks_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("aggregation_worker.aggregations.definitions.DEFINITIONS_FILE", tmp_path / "aggregations.toml")
+    monkeypatch.delenv("AGGREGATIONS_FILE", raising=False)
+
+    status = main(["local"])
+
+    assert status == 2
+    assert capsys.readouterr() == (
+        "",
+        "aggregator: no definitions file: give --definitions FILE or set AGGREGATIONS_FILE\n",
+    )
+
+
+def test_random_history__totals_equal_the_source(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Puts, corrections, moves and deletes on a retracting aggregation; one invocation in four loses its answer."""
     import random
 
@@ -164,7 +183,7 @@ def test_random_history_through_the_whole_pipeline__totals_equal_the_source(
         pipeline.mapping.drain(60)
         (aggregation,) = pipeline.definitions.aggregations
         source = scan(pipeline.dynamodb, pipeline.definitions.source.table)
-        expected = totals_of([aggregation], source).by_group
+        expected = totals_of([aggregation], source)
         stored = stored_totals(pipeline.dynamodb, aggregation)
 
     assert {group: amounts for group, amounts in stored.items() if any(amounts)} == {

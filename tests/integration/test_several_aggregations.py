@@ -68,7 +68,7 @@ def test_one_record__counts_in_every_aggregation(world: World) -> None:
     }
 
 
-def test_record_refused_by_one_of_two_aggregations__counts_in_the_other_and_is_parked(world: World) -> None:
+def test_record_refused_by_one_aggregation__counts_in_the_other(world: World) -> None:
     broken = {**ORDER, "customer": {"M": {"id": {"S": "seventeen"}}}}
     record = world.record("item123", 4, attributes=broken)
 
@@ -80,7 +80,7 @@ def test_record_refused_by_one_of_two_aggregations__counts_in_the_other_and_is_p
     assert world.totals()["sold", ("item123", "2024-07")] == (Decimal(1), Decimal(4), Decimal(10))
 
 
-def test_record_refused_by_dynamodb_for_one_aggregation__counts_in_the_other(world: World) -> None:
+def test_record_refused_by_dynamodb_for_one__counts_in_the_other(world: World) -> None:
     """The two aggregations share the row: only the one whose total has the wrong type is refused."""
     table = world.definitions.aggregations[0].table
     key = {"item_number": {"S": "item123"}, "order_date": {"S": "2024-07"}}

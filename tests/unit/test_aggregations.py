@@ -60,13 +60,13 @@ def test_modify_in_the_same_group__contributes_the_difference() -> None:
         (order(date="2024-07-16", quantity=10), ("item123", "2024-07-16")),
     ],
 )
-def test_modify_that_moves_to_another_group__has_one_entry_in_each(new: dict[str, Any], group: tuple[str, str]) -> None:
+def test_modify_to_another_group__has_an_entry_in_each(new: dict[str, Any], group: tuple[str, str]) -> None:
     raw = modify(order(quantity=7), new)
 
     assert found(aggregation(), raw) == [(("item123", DAY), (-7,)), (group, (10,))]
 
 
-def test_modify_within_the_truncated_group__is_no_move() -> None:
+def test_modify_within_the_truncated_group__is_not_a_move() -> None:
     raw = modify(order(date="2024-07-15T09:00", quantity=1), order(date="2024-07-15T10:00", quantity=3))
 
     assert found(aggregation(), raw) == [(("item123", DAY), (2,))]
@@ -82,7 +82,7 @@ def test_modify_within_the_truncated_group__is_no_move() -> None:
         (order(quantity=0), order(quantity=0, item="item312")),
     ],
 )
-def test_modify_that_changes_nothing_that_counts__contributes_nothing(old: dict[str, Any], new: dict[str, Any]) -> None:
+def test_modify_of_nothing_that_counts__contributes_nothing(old: dict[str, Any], new: dict[str, Any]) -> None:
     assert found(aggregation(), modify(old, new)) == []
 
 
@@ -151,20 +151,20 @@ def test_remove_policy__is_to_ignore_by_default() -> None:
 
 
 @pytest.mark.parametrize("policy", ["retract", "retract_unless_expired"])
-def test_remove_without_an_old_image__raises_where_it_would_retract(policy: str) -> None:
+def test_retracting_remove_without_an_old_image__raises(policy: str) -> None:
     with pytest.raises(StreamViewTypeError, match=r"REMOVE record .* has no OldImage"):
         contributions([with_policy(policy)], validated(stream_record("REMOVE")))
 
 
-def test_remove_without_an_old_image__is_ignored_where_removes_are() -> None:
+def test_ignored_remove_without_an_old_image__is_accepted() -> None:
     assert found(with_policy("ignore"), stream_record("REMOVE")) == []
 
 
-def test_malformed_old_image_of_a_remove__is_not_looked_at_where_removes_are_ignored() -> None:
+def test_malformed_old_image_of_an_ignored_remove__is_not_read() -> None:
     assert found(with_policy("ignore"), remove(order(quantity="x"))) == []
 
 
-def test_malformed_old_image_of_a_remove__is_refused_where_it_would_retract() -> None:
+def test_malformed_old_image_of_a_retracting_remove__is_refused() -> None:
     assert refusal(with_policy("retract"), remove(order(quantity="x"))) == "quantity: not a number"
 
 
@@ -204,13 +204,13 @@ def test_image_that_lacks_an_attribute__contributes_nothing(missing: str, absent
     assert found(aggregation(), modify(order(), lacking)) == [(("item123", DAY), (-10,))]
 
 
-def test_image_that_lacks_one_of_two_measures__contributes_to_neither() -> None:
+def test_image_without_one_of_two_measures__adds_to_neither() -> None:
     defined = aggregation(aggregation_text('count = "orders"', sum=REVENUE))
 
     assert found(defined, insert(order())) == []
 
 
-def test_where__keeps_images_away_that_could_not_be_used() -> None:
+def test_where__excludes_images_that_could_not_be_used() -> None:
     defined = with_policy("ignore", where="status == 'paid'")
 
     assert found(defined, insert(order(status=OPEN, item_number={"N": "5"}))) == []
@@ -271,7 +271,7 @@ def test_aggregation_without_a_sort_key__groups_by_one_attribute() -> None:
     assert found(aggregation(aggregation_text(sort_key=None)), insert()) == [(("item123",), (10,))]
 
 
-def test_prefixes__stand_before_the_values() -> None:
+def test_prefixes__come_before_the_values() -> None:
     key = '{ name = "pk", from = "item_number", prefix = "item#" }'
     date = '{ name = "sk", from = "order_date", truncate = "month", prefix = "month#" }'
 
@@ -393,7 +393,7 @@ def test_difference_that_no_dynamodb_number_holds__is_refused() -> None:
     assert "new value minus old value does not fit" in refusal(aggregation(), raw)
 
 
-def test_difference_beyond_38_digits_in_two_groups__is_not_needed() -> None:
+def test_move_with_a_difference_over_38_digits__is_accepted() -> None:
     raw = modify(order(quantity="1E-130"), order(quantity="1E125", item="item312"))
 
     changes, refusals = contributions([aggregation()], validated(raw))
@@ -438,7 +438,7 @@ def test_record_refused_by_one_aggregation__counts_in_the_others() -> None:
     ]
 
 
-def test_record_that_moves_in_several_aggregations__has_two_entries_in_each() -> None:
+def test_move_in_several_aggregations__has_two_entries_in_each() -> None:
     defined = definitions(aggregation_text(), aggregation_text(name="by_item", table="by_item", sort_key=None))
 
     changes, _ = contributions(defined.aggregations, validated(modify(order(), order(item="item312"))))
@@ -451,7 +451,7 @@ def test_record_that_moves_in_several_aggregations__has_two_entries_in_each() ->
     ]
 
 
-def test_record_refused_in_one_image__contributes_nothing_of_the_other() -> None:
+def test_record_with_one_bad_image__counts_neither_image() -> None:
     raw = modify(order(item="item123"), order(item="item312", quantity="x"))
 
     assert refusal(aggregation(aggregation_text(partition_key=ITEM_NUMBER)), raw) == "quantity: not a number"
@@ -466,7 +466,7 @@ IMAGES = st.builds(
 
 
 @given(st.lists(IMAGES, min_size=1, max_size=6), st.booleans())
-def test_history_of_one_item__contributes_what_its_last_image_counts(images: list[dict[str, Any]], ends: bool) -> None:
+def test_history_of_one_item__adds_up_to_its_last_image(images: list[dict[str, Any]], ends: bool) -> None:
     defined = with_policy("retract", where="status == 'paid'")
     history = [insert(images[0]), *map(modify, images, images[1:]), *([remove(images[-1])] if ends else [])]
     totals: dict[tuple[str, ...], int] = {}

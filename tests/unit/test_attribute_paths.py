@@ -118,7 +118,7 @@ def test_reason__never_holds_the_value() -> None:
         *("a*b", "a.*", "a[*]"),
     ],
 )
-def test_text_that_is_no_path__is_refused_with_the_place(text: str) -> None:
+def test_text_that_is_not_a_path__is_refused_with_the_place(text: str) -> None:
     with pytest.raises(ValueError, match="is not an attribute path") as refused:
         parse_path(text)
 

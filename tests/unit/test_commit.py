@@ -103,7 +103,7 @@ def rows(count: int) -> list[Any]:
 # --- Without failures -----------------------------------------------------------------------------------------------
 
 
-def test_transactions__bring_totals_and_receipts_in() -> None:
+def test_transactions__write_totals_and_receipts() -> None:
     commits = Commits()
 
     outcome = commits.run(insert(order(quantity=10)), insert(order(quantity=30)), insert(order(item="item312")))
@@ -172,7 +172,7 @@ def test_batch_delivered_again__adds_nothing() -> None:
     assert (outcome.transactions, outcome.oldest_lag) == (0, None)
 
 
-def test_overlapping_batch__adds_only_what_is_new_with_a_new_token() -> None:
+def test_overlapping_batch__adds_only_what_is_new() -> None:
     commits = Commits()
     first, second, third = (insert(order(quantity=quantity)) for quantity in (1, 10, 100))
     commits.run(first, second)
@@ -200,7 +200,7 @@ def test_conflicts__are_tried_again_until_they_succeed() -> None:
     assert len(set(commits.tokens())) == 13
 
 
-def test_hot_row__is_tried_apart_while_cold_ones_go_on() -> None:
+def test_hot_row__is_retried_apart_from_cold_ones() -> None:
     commits = Commits()
     commits.client.before.append(cancelled([NONE, CONFLICT, *[NONE] * 98]))
     commits.client.before.extend([None, None, cancelled([CONFLICT, NONE])])
@@ -213,7 +213,7 @@ def test_hot_row__is_tried_apart_while_cold_ones_go_on() -> None:
     assert outcome.conflicts == 2
 
 
-def test_batch_after_one_with_conflicts__is_sent_in_smaller_transactions_and_then_in_larger_ones_again() -> None:
+def test_transactions__shrink_after_conflicts_and_grow_again() -> None:
     commits = Commits()
 
     def sizes(*raws: Any) -> list[int]:
@@ -229,7 +229,7 @@ def test_batch_after_one_with_conflicts__is_sent_in_smaller_transactions_and_the
     assert commits.quantity("item49") == 40
 
 
-def test_conflicts_in_every_batch__make_no_transaction_smaller_than_two_rows() -> None:
+def test_conflicts_in_every_batch__leave_two_rows_a_transaction() -> None:
     commits = Commits()
 
     for number in range(8):
@@ -242,7 +242,7 @@ def test_conflicts_in_every_batch__make_no_transaction_smaller_than_two_rows() -
 
 
 @pytest.mark.parametrize("error", [client_error("ThrottlingException"), TIMED_OUT], ids=["throttled", "no answer"])
-def test_batch_after_one_with_other_trouble__is_sent_as_large_as_ever(error: Exception) -> None:
+def test_errors_other_than_conflicts__shrink_no_transactions(error: Exception) -> None:
     commits = Commits()
     commits.client.before.append(error)
 
@@ -264,7 +264,7 @@ def test_batch_after_one_with_other_trouble__is_sent_as_large_as_ever(error: Exc
     ids=["conflict", "throttled request", "throttled row", "no answer"],
 )
 @pytest.mark.parametrize(("jitter", "part"), [(0.0, 0.5), (1.0, 1.0)])
-def test_pauses__double_up_to_the_longest_and_are_jittered_down_to_a_half(
+def test_pauses__double_with_jitter_up_to_the_longest(
     error: Exception, first: float, longest: float, jitter: float, part: float
 ) -> None:
     commits = Commits(jitter=jitter)
@@ -276,7 +276,7 @@ def test_pauses__double_up_to_the_longest_and_are_jittered_down_to_a_half(
     assert commits.clock.pauses == pytest.approx([min(longest, first * 2**attempt) * part for attempt in range(10)])
 
 
-def test_pause_of_one_row__holds_up_none_of_the_others() -> None:
+def test_pause_of_one_row__does_not_delay_the_others() -> None:
     commits = Commits()
     commits.client.before.append(cancelled([NONE, {"Code": "ThrottlingError"}, *[NONE] * 4]))
 
@@ -286,7 +286,7 @@ def test_pause_of_one_row__holds_up_none_of_the_others() -> None:
     assert commits.sent_at[2] == pytest.approx(1_000.05)
 
 
-def test_pause__ends_though_another_request_hangs_and_a_third_waits_for_its_row() -> None:
+def test_pause__ends_while_another_request_hangs() -> None:
     commits = Commits()
     tried_again = threading.Event()
     attempts: list[Request] = []
@@ -319,7 +319,7 @@ def touches(request: Request, item: str) -> bool:
 # --- Refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_row_that_dynamodb_refuses__is_refused_and_the_rest_applied() -> None:
+def test_row_that_dynamodb_refuses__leaves_the_rest_applied() -> None:
     commits = Commits()
     commits.run(insert(order(item="item000")))
     (row,) = commits.client.tables[TARGET].items.values()
@@ -332,7 +332,7 @@ def test_row_that_dynamodb_refuses__is_refused_and_the_rest_applied() -> None:
     assert commits.quantity("item001") == 10
 
 
-def test_shared_row_that_refuses_one_measure__takes_the_other_aggregation() -> None:
+def test_shared_row_with_a_bad_measure__counts_the_other() -> None:
     shared = definitions(aggregation_text(), aggregation_text('count = "orders"', name="orders", sum=None))
     commits = Commits()
     deadline = commits.deadline(60)
@@ -357,7 +357,7 @@ def test_overflow__refuses_the_record_that_causes_it() -> None:
     assert commits.quantity() == Decimal("9" * 38)
 
 
-def test_request_refused_as_a_whole__is_halved_down_to_the_guilty_row() -> None:
+def test_request_refused_as_a_whole__is_halved_to_the_guilty_row() -> None:
     commits = Commits()
 
     def refuse(request: Request) -> Exception | None:
@@ -381,7 +381,7 @@ def test_error_that_refuses_everything__raises(code: str) -> None:
         commits.run(*rows(2))
 
 
-def test_error_that_refuses_everything__starts_nothing_that_still_waits_for_a_thread() -> None:
+def test_error_that_refuses_everything__starts_nothing_more() -> None:
     commits = Commits()
     release = threading.Event()
     sent: list[Request] = []
@@ -413,7 +413,7 @@ def test_bug_in_the_worker__is_raised_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("error", [TIMED_OUT, client_error("InternalServerError", status=500)])
-def test_answer_lost_after_the_commit__sends_the_same_request_and_counts_once(error: Exception) -> None:
+def test_answer_lost_after_the_commit__counts_once(error: Exception) -> None:
     commits = Commits()
     commits.client.after.extend([error, error])
 
@@ -435,7 +435,7 @@ def test_answer_lost_before_the_commit__sends_the_same_request() -> None:
     assert commits.client.requests[0] == commits.client.requests[1]
 
 
-def test_answer_lost_then_cancelled__sends_what_is_left_with_a_new_token() -> None:
+def test_answer_lost_then_cancelled__sends_what_is_left() -> None:
     commits = Commits()
     raws = [insert(order(quantity=1)), insert(order(quantity=10))]
     commits.run(raws[0])
@@ -469,7 +469,7 @@ def test_cancelled_transaction__is_sent_with_a_new_token(error: Exception) -> No
     assert first.items == second.items
 
 
-def test_request_sent_again_much_later__is_still_the_same_request() -> None:
+def test_request_sent_again_much_later__is_the_same() -> None:
     commits = Commits(latency=7.0)
     commits.client.after.append(TIMED_OUT)
 
@@ -512,7 +512,7 @@ def test_deadline_in_a_pause__ends_the_pause_and_reports() -> None:
     assert max(commits.sent_at) < 1_005.0
 
 
-def test_conflict_without_end__is_reported_unsettled() -> None:
+def test_endless_conflict__is_reported_unsettled() -> None:
     commits = Commits(latency=0.01)
     commits.client.before.extend([client_error("TransactionConflictException")] * 10_000)
 
@@ -563,7 +563,7 @@ def hanging() -> Iterator[Hanging]:
     found.release.set()
 
 
-def test_answers_that_do_not_come__are_given_up_in_time_and_reported(hanging: Hanging) -> None:
+def test_answers_that_do_not_come__are_reported_in_time(hanging: Hanging) -> None:
     with ThreadPoolExecutor(MAX_IN_FLIGHT) as executor:
         outcome, seconds = hanging.commit(executor, 100)
         hanging.release.set()
@@ -572,7 +572,7 @@ def test_answers_that_do_not_come__are_given_up_in_time_and_reported(hanging: Ha
     assert 0.2 < seconds < 8  # they hang for ten
 
 
-def test_requests_that_wait_for_a_thread__are_not_sent_when_time_is_up(hanging: Hanging) -> None:
+def test_requests_waiting_for_a_thread__are_not_sent_late(hanging: Hanging) -> None:
     with ThreadPoolExecutor(1) as executor:
         outcome, _ = hanging.commit(executor, 200)
         started = hanging.started
@@ -622,7 +622,7 @@ def commit_side_by_side(watched: Watched, planned: list[Transaction], in_flight:
         return committer.commit(planned, real_deadline(30))
 
 
-def test_independent_transactions__run_side_by_side_up_to_the_limit() -> None:
+def test_independent_transactions__run_in_parallel() -> None:
     watched = Watched()
 
     outcome = commit_side_by_side(watched, transactions(*rows(1_000)), in_flight=4)
@@ -645,7 +645,7 @@ def test_changes_of_one_row__are_never_in_flight_together() -> None:
     assert watched.client.total(TARGET, "quantity", "hot", DAY) == 720
 
 
-def test_transaction_that_waits_for_its_row__is_not_overtaken_by_later_ones() -> None:
+def test_transaction_waiting_for_its_row__keeps_its_place() -> None:
     commits = Commits()
     commits.client.before.append(client_error("ThrottlingException"))
     raws = [insert(order(quantity=1)) for _ in range(360)]

@@ -86,7 +86,7 @@ def notification(**changes: Any) -> dict[str, Any]:
 # --- Parking --------------------------------------------------------------------------------------------------------
 
 
-def test_parked_record__waits_in_the_queue_as_it_was_delivered_with_its_reasons() -> None:
+def test_parked_record__is_kept_as_delivered_with_its_reasons() -> None:
     place, record = ParkingPlace(), parked()
 
     failed = place.queue().park([record])
@@ -194,7 +194,7 @@ def test_record_at_the_limit__is_sent_as_a_message() -> None:
     assert len(place.s3.objects) == 1
 
 
-def test_record_too_large_for_a_message__goes_by_way_of_the_bucket() -> None:
+def test_record_too_large_for_a_message__goes_to_the_bucket() -> None:
     place, record = ParkingPlace(), parked(MAX_MESSAGE_BYTES)
 
     failed = place.queue().park([record])
@@ -229,7 +229,7 @@ def test_queue_that_takes_nothing__parks_nothing_and_says_why(error: Exception) 
     assert len(place.sqs.taken) == 2
 
 
-def test_message_that_the_queue_refuses__is_not_parked_while_the_others_are() -> None:
+def test_message_that_the_queue_refuses__is_not_parked() -> None:
     place = ParkingPlace()
     place.sqs.faults.extend([(), (0,)])
 
@@ -253,7 +253,7 @@ def test_bucket_that_takes_nothing__parks_the_small_records_only(error: Exceptio
     assert len(place.sqs.taken) == 2
 
 
-def test_record_too_deep_to_be_written__is_not_parked_while_the_others_are() -> None:
+def test_record_too_deep_to_be_written__is_not_parked() -> None:
     place = ParkingPlace()
     deep: list[Any] = []
     for _ in range(200_000):
@@ -328,7 +328,7 @@ S3_TEST = {
 }
 
 
-def test_message_with_which_s3_tries_the_queue__is_told_apart() -> None:
+def test_message_with_which_s3_tests_the_queue__is_recognized() -> None:
     assert read_dead_letter(json.dumps(S3_TEST)) == NotificationTest(BUCKET)
 
 
@@ -375,7 +375,7 @@ def test_key_in_a_notification__is_url_decoded() -> None:
         event(insert()),
     ],
 )
-def test_notification_that_is_none_of_one_object__is_unreadable(document: dict[str, Any]) -> None:
+def test_notification_not_of_one_object__is_unreadable(document: dict[str, Any]) -> None:
     with pytest.raises(UnreadableDeadLetterError, match="not a notification of one S3 object"):
         read_dead_letter(json.dumps(document))
 
@@ -463,7 +463,7 @@ def test_damaged_document__is_unreadable(changes: dict[str, Any], reason: str) -
 @pytest.mark.parametrize(
     "body", ["", "text", "{", "[]", "null", "5", '"text"', "{}", '{"Service": "Amazon S3"}', "[" * 200_000]
 )
-def test_message_of_somebody_else__is_unreadable(body: str) -> None:
+def test_message_of_another_sender__is_unreadable(body: str) -> None:
     with pytest.raises(UnreadableDeadLetterError):
         read_dead_letter(body)
 

@@ -63,7 +63,7 @@ def test_new_aggregation__is_recorded_once() -> None:
 
 
 @freeze_time("2024-07-15T09:40:00.9Z")
-def test_moment_at_which_an_aggregation_was_recorded__can_be_asked_for_and_is_not_made_up() -> None:
+def test_moment_of_recording__is_known_only_where_recorded() -> None:
     calls = Calls()
     client: Any = calls
 
@@ -95,7 +95,7 @@ def test_every_aggregation__is_recorded_by_its_name() -> None:
         (aggregation_text(table="elsewhere"), 'table was "item_count_by_date", is "elsewhere"'),
     ],
 )
-def test_changed_definition__stops_and_says_what_changed_and_what_to_do(text: str, difference: str) -> None:
+def test_changed_definition__is_refused_with_what_to_do(text: str, difference: str) -> None:
     calls = Calls()
     check(calls, aggregation())
 
@@ -140,7 +140,7 @@ def test_changed_definition_under_a_new_name__is_recorded() -> None:
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_another_worker_that_was_quicker__decides(same: bool) -> None:
+def test_another_worker_that_recorded_first__decides(same: bool) -> None:
     calls, first = Calls(), Calls()
     first.tables = calls.tables
     quicker = aggregation(None if same else aggregation_text('remove = "retract"'))
@@ -156,7 +156,7 @@ def test_another_worker_that_was_quicker__decides(same: bool) -> None:
     assert item["fingerprint"] == {"S": fingerprint(quicker)}
 
 
-def test_ledger_item_without_a_fingerprint__is_no_match() -> None:
+def test_ledger_item_without_a_fingerprint__does_not_match() -> None:
     calls = Calls()
     calls.tables.put_item(
         TableName=LEDGER, Item={"aggregate": {"S": "item_count_by_date"}, "page": {"S": "definition"}}

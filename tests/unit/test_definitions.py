@@ -13,6 +13,7 @@ from aggregation_worker.aggregations.contributions import KeyType, RemovePolicy
 from aggregation_worker.aggregations.definitions import (
     DEFINITIONS_FILE,
     DefinitionError,
+    definitions_file,
     load_definitions,
     parse_definitions,
 )
@@ -111,7 +112,7 @@ def test_product__may_be_spelled_in_several_ways(expression: str) -> None:
     assert [path.steps for path in measure.factors] == [("a",), ("b",)]
 
 
-def test_asterisk_in_a_quoted_name__is_no_product() -> None:
+def test_asterisk_in_a_quoted_name__is_not_a_product() -> None:
     (measure,) = aggregation(aggregation_text(sum="""{ revenue = '"a*b" * c' }""")).measures
 
     assert [path.steps for path in measure.factors] == [("a*b",), ("c",)]
@@ -171,7 +172,7 @@ def test_since__is_read_in_epoch_seconds() -> None:
         ("source = 0x" + "f" * 5_000, "the file: source: a table, [source], is needed, not an integer"),
     ],
 )
-def test_mistake_in_the_file__is_told_in_one_sentence(text: str, sentence: str) -> None:
+def test_mistake_in_the_file__is_one_sentence(text: str, sentence: str) -> None:
     message = mistake(text)
 
     assert message.startswith(sentence)
@@ -221,9 +222,9 @@ def test_mistake_in_a_file__names_the_file_too(tmp_path: Path) -> None:
         (["table = true", 'partition_key = "a"'], "source: table: a string is needed, not a boolean"),
         (["table = 1.5", 'partition_key = "a"'], "source: table: a string is needed, not a float"),
         (["table = 2024-07-15", 'partition_key = "a"'], "source: table: a string is needed, not a date"),
-        (['table = "ab"', 'partition_key = "a"'], "source: table: 'ab' is no DynamoDB table name"),
-        (['table = "a b c"', 'partition_key = "a"'], "source: table: 'a b c' is no DynamoDB table name"),
-        (['table = "arn:aws:dynamodb"', 'partition_key = "a"'], "source: table: 'arn:aws:dynamodb' is no DynamoDB"),
+        (['table = "ab"', 'partition_key = "a"'], "source: table: 'ab' is not a DynamoDB table name"),
+        (['table = "a b c"', 'partition_key = "a"'], "source: table: 'a b c' is not a DynamoDB table name"),
+        (['table = "arn:aws:dynamodb"', 'partition_key = "a"'], "source: table: 'arn:aws:dynamodb' is not a DynamoDB"),
         (['table = "abc"', "partition_key = 5"], "source: partition_key: an attribute name, or { name"),
         (['table = "abc"', "partition_key = true"], "source: partition_key: an attribute name, or { name"),
         (['table = "abc"', 'partition_key = ""'], "source: partition_key: name: is empty"),
@@ -291,7 +292,7 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         # The target table.
         ('[[aggregations]]\nname = "a"', "aggregation 'a': table: is missing; a string is needed"),
         (aggregation_text(table=""), NAMED + "table: is empty"),
-        (aggregation_text(table="a!"), NAMED + "table: 'a!' is no DynamoDB table name"),
+        (aggregation_text(table="a!"), NAMED + "table: 'a!' is not a DynamoDB table name"),
         (aggregation_text(table="t" * 256), NAMED + "table: 'ttt"),
         (aggregation_text(table="Order_by_item"), NAMED + "table: is the source table itself"),
         # Where it begins.
@@ -391,14 +392,14 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         ),
         (
             aggregation_text(sort_key='{ name = "a", from = "b", timezone = "UTC" }'),
-            NAMED + "sort_key: timezone: needs truncate beside it",
+            NAMED + "sort_key: timezone: needs truncate as well",
         ),
         *(
             (
                 aggregation_text(
                     sort_key=f'{{ name = "a", from = "b", truncate = "day", timezone = {json.dumps(zone)} }}'
                 ),
-                NAMED + f"sort_key: timezone: {zone!r} is no IANA time zone",
+                NAMED + f"sort_key: timezone: {zone!r} is not an IANA time zone",
             )
             for zone in ("Berlin", "CEST+2", "../../etc/passwd", "/etc/localtime", "Europe", "zone.tab", "ü", "\0", " ")
         ),
@@ -493,7 +494,7 @@ def test_aggregations_that_do_not_fit_together__are_named(second: str, sentence:
     [("item#", "shop#", True), ("a", "b", True), ("item#", "item#2#", False), ("", "shop#", False), ("a", "a", False)],
 )
 @pytest.mark.parametrize("key", ["partition_key", "sort_key"])
-def test_same_measure_in_one_table__needs_prefixes_that_keep_the_rows_apart(
+def test_same_measure_in_one_table__needs_distinct_prefixes(
     key: str, first_prefix: str, second_prefix: str, apart: bool
 ) -> None:
     keys = [f'{{ name = "k", from = "k", prefix = "{prefix}" }}' for prefix in (first_prefix, second_prefix)]
@@ -528,7 +529,7 @@ def test_different_measures__may_share_a_table_and_its_rows() -> None:
 PLAIN = aggregation().definition
 
 
-def test_description__never_changes_since_ledgers_hold_its_fingerprint() -> None:
+def test_description__never_changes() -> None:
     key = '{ name = "pk", from = "shop.id", prefix = "ü#" }'
 
     found = aggregation(aggregation_text('count = "orders"', partition_key=key)).definition
@@ -612,11 +613,11 @@ def test_existing_source_of_the_same_name__means_the_same() -> None:
         aggregation_text('since = "2026-11-24T12:00:00Z"'),
     ],
 )
-def test_anything_that_totals_depend_on__makes_another_description(text: str) -> None:
+def test_change_that_totals_depend_on__changes_the_description(text: str) -> None:
     assert aggregation(text).definition != PLAIN
 
 
-def test_description_with_since__never_changes_either() -> None:
+def test_description_with_since__never_changes() -> None:
     found = aggregation(aggregation_text('since = "2026-11-24T12:00:00Z"')).definition
 
     assert json.loads(found) == json.loads(PLAIN) | {"since": "2026-11-24T12:00:00Z"}
@@ -636,11 +637,11 @@ def test_since_in_another_offset__means_the_same() -> None:
     assert len(found) == 1
 
 
-def test_another_source__makes_another_description() -> None:
+def test_another_source__changes_the_description() -> None:
     assert definitions(source=SOURCE.replace("Order_by_item", "Orders")).aggregations[0].definition != PLAIN
 
 
-def test_descriptions_of_different_definitions__are_all_different() -> None:
+def test_different_definitions__have_different_descriptions() -> None:
     variants = [
         aggregation(aggregation_text(sum='{ n = "count" }')),
         aggregation(aggregation_text('count = "n"', sum=None)),
@@ -664,7 +665,7 @@ TOML_LINES = st.sampled_from(
 
 
 @given(st.text() | st.lists(TOML_LINES | st.text(max_size=5)).map("\n".join))
-def test_any_text__is_a_definition_or_a_definition_error(text: str) -> None:
+def test_any_text__is_definitions_or_a_definition_error(text: str) -> None:
     try:
         found = parse_definitions(text)
     except DefinitionError:
@@ -699,7 +700,7 @@ def _toml(value: object) -> str:
         VALUES,
     )
 )
-def test_any_values_in_an_aggregation__are_a_definition_or_a_definition_error(values: dict[str, object]) -> None:
+def test_any_values__are_definitions_or_a_definition_error(values: dict[str, object]) -> None:
     lines = {"name": "n", "table": "abc", "partition_key": {"name": "k", "from": "k"}, "count": "c"} | values
     text = SOURCE + "[[aggregations]]\n" + "\n".join(f"{key} = {_toml(value)}" for key, value in lines.items())
 
@@ -717,3 +718,18 @@ def test_any_values_in_an_aggregation__are_a_definition_or_a_definition_error(va
 def test_users_file__lies_beside_the_package() -> None:
     assert DEFINITIONS_FILE.name == "aggregations.toml"
     assert DEFINITIONS_FILE.parent == Path(aggregation_worker.__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("option", "environment", "expected"),
+    [
+        (Path("option.toml"), {"AGGREGATIONS_FILE": "variable.toml"}, Path("option.toml")),
+        (None, {"AGGREGATIONS_FILE": "variable.toml"}, Path("variable.toml")),
+        (None, {"AGGREGATIONS_FILE": ""}, DEFINITIONS_FILE),
+        (None, {}, DEFINITIONS_FILE),
+    ],
+)
+def test_definitions_file__option_before_variable_before_the_users(
+    option: Path | None, environment: dict[str, str], expected: Path
+) -> None:
+    assert definitions_file(option, environment) == expected

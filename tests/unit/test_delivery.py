@@ -1,8 +1,10 @@
 """How a batch is retried, split and given up."""
 
+from dataclasses import replace
+
 import pytest
 
-from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.deployment.settings import MappingSettings
 from aggregation_worker.local.delivery import (
     Batch,
     BatchFailedError,
@@ -13,7 +15,7 @@ from aggregation_worker.local.delivery import (
     deliver,
     records_done,
 )
-from tests.stream_fakes import CREATED_AT, polled_record, polled_records
+from tests.stream_fakes import AWS_DEFAULTS, CREATED_AT, polled_record, polled_records
 
 
 class Function:
@@ -32,9 +34,9 @@ class Function:
         self.attempts.append(attempt)
         failed = [str(record.sequence_number) for record in records if record.sequence_number in self.failing]
         if self.raises and failed:
-            return Invocation(records, attempt, "request", 1.0, None, 0, error="boom", function_error=True)
+            return Invocation(records, attempt, "request", 1.0, 0, error="boom", function_error=True)
         response = {"batchItemFailures": [{"itemIdentifier": number} for number in failed]}
-        return Invocation(records, attempt, "request", 1.0, response, records_done(response, records))
+        return Invocation(records, attempt, "request", 1.0, records_done(response, records))
 
     def pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -58,11 +60,11 @@ def text_of(records: Batch) -> str:
         pytest.param(True, True, 1, "1234 12 1 2 2 34", "2", id="exception and bisect"),
     ],
 )
-def test_second_of_four_records_always_fails__invocations_and_discards_are_those_observed_on_aws(
+def test_second_of_four_records_always_fails__as_on_aws(
     raises: bool, bisect: bool, retries: int, invocations: str, discarded: str
 ) -> None:
     function = Function({2}, raises=raises)
-    settings = MappingSettings(bisect_batch_on_function_error=bisect, maximum_retry_attempts=retries)
+    settings = replace(AWS_DEFAULTS, bisect_batch_on_function_error=bisect, maximum_retry_attempts=retries)
 
     given_up = function.deliver(polled_records(1, 2, 3, 4), settings)
 
@@ -71,10 +73,10 @@ def test_second_of_four_records_always_fails__invocations_and_discards_are_those
     assert given_up[0].condition is DiscardCondition.RETRY_ATTEMPTS_EXHAUSTED
 
 
-def test_everything_succeeds__one_invocation_and_nothing_discarded() -> None:
+def test_everything_succeeds__one_invocation() -> None:
     function = Function(set())
 
-    discarded = function.deliver(polled_records(1, 2, 3), MappingSettings())
+    discarded = function.deliver(polled_records(1, 2, 3), AWS_DEFAULTS)
 
     assert (function.calls, discarded) == (["123"], [])
 
@@ -83,17 +85,17 @@ def test_odd_batch_bisected__first_half_is_the_smaller_one() -> None:
     function = Function({1}, raises=True)
 
     function.deliver(
-        polled_records(1, 2, 3), MappingSettings(bisect_batch_on_function_error=True, maximum_retry_attempts=0)
+        polled_records(1, 2, 3), replace(AWS_DEFAULTS, bisect_batch_on_function_error=True, maximum_retry_attempts=0)
     )
 
     assert function.calls == ["123", "1", "23"]
 
 
-def test_no_retries_allowed__splitting_still_isolates_the_failing_record() -> None:
+def test_no_retries_allowed__splits_isolate_the_failing_record() -> None:
     function = Function({3}, raises=True)
 
     discarded = function.deliver(
-        polled_records(1, 2, 3, 4), MappingSettings(bisect_batch_on_function_error=True, maximum_retry_attempts=0)
+        polled_records(1, 2, 3, 4), replace(AWS_DEFAULTS, bisect_batch_on_function_error=True, maximum_retry_attempts=0)
     )
 
     assert function.calls == ["1234", "12", "34", "3", "4"]
@@ -111,7 +113,7 @@ def test_progress_at_every_checkpoint__retry_quota_begins_anew() -> None:
     discarded = list(
         deliver(
             polled_records(1, 2, 3, 4),
-            MappingSettings(maximum_retry_attempts=1),
+            replace(AWS_DEFAULTS, maximum_retry_attempts=1),
             invoke,
             now=lambda: function.time,
             pause=function.pause,
@@ -130,18 +132,18 @@ def test_unlimited_retries__batch_is_sent_until_it_succeeds() -> None:
         if len(function.calls) == 50:
             function.failing.clear()
 
-    discarded = list(
-        deliver(polled_records(1), MappingSettings(), function.invoke, now=lambda: function.time, pause=pause)
-    )
+    discarded = list(deliver(polled_records(1), AWS_DEFAULTS, function.invoke, now=lambda: function.time, pause=pause))
 
     assert discarded == []
     assert len(function.calls) == 51
 
 
-def test_retries__attempts_are_counted_and_the_pause_doubles_up_to_a_limit() -> None:
+def test_retries__pause_doubles_up_to_a_limit() -> None:
     function = Function({1}, raises=True)
 
-    discarded = function.deliver(polled_records(1), MappingSettings(maximum_retry_attempts=8, retry_pause_seconds=0.5))
+    discarded = function.deliver(
+        polled_records(1), replace(AWS_DEFAULTS, maximum_retry_attempts=8, retry_pause_seconds=0.5)
+    )
 
     assert function.attempts == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert function.pauses == [0.5, 1, 2, 4, 8, 16, 32, 32]
@@ -152,17 +154,17 @@ def test_splits__need_no_pause() -> None:
     function = Function({1}, raises=True)
 
     function.deliver(
-        polled_records(1, 2), MappingSettings(bisect_batch_on_function_error=True, maximum_retry_attempts=0)
+        polled_records(1, 2), replace(AWS_DEFAULTS, bisect_batch_on_function_error=True, maximum_retry_attempts=0)
     )
 
     assert function.pauses == []
 
 
-def test_records_older_than_the_maximum_age__discarded_without_an_invocation_and_the_rest_delivered() -> None:
+def test_records_over_the_maximum_age__discarded_rest_delivered() -> None:
     function = Function(set())
     batch = (polled_record(1, created_at=function.time - 61), polled_record(2, created_at=function.time - 60))
 
-    discarded = function.deliver(batch, MappingSettings(maximum_record_age_seconds=60))
+    discarded = function.deliver(batch, replace(AWS_DEFAULTS, maximum_record_age_seconds=60))
 
     assert function.calls == ["2"]
     assert [(text_of(one.records), one.condition, one.invoke_count) for one in discarded] == [
@@ -175,7 +177,7 @@ def test_record_ages_while_it_is_retried__discarded_as_too_old() -> None:
     function = Function({1}, raises=True)
 
     discarded = function.deliver(
-        polled_records(1), MappingSettings(maximum_record_age_seconds=60, retry_pause_seconds=15)
+        polled_records(1), replace(AWS_DEFAULTS, maximum_record_age_seconds=60, retry_pause_seconds=15)
     )
 
     assert function.calls == ["1", "1", "1"]
@@ -184,12 +186,12 @@ def test_record_ages_while_it_is_retried__discarded_as_too_old() -> None:
     assert discarded[0].last_invocation is not None
 
 
-def test_first_record_ages_out_between_retries__attempts_of_the_others_go_on_counting() -> None:
+def test_first_record_ages_out_between_retries__attempts_kept() -> None:
     function = Function({2}, raises=True)
     batch = (polled_record(1, created_at=function.time - 55), polled_record(2))
 
     discarded = function.deliver(
-        batch, MappingSettings(maximum_record_age_seconds=60, maximum_retry_attempts=2, retry_pause_seconds=10)
+        batch, replace(AWS_DEFAULTS, maximum_record_age_seconds=60, maximum_retry_attempts=2, retry_pause_seconds=10)
     )
 
     assert function.calls == ["12", "2", "2"]
@@ -197,13 +199,14 @@ def test_first_record_ages_out_between_retries__attempts_of_the_others_go_on_cou
     assert [text_of(one.records) for one in discarded] == ["1", "2"]
 
 
-def test_no_maximum_age__records_still_leave_with_the_streams_24_hours() -> None:
+@pytest.mark.parametrize("maximum_age", [-1, 604_800])
+def test_maximum_age_over_a_day__records_leave_with_the_stream(maximum_age: int) -> None:
     function = Function(set())
     day = 24 * 60 * 60
 
     discarded = function.deliver(
         (polled_record(1, created_at=function.time - day - 1), polled_record(2, created_at=function.time - day + 1)),
-        MappingSettings(),
+        replace(AWS_DEFAULTS, maximum_record_age_seconds=maximum_age),
     )
 
     assert function.calls == ["2"]
@@ -217,7 +220,7 @@ def test_pause_raises__delivery_ends_without_a_discard() -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        list(deliver(polled_records(1), MappingSettings(), function.invoke, now=lambda: function.time, pause=closed))
+        list(deliver(polled_records(1), AWS_DEFAULTS, function.invoke, now=lambda: function.time, pause=closed))
 
     assert function.calls == ["1"]
 
@@ -231,7 +234,7 @@ def test_response_without_failures__all_records_are_done(response: object) -> No
     assert records_done(response, polled_records(1, 2)) == 2
 
 
-def test_several_failures_reported__lowest_sequence_number_is_the_checkpoint() -> None:
+def test_several_failures__lowest_number_is_the_checkpoint() -> None:
     # As text "9" would be the highest, and as many zeros in front as the stream writes change nothing.
     batch = polled_records(8, 9, 10, 11)
 
@@ -256,6 +259,6 @@ def test_several_failures_reported__lowest_sequence_number_is_the_checkpoint() -
         (["x" * 100], "..."),
     ],
 )
-def test_response_that_names_no_record_of_the_batch__whole_batch_failed(response: object, reason: str) -> None:
+def test_response_that_names_no_record__whole_batch_failed(response: object, reason: str) -> None:
     with pytest.raises(BatchFailedError, match=reason.replace(".", r"\.")):
         records_done(response, polled_records(1, 2))

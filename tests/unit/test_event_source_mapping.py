@@ -1,19 +1,24 @@
 """The event source mapping as a whole: from a stream to a handler."""
 
 import json
+import logging
+import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
-from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.deployment.settings import MappingSettings
 from aggregation_worker.local.delivery import DiscardCondition, DiscardedBatch, Invocation
 from aggregation_worker.local.event_source_mapping import EventSourceMapping
 from aggregation_worker.local.local_function import Handler
+from aggregation_worker.streams.records import EventName
 from tests.stream_fakes import (
+    AWS_DEFAULTS,
     STREAM_ARN,
     FakeShard,
     FakeStreamsClient,
@@ -52,11 +57,15 @@ def mapping_of(
     typed: Any = streams
     return EventSourceMapping(
         typed,
-        options.pop("s3_client", None),
+        options.pop("s3_client", Bucket()),
         STREAM_ARN,
         handler,
-        settings or MappingSettings(retry_pause_seconds=0),
-        **({"poll_interval_seconds": 0.002} | options),
+        settings or replace(AWS_DEFAULTS, retry_pause_seconds=0),
+        event_names=options.pop("event_names", tuple(EventName)),
+        on_failure_bucket="dead-letters",
+        function_name="totals",
+        poll_interval_seconds=0.002,
+        **options,
     )
 
 
@@ -65,16 +74,20 @@ def drain(mapping: EventSourceMapping) -> None:
         mapping.drain(timeout_seconds=60, quiet_seconds=0.01)
 
 
-def test_records_of_a_stream__reach_the_handler_in_batches_and_in_order() -> None:
+def test_stream__reaches_the_handler_in_batches_in_order() -> None:
     batches: list[list[int]] = []
     streams = FakeStreamsClient(shard_of(5))
 
-    drain(mapping_of(streams, lambda event, context: batches.append(numbers_of(event)), MappingSettings(batch_size=2)))
+    drain(
+        mapping_of(
+            streams, lambda event, context: batches.append(numbers_of(event)), replace(AWS_DEFAULTS, batch_size=2)
+        )
+    )
 
     assert batches == [[1, 2], [3, 4], [5]]
 
 
-def test_event__has_the_shape_in_which_lambda_delivers_it() -> None:
+def test_event__has_lambdas_shape() -> None:
     events: list[dict[str, Any]] = []
     record_with_binary = record(1)
     record_with_binary["dynamodb"]["NewImage"] = {
@@ -111,14 +124,10 @@ def test_event__has_the_shape_in_which_lambda_delivers_it() -> None:
     }
 
 
-def test_context__names_the_function_in_the_streams_region_and_account() -> None:
+def test_context__function_is_in_the_streams_region_and_account() -> None:
     contexts: list[Any] = []
 
-    drain(
-        mapping_of(
-            FakeStreamsClient(shard_of(1)), lambda event, context: contexts.append(context), function_name="totals"
-        )
-    )
+    drain(mapping_of(FakeStreamsClient(shard_of(1)), lambda event, context: contexts.append(context)))
 
     assert contexts[0].invoked_function_arn == "arn:aws:lambda:us-east-1:123456789012:function:totals"
 
@@ -155,24 +164,25 @@ def test_parent_shard__delivered_to_its_end_before_its_children() -> None:
     assert (failed_once, seen) == ([1, 2], [1, 2, 3])
 
 
-def test_filter__other_records_are_counted_but_not_delivered() -> None:
+def test_filter__other_records_are_read_but_not_delivered() -> None:
     seen: list[int] = []
     shard = FakeShard("shard-1").put(record(1), record(2, event_name="REMOVE"), record(3, event_name="MODIFY"))
-    settings = MappingSettings(filter_patterns=('{"eventName": ["INSERT"]}', '{"eventName": ["MODIFY"]}'))
-    mapping = mapping_of(FakeStreamsClient(shard), lambda event, context: seen.extend(numbers_of(event)), settings)
 
-    drain(mapping)
+    with mapping_of(
+        FakeStreamsClient(shard),
+        lambda event, context: seen.extend(numbers_of(event)),
+        event_names=("INSERT", "MODIFY"),
+    ) as mapping:
+        assert mapping.poll_once() == 3
+        mapping.drain(timeout_seconds=60, quiet_seconds=0.01)
 
     assert seen == [1, 3]
-    assert mapping.metrics["PolledEventCount"] == 3
-    assert mapping.metrics["FilteredOutEventCount"] == 1
-    assert mapping.metrics["InvokedEventCount"] == 2
 
 
 def test_batching_window__gathers_records_of_several_polls() -> None:
     batches: list[list[int]] = []
     shard = shard_of(1)
-    settings = MappingSettings(batch_size=3, maximum_batching_window_seconds=300)
+    settings = replace(AWS_DEFAULTS, batch_size=3, maximum_batching_window_seconds=300)
 
     with mapping_of(
         FakeStreamsClient(shard), lambda event, context: batches.append(numbers_of(event)), settings
@@ -189,21 +199,24 @@ def test_batching_window__gathers_records_of_several_polls() -> None:
 
 def test_reading_ahead__ends_while_a_batch_is_under_way() -> None:
     release = threading.Event()
+    delivered: list[int] = []
     shard = shard_of(50)
-    settings = MappingSettings(batch_size=2, function_timeout_seconds=60)
+    settings = replace(AWS_DEFAULTS, batch_size=2)
 
-    with mapping_of(FakeStreamsClient(shard), lambda event, context: release.wait(60), settings) as mapping:
-        for _ in range(20):
-            mapping.poll_once()
-        polled = mapping.metrics["PolledEventCount"]
+    def handler(event: dict[str, Any], context: Any) -> None:
+        release.wait(60)
+        delivered.extend(numbers_of(event))
+
+    with mapping_of(FakeStreamsClient(shard), handler, settings) as mapping:
+        polled = sum(mapping.poll_once() for _ in range(20))
         release.set()
         mapping.drain(timeout_seconds=60, quiet_seconds=0.01)
 
     assert polled == 4
-    assert mapping.metrics["PolledEventCount"] == 50
+    assert delivered == list(range(1, 51))
 
 
-def test_parallelization_factor__items_run_side_by_side_and_each_keeps_its_order() -> None:
+def test_parallelization_factor__each_item_keeps_its_order() -> None:
     items = "abcdefgh"
     shard = FakeShard("shard-1").put(*(record(number, item=items[number % 8]) for number in range(1, 81)))
     lock = threading.Lock()
@@ -222,7 +235,7 @@ def test_parallelization_factor__items_run_side_by_side_and_each_keeps_its_order
                 item = one["dynamodb"]["Keys"]["orderid"]["S"]
                 seen[item].append(int(one["dynamodb"]["SequenceNumber"]))
 
-    drain(mapping_of(FakeStreamsClient(shard), handler, MappingSettings(batch_size=5, parallelization_factor=4)))
+    drain(mapping_of(FakeStreamsClient(shard), handler, replace(AWS_DEFAULTS, batch_size=5, parallelization_factor=4)))
 
     assert 1 < most_under_way <= 4
     assert all(numbers == sorted(numbers) and len(numbers) == 10 for numbers in seen.values())
@@ -238,7 +251,7 @@ def test_parallelization_factor_1__one_batch_at_a_time() -> None:
         time.sleep(0.002)
         under_way.pop()
 
-    drain(mapping_of(FakeStreamsClient(shard_of(10)), handler, MappingSettings(batch_size=2)))
+    drain(mapping_of(FakeStreamsClient(shard_of(10)), handler, replace(AWS_DEFAULTS, batch_size=2)))
 
     assert most_under_way == [1, 1, 1, 1, 1]
 
@@ -247,9 +260,10 @@ def always_failing(event: dict[str, Any], context: Any) -> None:
     raise ValueError("no such table")
 
 
-def test_retries_exhausted__batch_is_written_to_the_bucket_and_the_stream_goes_on() -> None:
+def test_retries_exhausted__written_to_the_bucket_rest_delivered() -> None:
     bucket = Bucket()
     seen: list[int] = []
+    invocations: list[Invocation] = []
     discarded: list[tuple[DiscardedBatch, str | None]] = []
 
     def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
@@ -260,97 +274,71 @@ def test_retries_exhausted__batch_is_written_to_the_bucket_and_the_stream_goes_o
     mapping = mapping_of(
         FakeStreamsClient(shard_of(4)),
         handler,
-        MappingSettings(
+        replace(
+            AWS_DEFAULTS,
             maximum_retry_attempts=1,
             bisect_batch_on_function_error=True,
             report_batch_item_failures=True,
             retry_pause_seconds=0,
         ),
         s3_client=bucket,
-        on_failure_bucket="dead-letters",
-        mapping_uuid="a1b2c3d4",
+        on_batch=invocations.append,
         on_discarded=lambda *one: discarded.append(one),
     )
 
     drain(mapping)
 
     ((key, document),) = bucket.objects.items()
-    assert key.startswith("aws/lambda/a1b2c3d4/shard-1/")
+    assert re.match(r"aws/lambda/[0-9a-f-]{36}/shard-1/", key)
     assert numbers_of(json.loads(document["payload"])) == [2]
     assert discarded[0][0].condition is DiscardCondition.RETRY_ATTEMPTS_EXHAUSTED
     assert discarded[0][1] == key
     assert seen[-2:] == [3, 4]
-    assert mapping.metrics == {
-        "PolledEventCount": 4,
-        "FilteredOutEventCount": 0,
-        "InvokedEventCount": 4 + 3 + 1 + 1 + 2,
-        "FailedInvokeEventCount": 3 + 3 + 1 + 1,
-        "DroppedEventCount": 0,
-        "OnFailureDestinationDeliveredEventCount": 1,
-        "DestinationDeliveryFailures": 0,
-    }
+    assert len(discarded) == 1
+    assert [(len(one.records), one.done) for one in invocations] == [(4, 1), (3, 0), (1, 0), (1, 0), (2, 2)]
 
 
-def test_record_too_old__written_to_the_bucket_without_an_invocation() -> None:
+def test_record_too_old__written_to_the_bucket_uncalled() -> None:
     bucket = Bucket()
+    invocations: list[Invocation] = []
     mapping = mapping_of(
         FakeStreamsClient(shard_of(1, created_at=NOW - 3600)),
         always_failing,
-        MappingSettings(maximum_record_age_seconds=60),
+        replace(AWS_DEFAULTS, maximum_record_age_seconds=60),
         s3_client=bucket,
-        on_failure_bucket="dead-letters",
+        on_batch=invocations.append,
     )
 
     drain(mapping)
 
     (document,) = bucket.objects.values()
     assert document["requestContext"]["condition"] == "RecordAgeExceeded"
-    assert mapping.metrics["InvokedEventCount"] == 0
+    assert invocations == []
 
 
-def test_no_destination__discarded_records_are_dropped() -> None:
-    keys: list[str | None] = []
+def test_destination_refuses_the_document__records_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    discarded: list[tuple[int, str | None]] = []
     mapping = mapping_of(
         FakeStreamsClient(shard_of(3)),
         always_failing,
-        MappingSettings(maximum_retry_attempts=0),
-        on_discarded=lambda discarded, key: keys.append(key),
-    )
-
-    drain(mapping)
-
-    assert keys == [None]
-    assert mapping.metrics["DroppedEventCount"] == 3
-    assert mapping.metrics["DestinationDeliveryFailures"] == 0
-
-
-def test_destination_refuses_the_document__counted_as_failure_and_dropped() -> None:
-    mapping = mapping_of(
-        FakeStreamsClient(shard_of(3)),
-        always_failing,
-        MappingSettings(maximum_retry_attempts=0),
+        replace(AWS_DEFAULTS, maximum_retry_attempts=0),
         s3_client=Bucket(refuses=True),
-        on_failure_bucket="dead-letters",
+        on_discarded=lambda batch, key: discarded.append((len(batch.records), key)),
     )
 
-    drain(mapping)
+    with caplog.at_level(logging.WARNING):
+        drain(mapping)
 
-    assert mapping.metrics["DroppedEventCount"] == 3
-    assert mapping.metrics["DestinationDeliveryFailures"] == 1
-    assert mapping.metrics["OnFailureDestinationDeliveredEventCount"] == 0
-
-
-def test_on_failure_bucket_without_a_client__refused() -> None:
-    with pytest.raises(ValueError, match="needs an s3_client"):
-        mapping_of(FakeStreamsClient(), always_failing, on_failure_bucket="dead-letters")
+    assert discarded == [(3, None)]
+    assert "3 discarded records did not reach dead-letters" in caplog.text
 
 
-def test_on_batch__told_of_every_invocation() -> None:
+def test_on_batch__called_after_every_invocation() -> None:
     invocations: list[Invocation] = []
     mapping = mapping_of(
         FakeStreamsClient(shard_of(2)),
         always_failing,
-        MappingSettings(maximum_retry_attempts=1, retry_pause_seconds=0),
+        replace(AWS_DEFAULTS, maximum_retry_attempts=1, retry_pause_seconds=0),
         on_batch=invocations.append,
     )
 
@@ -360,19 +348,6 @@ def test_on_batch__told_of_every_invocation() -> None:
         (1, 2, 0, "ValueError: no such table"),
         (2, 2, 0, "ValueError: no such table"),
     ]
-
-
-def test_on_batch_may_ask_for_the_metrics() -> None:
-    counts: list[int] = []
-    mapping: EventSourceMapping = mapping_of(
-        FakeStreamsClient(shard_of(2)),
-        lambda event, context: None,
-        on_batch=lambda invocation: counts.append(mapping.metrics["InvokedEventCount"]),
-    )
-
-    drain(mapping)
-
-    assert counts == [2]
 
 
 def test_on_batch_raises__next_round_raises_it() -> None:
@@ -398,20 +373,28 @@ def test_drain__waits_for_deliveries_under_way() -> None:
         assert ended == [1]
 
 
-def test_drain_of_a_batch_that_never_succeeds__times_out_and_closing_ends_the_retries() -> None:
-    settings = MappingSettings(batch_size=2, retry_pause_seconds=0.01)
+def test_drain_of_a_batch_that_always_fails__times_out() -> None:
+    settings = replace(AWS_DEFAULTS, batch_size=2, retry_pause_seconds=0.01)
+    invocations: list[Invocation] = []
+    discarded: list[DiscardedBatch] = []
 
     with (
-        mapping_of(FakeStreamsClient(shard_of(3)), always_failing, settings) as mapping,
+        mapping_of(
+            FakeStreamsClient(shard_of(3)),
+            always_failing,
+            settings,
+            on_batch=invocations.append,
+            on_discarded=lambda batch, key: discarded.append(batch),
+        ) as mapping,
         pytest.raises(TimeoutError, match=r"not drained within 0\.05 s: 1 records wait, 1 batches are being delivered"),
     ):
         mapping.drain(timeout_seconds=0.05)
 
-    invoked = mapping.metrics["InvokedEventCount"]
+    invoked = len(invocations)
     time.sleep(0.03)
 
-    assert mapping.metrics["InvokedEventCount"] == invoked
-    assert mapping.metrics["DroppedEventCount"] == 0
+    assert len(invocations) == invoked > 0
+    assert discarded == []
 
 
 def run_until(condition: Callable[[], bool], mapping: EventSourceMapping) -> None:
@@ -427,7 +410,7 @@ def run_until(condition: Callable[[], bool], mapping: EventSourceMapping) -> Non
     assert not thread.is_alive()
 
 
-def test_close_during_an_invocation__its_halves_are_not_sent_any_more() -> None:
+def test_close_during_an_invocation__halves_are_not_sent() -> None:
     calls: list[int] = []
     called, release = threading.Event(), threading.Event()
 
@@ -437,7 +420,7 @@ def test_close_during_an_invocation__its_halves_are_not_sent_any_more() -> None:
         release.wait(60)
         raise ValueError
 
-    settings = MappingSettings(bisect_batch_on_function_error=True, function_timeout_seconds=60)
+    settings = replace(AWS_DEFAULTS, bisect_batch_on_function_error=True)
     mapping = mapping_of(FakeStreamsClient(shard_of(4)), handler, settings)
     mapping.poll_once()
     assert called.wait(60)
@@ -463,14 +446,14 @@ def test_run__delivers_what_comes_until_it_is_stopped() -> None:
     run_until(lambda: seen == [1, 2, 3, 4, 5], mapping_of(FakeStreamsClient(shard), handler))
 
 
-def test_run_stopped_during_a_retry_pause__ends_without_waiting_for_it() -> None:
+def test_run_stopped_during_a_retry_pause__ends_at_once() -> None:
     calls: list[int] = []
 
     def handler(event: dict[str, Any], context: Any) -> None:
         calls.append(1)
         raise ValueError
 
-    mapping = mapping_of(FakeStreamsClient(shard_of(1)), handler, MappingSettings(retry_pause_seconds=60))
+    mapping = mapping_of(FakeStreamsClient(shard_of(1)), handler, replace(AWS_DEFAULTS, retry_pause_seconds=60))
 
     run_until(lambda: len(calls) == 1, mapping)
 

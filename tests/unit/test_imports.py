@@ -61,7 +61,7 @@ def test_handler__loads_nothing_that_it_does_not_use() -> None:
     assert commands + tests + libraries == []
 
 
-def test_scheduled_reconcile__loads_nothing_that_its_bundle_lacks() -> None:
+def test_scheduled_reconcile__loads_only_what_its_bundle_has() -> None:
     loaded = modules_loaded_by("aggregation_worker.reconciliation.scheduled")
 
     assert "aggregation_worker.reconciliation.repair" in loaded

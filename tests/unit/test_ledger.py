@@ -94,7 +94,7 @@ def test_plain_group__is_readable_in_the_ledger() -> None:
     )
 
 
-# Names that stand in ledgers: another version of the worker that named them otherwise would count twice.
+# Names that existing ledgers hold: a version of the worker that named receipts otherwise would count twice.
 @pytest.mark.parametrize(
     ("group", "name"),
     [
@@ -142,7 +142,7 @@ def test_receipt__is_named_by_sequence_number_and_event() -> None:
 
 
 @given(st.text(st.characters(), min_size=1), st.text(st.characters(), min_size=1))
-def test_equal_sequence_numbers_of_two_shards__have_receipts_of_their_own(first: str, second: str) -> None:
+def test_equal_sequence_numbers_of_two_shards__have_two_receipts(first: str, second: str) -> None:
     names = {receipt_name(validated(insert(sequence_number=10**21, event_id=one))) for one in (first, second)}
 
     assert len(names) == len({first, second})
@@ -166,7 +166,7 @@ def test_streams_of_one_table__have_pages_of_their_own() -> None:
 
 
 @given(st.data())
-def test_where_a_receipt_stands__depends_on_nothing_but_the_record(data: st.DataObject) -> None:
+def test_receipt_key__depends_on_nothing_but_the_record(data: st.DataObject) -> None:
     raws = [
         insert(order(item=f"item{number % 3}"), created_at=CREATED_AT + number % 2, sequence_number=10**21 + number)
         for number in range(8)
@@ -213,7 +213,7 @@ def test_record_that_contributes_nothing__has_no_receipt() -> None:
     assert postings(remove(), modify(order(), order())) == []
 
 
-def test_aggregations_of_one_table__share_its_rows_but_not_their_pages() -> None:
+def test_aggregations_of_one_table__share_rows_but_not_pages() -> None:
     shared = definitions(aggregation_text(), aggregation_text('count = "orders"', name="order_count", sum=None))
 
     first, second = postings(insert(), defined=shared)
@@ -231,7 +231,7 @@ def test_aggregations_of_two_tables__have_rows_of_their_own() -> None:
 
 
 @given(st.integers(0, 253_402_300_799), st.text())
-def test_pages_of_a_stream__sort_before_all_others_and_are_told_apart(second: int, label: str) -> None:
+def test_pages_of_a_stream__sort_before_all_others(second: int, label: str) -> None:
     page = page_name(second, label)
 
     assert is_stream_page(page)
@@ -296,7 +296,7 @@ def test_starting_value__is_a_page_of_its_own_that_never_expires() -> None:
     assert total == transact_items(transaction(insert()), "ledger", 0)[-1]
 
 
-def test_records_of_one_aggregate_and_second__share_one_page_and_one_add() -> None:
+def test_records_of_one_second__share_one_page_and_one_add() -> None:
     (change,) = transaction(*(insert(order(quantity=number)) for number in range(1, 101)))
 
     page, total = transact_items((change,), "ledger", 0)
@@ -352,7 +352,7 @@ def test_second_changes_of_rows__come_after_all_first_changes() -> None:
     assert [[len(change.postings) for change in one] for one in planned] == [[120, 120], [1, 1]]
 
 
-def test_same_record_twice_in_a_batch__is_posted_once_and_repeated_once() -> None:
+def test_same_record_twice_in_a_batch__is_posted_once() -> None:
     raw = insert()
 
     planned, repeated = plan(postings(raw, insert(), raw))
@@ -361,7 +361,7 @@ def test_same_record_twice_in_a_batch__is_posted_once_and_repeated_once() -> Non
     assert [posting.record for posting in repeated] == [2]
 
 
-def test_sum_that_no_dynamodb_number_holds__is_added_record_by_record() -> None:
+def test_sum_over_38_digits__is_added_record_by_record() -> None:
     raws = [insert(order(quantity=quantity)) for quantity in ("1E125", "1E-130", "1")]
 
     planned = transactions(*raws)
@@ -470,7 +470,7 @@ def sums(batch: Sequence[Posting]) -> dict[str, Fraction]:
 
 @examples(20, long=200)
 @given(batches())
-def test_any_batch__is_packed_within_the_limits_and_every_posting_once(batch: list[Posting]) -> None:
+def test_any_batch__is_packed_once_within_the_limits(batch: list[Posting]) -> None:
     planned, repeated = plan(batch)
 
     assert repeated == []

@@ -29,9 +29,7 @@ def fake_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: st
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the server's stand-in is a shell script: run it on Linux or macOS")
-def test_ministack_ends_at_once__error_shows_how_its_output_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ministack_ends_at_once__error_shows_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_interpreter(tmp_path, monkeypatch, "seq 100; echo 'no module named hypercorn' >&2; exit 3")
 
     with pytest.raises(MinistackError, match="ended with status 3") as raised, running_ministack():
@@ -64,7 +62,7 @@ def test_client__ignores_the_users_own_aws_configuration(monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere.example")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
 
-    client = Ministack("http://127.0.0.1:4566", 1).client("dynamodb")
+    client = Ministack("http://127.0.0.1:4566").client("dynamodb")
 
     assert client.meta.endpoint_url == "http://127.0.0.1:4566"
     assert client.meta.region_name == ministack.REGION

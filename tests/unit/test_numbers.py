@@ -69,7 +69,7 @@ def test_number_that_dynamodb_can_hold__is_read_exactly(text: str) -> None:
         "1E-9999",
     ],
 )
-def test_number_that_dynamodb_cannot_hold__is_refused_as_out_of_range(text: str) -> None:
+def test_number_that_dynamodb_cannot_hold__is_out_of_range(text: str) -> None:
     with pytest.raises(NumberOutOfRangeError, match="38 digits"):
         parse_number(text)
 
@@ -83,13 +83,13 @@ def test_number_that_dynamodb_cannot_hold__is_refused_as_out_of_range(text: str)
         *(None, 10, 1.5, True, Decimal(1), ["1"], {"N": "1"}, b"1"),
     ],
 )
-def test_content_that_is_no_number__is_refused(content: object) -> None:
+def test_content_that_is_not_a_number__is_refused(content: object) -> None:
     with pytest.raises(ValueError, match=r"^not a number$"):
         parse_number(content)
 
 
 @pytest.mark.parametrize("text", ["0", "-0", "0.000", "0E-9999", "-0E+9999", "0" * 300])
-def test_zero__is_read_without_an_exponent_that_sums_would_take_over(text: str) -> None:
+def test_zero__is_read_without_its_exponent(text: str) -> None:
     number = parse_number(text)
 
     assert str(number) == "0"
@@ -124,7 +124,7 @@ def test_product_with_zero__is_plain_zero() -> None:
 
 
 @given(dynamodb_numbers(), st.integers(0, 40))
-def test_canonical_text__is_one_positional_spelling_for_each_value(number: Decimal, zeros: int) -> None:
+def test_canonical_text__is_one_spelling_for_each_value(number: Decimal, zeros: int) -> None:
     same_value = Decimal((number.as_tuple().sign, (*number.as_tuple().digits, *[0] * zeros), _exponent(number) - zeros))
 
     text = canonical_text(number)
@@ -157,7 +157,7 @@ def test_canonical_text__of_common_spellings(text: str, canonical: str) -> None:
 
 
 @given(dynamodb_numbers(), dynamodb_numbers())
-def test_amount_text_of_any_sum_that_fits__dynamodb_can_read_back_exactly(first: Decimal, second: Decimal) -> None:
+def test_amount_text_of_any_sum__is_read_back_exactly(first: Decimal, second: Decimal) -> None:
     total = EXACT.add(first, second)
     if not fits(total):
         total = first

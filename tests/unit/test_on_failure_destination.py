@@ -28,7 +28,7 @@ class Bucket:
 def delivered(discarded: DiscardedBatch) -> tuple[dict[str, Any], dict[str, Any]]:
     """The request to S3 and the document in it."""
     bucket: Any = Bucket()
-    destination = OnFailureDestination(bucket, "dead-letters", "a1b2c3d4-mapping", FUNCTION_ARN, STREAM_ARN)
+    destination = OnFailureDestination(bucket, "dead-letters", FUNCTION_ARN, STREAM_ARN, "a1b2c3d4-mapping")
     key = destination.deliver(discarded, SHARD_ID, NOW)
     assert bucket.puts[0]["Key"] == key
     return bucket.puts[0], json.loads(bucket.puts[0]["Body"])
@@ -36,7 +36,7 @@ def delivered(discarded: DiscardedBatch) -> tuple[dict[str, Any], dict[str, Any]
 
 def exhausted(*, function_error: bool) -> DiscardedBatch:
     records = (polled_record(9), polled_record(10, created_at=CREATED_AT + 2))
-    last = Invocation(records, 3, "request-3", 1.0, None, 0, error="boom", function_error=function_error)
+    last = Invocation(records, 3, "request-3", 1.0, 0, error="boom", function_error=function_error)
     return DiscardedBatch(records, DiscardCondition.RETRY_ATTEMPTS_EXHAUSTED, 3, last)
 
 
@@ -51,7 +51,7 @@ def test_key__is_that_of_lambda() -> None:
     )
 
 
-def test_retries_exhausted__document_holds_the_metadata_and_the_whole_event_as_text() -> None:
+def test_retries_exhausted__document_holds_the_whole_event() -> None:
     discarded = exhausted(function_error=True)
 
     _, document = delivered(discarded)
@@ -81,7 +81,7 @@ def test_retries_exhausted__document_holds_the_metadata_and_the_whole_event_as_t
     assert json.loads(payload) == {"Records": [record.event for record in discarded.records]}
 
 
-def test_partial_failures_exhausted__document_names_no_function_error() -> None:
+def test_partial_failures_exhausted__no_function_error() -> None:
     _, document = delivered(exhausted(function_error=False))
 
     assert document["responseContext"]["functionError"] is None
@@ -90,7 +90,7 @@ def test_partial_failures_exhausted__document_names_no_function_error() -> None:
 @pytest.mark.parametrize("invoked", [True, False])
 def test_record_age_exceeded__document_has_no_response_context(invoked: bool) -> None:
     records = (polled_record(9),)
-    last = Invocation(records, 1, "request-1", 1.0, None, 0, error="boom", function_error=True) if invoked else None
+    last = Invocation(records, 1, "request-1", 1.0, 0, error="boom", function_error=True) if invoked else None
 
     _, document = delivered(DiscardedBatch(records, DiscardCondition.RECORD_AGE_EXCEEDED, int(invoked), last))
 

@@ -13,12 +13,13 @@ from botocore.exceptions import ClientError
 from aggregation_worker.aggregations.definitions import load_definitions
 from aggregation_worker.deployment.example import example_item, put_item_command, query_command
 from aggregation_worker.deployment.settings import STACK_NAME, Output
+from aggregation_worker.ledger.pages import Pages
 from aggregation_worker.local import SAMPLE_FILE
-from aggregation_worker.operations import resources as resources_module
 from aggregation_worker.operations.cli import build_parser, main
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.explain import Explanation, Receipt, receipts_of
 from aggregation_worker.operations.letters import trusted_until
+from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import duration
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.operations.status import facts_of
@@ -31,7 +32,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 def options(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    resources_module.add_options(parser)
+    add_deployment_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -221,7 +222,7 @@ def numbers_of(records: list[dict[str, Any]]) -> list[int]:
     return [int(record["dynamodb"]["SequenceNumber"]) for record in records]
 
 
-def test_range__is_read_through_empty_pages_and_compared_as_integers() -> None:
+def test_range__is_read_through_empty_pages_by_integers() -> None:
     stream: Any = FakeStream([], [98, 99], [], [], [100], [], [101, 102])
 
     assert numbers_of(read_range(stream, "arn", "shard", "99", "101")) == [99, 100, 101]
@@ -238,7 +239,7 @@ def test_range_whose_end_is_not_there__is_refused(stream: Any) -> None:
 
 
 @pytest.mark.parametrize("code", ["TrimmedDataAccessException", "ResourceNotFoundException"])
-def test_range_that_the_stream_no_longer_holds__says_to_reconcile(code: str) -> None:
+def test_range_that_the_stream_has_lost__says_to_reconcile(code: str) -> None:
     class Trimmed(FakeStream):
         def get_shard_iterator(self, **_: Any) -> dict[str, str]:
             raise ClientError({"Error": {"Code": code, "Message": "gone"}}, "GetShardIterator")
@@ -262,15 +263,10 @@ def test_trust_in_a_record_without_a_time__is_unknown(record: Any) -> None:
 
 def explanation(total: tuple[Decimal, ...] | None, may_have_expired: bool = False) -> Explanation:
     (aggregation,) = load_definitions(SAMPLE_FILE).aggregations
-    pages = [
-        {
-            "aggregate": {"S": "item_count_by_date#…"},
-            "page": {"S": f"2026-01-02T03:04:0{second}Z|label"},
-            "expires_at": {"N": "1"},
-            f"10{second}.abcdef01": {"N": str(second)},
-        }
-        for second in (1, 2, 3)
-    ]
+    receipts = {
+        (f"2026-01-02T03:04:0{second}Z|label", f"10{second}.abcdef01"): (Decimal(second),) for second in (1, 2, 3)
+    }
+    pages = Pages(receipts, {})
     return Explanation(aggregation, ("item1", "2026-01-02"), tuple(receipts_of(pages)), total, may_have_expired)
 
 
@@ -292,21 +288,19 @@ def test_verdict__tells_drift_from_expired_receipts(
     assert verdict in told.verdict()
 
 
-def test_backfill_and_repair_receipts__are_shown_as_such_in_order() -> None:
-    aggregate = {"aggregate": {"S": "item_count_by_date#…"}}
-    pages: list[dict[str, Any]] = [
-        aggregate | {"page": {"S": "2026-01-02T03:04:05Z|label"}, "12.ab": {"N": "1"}, "9.cd": {"N": "2"}},
-        aggregate | {"page": {"S": "2026-01-04T03:04:05Z|label"}, "13.ab": {"N": "3"}},
-        aggregate | {"page": {"S": "backfill"}, "since 2026-01-02T00:00:00Z": {"N": "40"}},
-        aggregate
-        | {
-            "page": {"S": "repair|000001"},
-            "2026-01-03T00:00:00Z|a1b2": {"N": "-5"},
-            "2026-01-03T00:00:00Z|a1b2|found": {"N": "4"},
-        },
-    ]
+def test_backfill_and_repair_receipts__are_shown_in_order() -> None:
+    of_records = {
+        ("2026-01-02T03:04:05Z|label", "12.ab"): (Decimal(1),),
+        ("2026-01-02T03:04:05Z|label", "9.cd"): (Decimal(2),),
+        ("2026-01-04T03:04:05Z|label", "13.ab"): (Decimal(3),),
+    }
+    others = {
+        ("backfill", "since 2026-01-02T00:00:00Z"): (Decimal(40),),
+        ("repair|000001", "2026-01-03T00:00:00Z|a1b2"): (Decimal(-5),),
+        ("repair|000001", "2026-01-03T00:00:00Z|a1b2|found"): (Decimal(4),),
+    }
 
-    receipts = sorted(receipts_of(pages), key=Receipt.order)
+    receipts = sorted(receipts_of(Pages(of_records, others)), key=Receipt.order)
 
     assert [(receipt.time, receipt.described(), int(*receipt.amounts)) for receipt in receipts] == [
         ("2026-01-02T00:00:00Z", "backfill: what the source held when the aggregation began (since)", 40),
@@ -319,7 +313,7 @@ def test_backfill_and_repair_receipts__are_shown_as_such_in_order() -> None:
 
 
 def test_backfill_from_the_streams_beginning__says_so() -> None:
-    (receipt,) = receipts_of([{"page": {"S": "backfill"}, "stream 2026-01-02T00:00:00.000": {"N": "40"}}])
+    (receipt,) = receipts_of(Pages({}, {("backfill", "stream 2026-01-02T00:00:00.000"): (Decimal(40),)}))
 
     assert (receipt.time, receipt.described()) == (
         "2026-01-02T00:00:00.000",
@@ -360,10 +354,10 @@ def test_wrong_arguments__end_with_status_2(arguments: list[str], capsys: pytest
 
 
 @pytest.mark.parametrize(("keys", "message"), [(["a"], "needs 2 key values"), (["a", "b", "c"], "needs 2 key values")])
-def test_explain_with_the_wrong_number_of_keys__is_one_clear_line(
+def test_explain_with_too_few_or_many_keys__is_one_clear_line(
     keys: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["explain", "item_count_by_date", *keys]) == 2
+    assert main(["explain", "item_count_by_date", *keys, "--definitions", str(SAMPLE_FILE)]) == 2
 
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -371,7 +365,7 @@ def test_explain_with_the_wrong_number_of_keys__is_one_clear_line(
 
 
 @pytest.mark.parametrize(("since", "expected"), [("2000-01-01T00:00:00Z", 1), ("9000-01-01T00:00:00Z", 0)])
-def test_canary__is_not_expected_in_an_aggregation_that_begins_later(
+def test_canary__is_not_expected_before_an_aggregation_begins(
     since: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "aggregations.toml"

@@ -33,7 +33,7 @@ SHARED = definitions(
 )
 
 
-def test_shared_table__rows_under_another_prefix_are_not_taken_for_its_own() -> None:
+def test_shared_table__rows_under_another_prefix_left_out() -> None:
     client: Any = _Client(
         {"pk": {"S": "item#a"}, "quantity": {"N": "3"}}, {"pk": {"S": "customer#a"}, "quantity": {"N": "4"}}
     )

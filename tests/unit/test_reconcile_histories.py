@@ -95,9 +95,7 @@ class World:
         self.totals.on_request = lambda operation: self.go_on()
 
     def fold(self, items: dict[str, Image]) -> dict[Group, tuple[Decimal, ...]]:
-        return {
-            group: amounts for (_, group), amounts in totals_of([self.aggregation], items.values()).by_group.items()
-        }
+        return {group: amounts for (_, group), amounts in totals_of([self.aggregation], items.values()).items()}
 
     def go_on(self) -> None:
         """Writes, and the worker counts some of what was written, in any order between keys."""

@@ -80,7 +80,7 @@ def test_batch_that_is_partly_in__leaves_the_rest_to_send(in_already: range) -> 
     assert records(postings_of(left)) == sorted(set(range(ROWS)) - set(in_already))
 
 
-def test_other_receipts_on_the_same_pages__are_no_sign_of_a_redelivery() -> None:
+def test_other_receipts_on_a_page__are_not_a_redelivery() -> None:
     raws = orders(ROWS)
     ledger = Ledger(transactions(*orders(ROWS)))  # records of the same groups and second, but not these
 
@@ -158,7 +158,7 @@ def test_redelivered_batch__is_not_written_again() -> None:
     assert delivered.quantities(ROWS) == {7}
 
 
-def test_batch_of_which_one_transaction_was_committed__sends_the_others() -> None:
+def test_batch_with_one_transaction_committed__sends_the_others() -> None:
     delivered, raws = Delivered(), orders(ROWS, quantity=7)
     delivered.deliver(raws[:50])
 
@@ -201,7 +201,7 @@ def test_look_that_fails__leaves_it_to_the_conditions(error: Exception) -> None:
     assert delivered.quantities(ROWS) == {7}
 
 
-def test_look_that_sees_nothing_of_what_is_there__leaves_it_to_the_conditions() -> None:
+def test_look_that_finds_nothing__leaves_it_to_the_conditions() -> None:
     delivered, raws = Delivered(), orders(ROWS, quantity=7)
     delivered.deliver(raws)
     delivered.on_read = lambda: {"Responses": {LEDGER: []}, "UnprocessedKeys": {}}
@@ -212,7 +212,7 @@ def test_look_that_sees_nothing_of_what_is_there__leaves_it_to_the_conditions() 
     assert delivered.quantities(ROWS) == {7}
 
 
-def test_receipts_written_after_the_look__are_met_by_the_conditions() -> None:
+def test_receipts_written_after_the_look__fail_the_conditions() -> None:
     delivered, raws = Delivered(), orders(ROWS, quantity=7)
     others = Delivered()
     others.client = delivered.client

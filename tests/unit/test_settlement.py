@@ -63,7 +63,7 @@ def accounted_for(settlement: Settlement) -> list[int]:
 # --- ConditionalCheckFailed: duplicates -----------------------------------------------------------------------------
 
 
-def test_page_that_holds_some_receipts__drops_them_and_posts_the_rest() -> None:
+def test_page_with_some_receipts__posts_the_rest() -> None:
     (change,) = rows(1, records=4)
 
     settlement = settle((change,), cancelled([exists(change.postings[0], change.postings[2]), NONE]))
@@ -73,7 +73,7 @@ def test_page_that_holds_some_receipts__drops_them_and_posts_the_rest() -> None:
     assert settlement.same_request is False
 
 
-def test_page_that_holds_all_receipts__leaves_nothing_to_post() -> None:
+def test_page_with_all_receipts__leaves_nothing_to_post() -> None:
     (change,) = rows(1, records=3)
 
     settlement = settle((change,), cancelled([exists(*change.postings), NONE]))
@@ -82,7 +82,7 @@ def test_page_that_holds_all_receipts__leaves_nothing_to_post() -> None:
     assert posted(settlement) == []
 
 
-def test_duplicates_in_one_row__post_the_other_rows_with_what_is_left() -> None:
+def test_duplicates_in_one_row__post_all_that_is_left() -> None:
     planned = rows(3, records=2)
 
     settlement = settle(planned, cancelled([NONE, NONE, exists(planned[1].postings[0]), NONE, NONE, NONE]))
@@ -101,7 +101,7 @@ def test_one_of_two_pages_of_a_row__keeps_the_other() -> None:
     assert posted(settlement) == [([1], Pause.NONE)]
 
 
-def test_page_that_holds_none_of_the_receipts__is_posted_again_after_a_pause() -> None:
+def test_page_with_no_receipt__is_posted_again_after_a_pause() -> None:
     planned = rows(1)
 
     settlement = settle(planned, cancelled([exists(), NONE]))
@@ -131,7 +131,7 @@ def test_row_in_conflict__is_posted_apart_from_the_cold_ones(on_page: bool) -> N
     assert settlement.same_request is False
 
 
-def test_hot_row_among_49_cold_ones__holds_none_of_them_up() -> None:
+def test_hot_row_among_49_cold_ones__delays_none_of_them() -> None:
     """The cold ones go in halves: the next conflict cancels, and costs, half as much."""
     settlement = settle(rows(50), cancelled([NONE, CONFLICT, *[NONE] * 98]))
 
@@ -157,7 +157,7 @@ def test_several_rows_in_conflict__are_each_posted_alone() -> None:
     assert settlement.conflicts == 3
 
 
-def test_conflict_of_the_whole_request__posts_it_again_after_a_pause() -> None:
+def test_conflict_of_the_whole_request__repeats_it_after_a_pause() -> None:
     settlement = settle(rows(2), client_error("TransactionConflictException"))
 
     assert posted(settlement) == [([0, 1], Pause.CONFLICT)]
@@ -176,7 +176,7 @@ def test_throttled_row__is_posted_apart_after_a_growing_pause(code: str) -> None
     assert settlement.same_request is False
 
 
-def test_row_both_throttled_and_in_conflict__waits_the_longer_pause() -> None:
+def test_row_throttled_and_in_conflict__waits_the_longer_pause() -> None:
     settlement = settle(rows(1), cancelled([CONFLICT, THROTTLED]))
 
     assert posted(settlement) == [([0], Pause.THROTTLED)]
@@ -195,7 +195,7 @@ def test_row_both_throttled_and_in_conflict__waits_the_longer_pause() -> None:
         *("TransactionInProgressException", "ServiceUnavailable"),
     ],
 )
-def test_throttled_request__is_sent_again_as_it_is_after_a_growing_pause(code: str) -> None:
+def test_throttled_request__is_repeated_after_a_growing_pause(code: str) -> None:
     planned = rows(2)
 
     settlement = settle(planned, client_error(code))
@@ -215,7 +215,7 @@ def test_refused_row__parks_its_records_only(reason: dict[str, str]) -> None:
     assert posted(settlement) == [([0, 1, 4, 5], Pause.NONE)]
 
 
-def test_refused_row_of_two_pages__parks_the_records_of_both_for_the_rows_reason() -> None:
+def test_refused_row_of_two_pages__parks_the_records_of_both() -> None:
     planned = transaction(insert(created_at=CREATED_AT), insert(created_at=CREATED_AT + 1))
 
     settlement = settle(planned, cancelled([NONE, NONE, WRONG_TYPE]))
@@ -223,7 +223,7 @@ def test_refused_row_of_two_pages__parks_the_records_of_both_for_the_rows_reason
     assert refused(settlement) == [(0, WRONG_TYPE["Message"]), (1, WRONG_TYPE["Message"])]
 
 
-def test_refused_page__parks_its_records_and_posts_the_rows_other_pages() -> None:
+def test_refused_page__leaves_the_rows_other_pages() -> None:
     planned = transaction(insert(created_at=CREATED_AT), insert(created_at=CREATED_AT + 1))
 
     settlement = settle(planned, cancelled([TOO_LARGE, NONE, NONE]))
@@ -232,7 +232,7 @@ def test_refused_page__parks_its_records_and_posts_the_rows_other_pages() -> Non
     assert posted(settlement) == [([1], Pause.NONE)]
 
 
-def test_refused_row_that_two_aggregations_share__is_posted_apart_to_see_whose_measure_it_is() -> None:
+def test_refused_shared_row__is_posted_by_aggregation() -> None:
     shared = definitions(aggregation_text(), aggregation_text('count = "orders"', name="orders", sum=None))
     planned = transaction(insert(), insert(order(item="item312")), defined=shared)
 
@@ -247,7 +247,7 @@ def test_refused_row_that_two_aggregations_share__is_posted_apart_to_see_whose_m
     assert names == [["item_count_by_date"], ["orders"]]
 
 
-def test_row_refused_with_duplicates_added_in__is_tried_again_without_them() -> None:
+def test_row_refused_with_duplicates__is_tried_without_them() -> None:
     (change,) = rows(1, records=2)
 
     settlement = settle((change,), cancelled([exists(change.postings[0]), WRONG_TYPE]))
@@ -297,7 +297,7 @@ def test_every_reason_at_once__settles_each_row_by_its_own() -> None:
     assert accounted_for(settlement) == list(range(12))
 
 
-def test_duplicate_and_conflict_in_one_row__drops_the_duplicate_and_waits() -> None:
+def test_duplicate_and_conflict_in_one_row__settles_both() -> None:
     planned = transaction(insert(created_at=CREATED_AT), insert(created_at=CREATED_AT + 1))
 
     settlement = settle(planned, cancelled([exists(planned[0].postings[0]), CONFLICT, NONE]))
@@ -306,7 +306,7 @@ def test_duplicate_and_conflict_in_one_row__drops_the_duplicate_and_waits() -> N
     assert posted(settlement) == [([1], Pause.CONFLICT)]
 
 
-def test_cancelled_for_no_reason_that_is_known__is_not_sent_again_in_a_tight_loop() -> None:
+def test_cancellation_without_a_reason__is_posted_after_a_pause() -> None:
     settlement = settle(rows(2), cancelled([NONE] * 4))
 
     assert posted(settlement) == [([0, 1], Pause.THROTTLED)]
@@ -350,7 +350,7 @@ def test_request_that_can_never_work__raises_its_code(code: str) -> None:
     "message", [WRONG_SCHEMA["Message"], "Type mismatch for key item_number expected: N actual: S"]
 )
 @pytest.mark.parametrize("whole", [True, False])
-def test_wrong_key_schema__raises_since_it_refuses_every_record_alike(whole: bool, message: str) -> None:
+def test_wrong_key_schema__raises(whole: bool, message: str) -> None:
     error = (
         client_error("ValidationException", message)
         if whole
@@ -373,7 +373,7 @@ def test_error_without_a_status__raises_its_code() -> None:
         settle(rows(1), error)
 
 
-def test_refused_request_without_a_message__is_parked_with_the_code() -> None:
+def test_refused_request_without_message__is_parked_by_code() -> None:
     error = ClientError({"Error": {"Code": "ValidationException"}}, "TransactWriteItems")
 
     ((_, reason),) = settle(rows(1), error).refused
@@ -395,7 +395,7 @@ def test_client_that_cannot_send__raises(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), ResponseParserError("not JSON")])
-def test_error_that_is_no_answer__is_raised_itself(error: Exception) -> None:
+def test_error_that_is_not_an_answer__is_raised_itself(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
         settle(rows(1), error)
 
@@ -451,7 +451,7 @@ def test_refused_request_of_one_row__is_posted_page_by_page() -> None:
     assert posted(settlement) == [([0], Pause.NONE), ([1], Pause.NONE), ([2], Pause.NONE)]
 
 
-def test_refused_request_of_a_shared_row__is_posted_aggregation_by_aggregation() -> None:
+def test_refused_request_of_shared_row__is_posted_by_aggregation() -> None:
     shared = definitions(aggregation_text(), aggregation_text('count = "orders"', name="orders", sum=None))
     planned = transaction(insert(), insert(created_at=CREATED_AT + 1), defined=shared)
 

@@ -63,7 +63,7 @@ def test_disabled_metrics__are_not_kept_for_the_next_invocation(
     assert emitted(capsys, {Metric.RECORDS_RECEIVED: 1})["RecordsReceived"] == [1.0]
 
 
-def test_service_name__tells_the_stacks_of_one_account_apart(
+def test_service_name__distinguishes_the_stacks_of_one_account(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POWERTOOLS_SERVICE_NAME", "totals-staging")

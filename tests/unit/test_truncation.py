@@ -45,7 +45,7 @@ def test_date_without_a_time__counts_as_written(unit: Unit, group: str, zone: Zo
 
 @pytest.mark.parametrize("unit", [Unit.HOUR, Unit.MINUTE])
 @pytest.mark.parametrize("text", ["2024-07-15", "20240715"])
-def test_date_without_a_time__cannot_be_truncated_to_less_than_a_day(unit: Unit, text: str) -> None:
+def test_date_without_a_time__cannot_be_cut_to_less_than_a_day(unit: Unit, text: str) -> None:
     with pytest.raises(ValueError, match=f"a date without a time of day cannot be truncated to the {unit}"):
         Truncation(unit).apply(text)
 
@@ -87,7 +87,7 @@ def test_time_with_an_offset__counts_in_the_zone(text: str, zone: str, unit: Uni
         *("2024-07-15T09:30:00 Europe/Berlin", "\ud800", "2024-07-15T\ud800", "9" * 10_000),
     ],
 )
-def test_text_that_is_no_calendar_date__is_refused(text: str, zone: ZoneInfo | None) -> None:
+def test_text_that_is_not_a_calendar_date__is_refused(text: str, zone: ZoneInfo | None) -> None:
     with pytest.raises(ValueError, match=r"^not an ISO 8601 date"):
         Truncation(Unit.DAY, zone).apply(text)
 
@@ -101,7 +101,7 @@ def test_text_that_is_no_calendar_date__is_refused(text: str, zone: ZoneInfo | N
         ("9999-12-31T23:59:59Z", "Asia/Tokyo"),
     ],
 )
-def test_time_that_its_zone_moves_out_of_the_calendar__is_refused(text: str, zone: str) -> None:
+def test_time_that_leaves_the_calendar__is_refused(text: str, zone: str) -> None:
     with pytest.raises(ValueError, match=r"^not an ISO 8601 date"):
         Truncation(Unit.DAY, ZoneInfo(zone)).apply(text)
 

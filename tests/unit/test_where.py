@@ -108,7 +108,7 @@ def test_sum_in_an_expression__is_not_rounded() -> None:
         *("(" * 5_000, "!" * 5_000 + "a", "a[" + "1" * 5_000 + "]"),
     ],
 )
-def test_expression_that_cannot_work_on_any_image__is_refused_at_once(expression: str) -> None:
+def test_expression_that_can_never_work__is_refused_at_once(expression: str) -> None:
     with pytest.raises(ValueError, match="is not a JMESPath expression: "):
         Where(expression)
 
@@ -138,12 +138,12 @@ def test_expression_that_cannot_work_on_any_image__is_refused_at_once(expression
         ({"a": {"X": "b"}}, "a"),
     ],
 )
-def test_expression_that_cannot_be_evaluated_on_an_image__is_malformed(image: dict[str, Any], expression: str) -> None:
+def test_image_that_where_cannot_evaluate__is_malformed(image: dict[str, Any], expression: str) -> None:
     with pytest.raises(MalformedValueError, match=r"^where: .* cannot be evaluated on the image \(\w+\)$"):
         Where(expression)(image)
 
 
-def test_image_nested_deeper_than_python_can_follow__is_malformed() -> None:
+def test_image_nested_too_deep_for_python__is_malformed() -> None:
     value: dict[str, Any] = {"S": "bottom"}
     for _ in range(100_000):
         value = {"L": [value]}

@@ -110,21 +110,21 @@ def process(
 
 
 def _settle_repeated(repeated: Sequence[Posting], commit: Outcome) -> None:
-    """A record that stands in a batch twice is posted once; the other time it is only as done as the one posted."""
-    unsettled = {_place(posting) for posting in commit.unsettled}
-    refused = {_place(posting): reason for posting, reason in commit.refused}
+    """A record that is in a batch twice is posted once; the other time it is only as done as the one posted."""
+    unsettled = {_receipt_key(posting) for posting in commit.unsettled}
+    refused = {_receipt_key(posting): reason for posting, reason in commit.refused}
     for posting in repeated:
-        place = _place(posting)
-        if place in unsettled:
+        key = _receipt_key(posting)
+        if key in unsettled:
             commit.unsettled.append(posting)
-        elif place in refused:
-            commit.refused.append((posting, refused[place]))
+        elif key in refused:
+            commit.refused.append((posting, refused[key]))
         else:
             commit.duplicates.append(posting)
 
 
-def _place(posting: Posting) -> tuple[Aggregate, str, str]:
-    """Where in the ledger a posting's receipt belongs."""
+def _receipt_key(posting: Posting) -> tuple[Aggregate, str, str]:
+    """Which receipt of the ledger a posting is."""
     return posting.aggregate, posting.page, posting.receipt
 
 

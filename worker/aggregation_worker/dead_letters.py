@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.streams.records import is_sequence_number, sequence_number_of
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ _MAX_BATCH_ENTRIES = 10
 _NO_TIME = "no time was left to park it"
 
 
-class UnreadableDeadLetterError(ValueError):
-    """A message in the dead-letter queue that is none of ours, or is damaged; it must be left in the queue."""
+class UnreadableDeadLetterError(WorkerError):
+    """A message in the dead-letter queue not of this worker or Lambda, or damaged; it must be left in the queue."""
 
 
 @dataclass(frozen=True, slots=True)

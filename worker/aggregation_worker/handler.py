@@ -1,6 +1,7 @@
 """The Lambda function: `aggregation_worker.handler.lambda_handler`.
 
-The only module that knows Lambda: its event, its context, its deadline, its answer, and the life of its process.
+Gives Lambda's event and deadline to `batch`, turns the outcomes into Lambda's answer, and keeps what lives as long as
+the process: clients, threads and checked settings.
 """
 
 import os
@@ -18,6 +19,7 @@ from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.aggregations.definitions import load_definitions
 from aggregation_worker.batch import REPORT_OUTCOMES, BatchResult, RecordOutcome, process
 from aggregation_worker.dead_letters import DeadLetterQueue
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline
 from aggregation_worker.ledger.definition_guard import check_definitions
 from aggregation_worker.settings import Settings, SettingsError, read_settings
@@ -34,7 +36,7 @@ STOP_SENDING = CONNECT_TIMEOUT + READ_TIMEOUT + 1.0
 STOP_WAITING = 1.0
 _STOP_SENDING_PART = 1 / 4
 _STOP_WAITING_PART = 1 / 8
-# Milliseconds assumed where no context tells, as in a call by hand.
+# Milliseconds assumed where there is no context, as in a call by hand.
 _DEFAULT_REMAINING = 60_000
 
 T = TypeVar("T")
@@ -43,8 +45,8 @@ logger = new_logger()
 metrics = new_metrics()
 
 
-class ParkingError(Exception):
-    """A record without a sequence number could not be parked: Lambda can only be told that the whole batch failed."""
+class ParkingError(WorkerError):
+    """A record without a sequence number could not be parked: the whole batch must fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,8 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
 
 def deadline_of(context: Any) -> Deadline:
     """The invocation's deadline, with the margins that this function keeps before it."""
-    tell = getattr(context, "get_remaining_time_in_millis", None)
-    remaining = tell() / 1000 if callable(tell) else _DEFAULT_REMAINING / 1000
+    ask = getattr(context, "get_remaining_time_in_millis", None)
+    remaining = ask() / 1000 if callable(ask) else _DEFAULT_REMAINING / 1000
     end = time.monotonic() + remaining
     return Deadline(
         seconds_left=lambda: end - time.monotonic(),

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE
+from aggregation_worker.errors import WorkerError
 
 
-class SettingsError(ValueError):
+class SettingsError(WorkerError):
     """A missing or unusable environment variable; the message names it."""
 
 

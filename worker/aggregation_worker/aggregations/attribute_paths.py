@@ -1,14 +1,15 @@
 """Paths to attributes inside DynamoDB images: `quantity`, `customer.address.country`, `lines[0].price`.
 
 A name with dots, brackets, blanks or asterisks in it is written in double quotes: `"unit.price"`. Images are in
-DynamoDB's typed JSON (`{"quantity": {"N": "10"}}`), as the stream delivers them: only what a definition asks for is
-ever looked at, so a record of 100 KB costs no more than a small one.
+DynamoDB's typed JSON (`{"quantity": {"N": "10"}}`), as the stream delivers them. Only what a definition asks for is
+read, so a record of 100 KB costs no more than a small one.
 """
 
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.streams.records import Image
 
 _STEP = re.compile(r'\s*(?:"((?:[^"\\]|\\.)+)"|([^\s."\[\]*]+))((?:\[[0-9]{1,9}\])*)\s*')
@@ -17,7 +18,7 @@ _ABSENT = object()
 _TYPES = frozenset(("S", "N", "B", "BOOL", "NULL", "M", "L", "SS", "NS", "BS"))
 
 
-class MalformedValueError(ValueError):
+class MalformedValueError(WorkerError, ValueError):
     """An image holds a value that the definition cannot use.
 
     The message names the attribute and what is wrong; it never holds the value, since it goes to logs and listings.
@@ -26,7 +27,7 @@ class MalformedValueError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class AttributePath:
-    """Where in an image a value stands: attribute names (`str`) and list indexes (`int`), outermost first.
+    """Where in an image a value is: attribute names (`str`) and list indexes (`int`), outermost first.
 
     `text` is one spelling for each path, however the definition spells it.
     """
@@ -49,7 +50,7 @@ class AttributePath:
         return None if kind == "NULL" else (kind, content)
 
     def _inside(self, value: Any, step: str | int) -> Any:
-        """What stands one step further in; absent where the value is absent or NULL."""
+        """The value one step further in; absent where the value is absent or NULL."""
         if value is _ABSENT:
             return _ABSENT
         kind, content = self._typed(value)

@@ -24,8 +24,8 @@ Group = tuple[str, ...]
 MAX_PARTITION_KEY_BYTES = 2048
 MAX_SORT_KEY_BYTES = 1024
 
-# Values of one key attribute that are remembered with the key value they give; each has at most a few KB.
-_TEXTS_REMEMBERED = 2_048
+# Values of one key attribute that are cached with the key value they give; each has at most a few KB.
+_CACHED_TEXTS = 2_048
 
 
 class RemovePolicy(StrEnum):
@@ -57,14 +57,14 @@ class GroupKey:
     _text_of: Callable[[str], str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Gives the key a memory of its own."""
-        object.__setattr__(self, "_text_of", lru_cache(_TEXTS_REMEMBERED)(self._text))
+        """Gives the key a cache of its own."""
+        object.__setattr__(self, "_text_of", lru_cache(_CACHED_TEXTS)(self._text))
 
     def value(self, image: Image) -> str | None:
         """The key value for an image; `None` if the image lacks the attribute.
 
         Raises:
-            MalformedValueError: it has another type, is no date where one is truncated, or DynamoDB allows no such key.
+            MalformedValueError: it has another type, is not a date where one is truncated, or cannot be a key.
         """
         found = self.path.find(image)
         if found is None:
@@ -84,7 +84,7 @@ class GroupKey:
         try:
             text = self.prefix + (self.truncation.apply(content) if self.truncation else content)
             size = len(text.encode())
-        except UnicodeEncodeError as error:  # its own message would show a part of the value
+        except UnicodeEncodeError as error:  # its own message would show part of the value
             raise MalformedValueError(f"{self.path.text}: not a Unicode text") from error
         except ValueError as error:
             raise MalformedValueError(f"{self.path.text}: {error}") from error
@@ -108,7 +108,7 @@ class Measure:
         """What one image adds to this measure; `None` if it lacks an attribute.
 
         Raises:
-            MalformedValueError: a factor is no number, or the product does not fit a DynamoDB number.
+            MalformedValueError: a factor is not a number, or the product does not fit a DynamoDB number.
         """
         numbers = []
         for path in self.factors:
@@ -143,10 +143,10 @@ def _number(path: AttributePath, content: object) -> Decimal:
 class Aggregation:
     """One definition: which records, grouped how, summed into which table.
 
-    `measures` stand in the order of their names, and so do the amounts of every contribution and receipt.
+    `measures` are in the order of their names, and so are the amounts of every contribution and receipt.
     `definition` is all that the totals depend on, as canonical text (`definitions.describe`), by which a changed
     definition is noticed. `since`, in epoch seconds, is where the totals begin in a stream that is older than they are:
-    records created before it are not counted, whenever and however often they come.
+    records created before it are not counted, whenever and however often they are delivered.
     """
 
     name: str
@@ -161,8 +161,8 @@ class Aggregation:
     def value(self, image: Image) -> tuple[Group, tuple[Decimal, ...]] | None:
         """The group an image belongs to and its amount for each measure.
 
-        `None` if `where` excludes it or it lacks a grouping or summed attribute. `where` is asked first, so it can keep
-        images away whose other values this aggregation could not use.
+        `None` if `where` excludes it or it lacks a grouping or summed attribute. `where` comes first, so it can exclude
+        images whose other values this aggregation could not use.
 
         Raises:
             MalformedValueError: a value has the wrong type, or `where` cannot be evaluated on it.
@@ -216,11 +216,11 @@ def contributions(
     """What a record changes, in every aggregation it touches.
 
     A record that moves between groups has two contributions to one aggregation. An aggregation that cannot use the
-    record refuses it whole, old image and new: none of its totals is touched, the other aggregations' are. One whose
-    `since` is after the record's creation has nothing to do with it, and does not look at it.
+    record refuses it whole, old image and new: none of its totals changes; other aggregations count it. One whose
+    `since` is after the record's creation does not read it.
 
     Raises:
-        StreamViewTypeError: an image that must be there is not: the stream does not deliver both images.
+        StreamViewTypeError: a required image is missing: the stream does not deliver both images.
     """
     found: list[Contribution] = []
     refusals: list[Refusal] = []
@@ -257,7 +257,7 @@ def _contributions(aggregation: Aggregation, record: StreamRecord) -> list[Contr
 
 
 def _unless_zero(aggregation: Aggregation, group: Group, amounts: tuple[Decimal, ...]) -> list[Contribution]:
-    """The contribution, if there is one: an update that changes nothing that counts writes nothing."""
+    """The contribution, if there is one: an update that changes no measure writes nothing."""
     return [Contribution(aggregation, group, amounts)] if any(amounts) else []
 
 

@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations
@@ -30,6 +30,7 @@ from aggregation_worker.aggregations.contributions import (
 )
 from aggregation_worker.aggregations.truncation import Truncation, Unit
 from aggregation_worker.aggregations.where import Where
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.streams.records import table_and_label
 
 # The user's file, beside the package: in a clone, and in a function's bundle. An installed package has none.
@@ -45,8 +46,23 @@ _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d([Zz]|[+-]\d\d:\d\d)", 
 _VIEW_TYPE = "NEW_AND_OLD_IMAGES"
 
 
-class DefinitionError(ValueError):
+class DefinitionError(WorkerError):
     """A mistake in the definitions file; the message names the aggregation and the key."""
+
+
+def definitions_file(option: Path | None, environment: Mapping[str, str]) -> Path:
+    """The file that a command reads: `option`, else `AGGREGATIONS_FILE`, else the user's file, where there is one.
+
+    Raises:
+        DefinitionError: none of them is there.
+    """
+    if option is not None:
+        return option
+    if variable := environment.get("AGGREGATIONS_FILE"):
+        return Path(variable)
+    if not DEFINITIONS_FILE.is_file():
+        raise DefinitionError("no definitions file: give --definitions FILE or set AGGREGATIONS_FILE")
+    return DEFINITIONS_FILE
 
 
 def load_definitions(path: Path) -> Definitions:
@@ -136,7 +152,7 @@ class _Entry:
         return key in self._left
 
     def done(self) -> None:
-        """Refuses keys that nobody took: a mistyped key must not be silently without effect."""
+        """Refuses keys that were not taken: a mistyped key must not be silently without effect."""
         for key in self._left:
             close = difflib.get_close_matches(key, self._known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(set(self._known)))}"
@@ -144,7 +160,7 @@ class _Entry:
 
 
 def _shown(value: object) -> str:
-    """A value in TOML's words: texts as they stand, of others only what they are, however large or deep."""
+    """A value in TOML's words: a text in full, of anything else only its kind, however large or deep."""
     if isinstance(value, str):
         return repr(value)
     words = {bool: "a boolean", int: "an integer", float: "a float", list: "an array", dict: "a table"}
@@ -199,7 +215,7 @@ def _aggregation(raw: object, index: int, source: Source) -> Aggregation:
     table = entry.text("table")
     _check_table_name(entry, table)
     if table == source.table:
-        raise entry.error("table", "is the source table itself: every total would feed the stream again")
+        raise entry.error("table", "is the source table itself: every total would be written to the stream again")
     keys = [_group_key(entry.entry("partition_key"), MAX_PARTITION_KEY_BYTES)]
     if entry.has("sort_key"):
         keys.append(_group_key(entry.entry("sort_key"), MAX_SORT_KEY_BYTES))
@@ -264,7 +280,7 @@ def _truncation(entry: _Entry) -> Truncation | None:
     zone = entry.text("timezone", None)
     if unit is None:
         if zone is not None:
-            raise entry.error("timezone", "needs truncate beside it")
+            raise entry.error("timezone", "needs truncate as well")
         return None
     if unit not in list(Unit):
         raise entry.error("truncate", f"{unit!r} is none of {', '.join(Unit)}")
@@ -273,7 +289,7 @@ def _truncation(entry: _Entry) -> Truncation | None:
     try:
         return Truncation(Unit(unit), ZoneInfo(zone))
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise entry.error("timezone", f"{zone!r} is no IANA time zone, such as Europe/Berlin or UTC") from error
+        raise entry.error("timezone", f"{zone!r} is not an IANA time zone, such as Europe/Berlin or UTC") from error
 
 
 def _measures(entry: _Entry, key_names: set[str]) -> tuple[Measure, ...]:
@@ -315,7 +331,7 @@ def _path(entry: _Entry, key: str, text: str) -> AttributePath:
 
 def _check_table_name(entry: _Entry, table: str) -> None:
     if not _TABLE_NAME.fullmatch(table):
-        raise entry.error("table", f"{table!r} is no DynamoDB table name (3 to 255 letters, digits, '_', '-', '.')")
+        raise entry.error("table", f"{table!r} is not a DynamoDB table name (3 to 255 letters, digits, '_', '-', '.')")
 
 
 def _check_key_name(entry: _Entry, name: str) -> None:

@@ -22,6 +22,8 @@ from decimal import (
 )
 from functools import reduce
 
+from aggregation_worker.errors import WorkerError
+
 Amounts = tuple[Decimal, ...]
 """One number for each measure, in the order of the measures' names."""
 
@@ -32,7 +34,7 @@ MAX_EXPONENT = 125
 # Wide enough for the exact sum of any batch of DynamoDB numbers, and for the product of eight of them.
 EXACT = Context(prec=600, traps=[Clamped, DivisionByZero, Inexact, InvalidOperation, Overflow, Rounded, Underflow])
 
-# Signals whatever DynamoDB could not hold. Trailing zeros may go: they are no significant digits.
+# Signals whatever DynamoDB could not hold. Trailing zeros may go: they are not significant digits.
 _DYNAMODB = Context(
     prec=MAX_DIGITS,
     Emin=MIN_EXPONENT,
@@ -41,24 +43,24 @@ _DYNAMODB = Context(
 )
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
-# A longer text is no DynamoDB number and is refused before Decimal spends time on it.
+# A longer text is not a DynamoDB number and is refused before Decimal spends time on it.
 _LONGEST_TEXT = 300
 _ZERO = Decimal(0)
 
 
-class NumberOutOfRangeError(ValueError):
+class NumberOutOfRangeError(WorkerError, ValueError):
     """A number that DynamoDB cannot hold: over 38 significant digits, or too large or small in magnitude."""
 
 
 def parse_number(text: object) -> Decimal:
-    """The value of a DynamoDB `N` attribute, exactly, with at most 38 digits behind it.
+    """The value of a DynamoDB `N` attribute, exactly, with at most 38 significant digits.
 
     Args:
-        text: what stands behind `"N"`, e.g. `"10"`, `"-1.5"`, `"1E+3"`.
+        text: the value of `"N"`, e.g. `"10"`, `"-1.5"`, `"1E+3"`.
 
     Raises:
-        ValueError: it is no finite decimal number in ASCII digits (`NaN`, `Infinity`, `1_000`, blanks, not a string).
-        NumberOutOfRangeError: it is one, but DynamoDB cannot hold it.
+        ValueError: it is not a finite decimal number in ASCII digits: `NaN`, `1_000`, a blank, not a string.
+        NumberOutOfRangeError: DynamoDB cannot hold it.
     """
     if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
         raise ValueError("not a number")
@@ -70,7 +72,7 @@ def parse_number(text: object) -> Decimal:
     if not fits(number):
         raise NumberOutOfRangeError(f"does not fit a DynamoDB number ({MAX_DIGITS} digits, 1E-130 to 9.99E+125)")
     if not number:
-        return _ZERO  # whatever its exponent: 0E-9999 would drag every sum down to its own
+        return _ZERO  # without its exponent, which every sum with 0E-9999 would take over
     return number if len(text) <= MAX_DIGITS else EXACT.normalize(number)
 
 

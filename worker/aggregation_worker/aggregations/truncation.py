@@ -17,7 +17,7 @@ class Unit(StrEnum):
 
 
 _LENGTH = {Unit.MONTH: 7, Unit.DAY: 10, Unit.HOUR: 13, Unit.MINUTE: 16}
-# What of ISO 8601 counts: a calendar date, and behind T or a blank the time. `fromisoformat` also reads week dates and
+# What of ISO 8601 counts: a calendar date, and after T or a blank the time. `fromisoformat` also reads week dates and
 # any separator at all.
 _CALENDAR_DATE = re.compile(r"(?:\d{4}-\d\d-\d\d|\d{8})([Tt ].+)?", re.ASCII)
 _NO_DATE = "not an ISO 8601 date, such as 2024-07-15 or 2024-07-15T09:30:00Z"
@@ -27,7 +27,7 @@ _NO_DATE = "not an ISO 8601 date, such as 2024-07-15 or 2024-07-15T09:30:00Z"
 class Truncation:
     """Cuts an ISO 8601 date or time down to `unit`.
 
-    Without a zone the calendar date and wall-clock time count as written, whatever offset stands behind them. With one,
+    Without a zone the calendar date and wall-clock time count as written, whatever offset follows them. With one,
     a time with an offset is first converted to the zone; a time without an offset is taken as that zone's already.
     """
 

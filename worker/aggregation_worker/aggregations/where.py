@@ -109,7 +109,7 @@ def _check(node: Any) -> None:
 
 def _check_call(function: str, arguments: int) -> None:
     if function not in _Functions.FUNCTION_TABLE:
-        raise ValueError(f"there is no function {function}()")
+        raise ValueError(f"JMESPath has no function {function}()")
     parameters = _Functions.FUNCTION_TABLE[function]["signature"]
     more_allowed = parameters[-1].get("variadic", False)
     if arguments < len(parameters) or (arguments > len(parameters) and not more_allowed):

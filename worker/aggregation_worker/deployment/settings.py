@@ -4,32 +4,64 @@ The CDK app builds from here and the pipeline on one machine runs from here, so 
 between the two. Plain values and pure functions; the function itself never imports this.
 """
 
-import json
 from dataclasses import dataclass
 from enum import StrEnum
 
 from aggregation_worker.aggregations.contributions import Definitions, KeyType, RemovePolicy
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.receipts import AGGREGATE_KEY, EXPIRES_AT, PAGE_KEY
+from aggregation_worker.streams.records import EventName
+from aggregation_worker.streams.shards import StartingPosition
+
 
 # --- The event source mapping -------------------------------------------------------------------------------------
-# A bigger batch shares more receipts a page and more contributions an ADD, so it costs less; 1,000 records are still
-# committed in well under a second.
-BATCH_SIZE = 1_000
-# Seconds. A quiet shard waits this long for more records; totals lag by no more than this because of it.
-BATCHING_WINDOW_SECONDS = 1
-# Several batches of one shard at once would conflict on hot aggregates; order does not matter to sums, so a user with
-# thousands of aggregates can raise it.
-PARALLELIZATION_FACTOR = 1
-# The worker parks what can never succeed, so what fails is an outage: worth many attempts. Splits cost none.
-RETRY_ATTEMPTS = 30
-# Seconds. Well inside the stream's 24 hours, so that the on-failure document can still be written from the stream, and
-# long enough for an operator to wake up and repair before records take the longer way through the dead-letter queue.
-MAXIMUM_RECORD_AGE_SECONDS = 6 * 3600
-# The start of the stream: with LATEST, records written while the mapping is being created are missed.
-STARTING_POSITION = "TRIM_HORIZON"
-# Without bisecting, Lambda discards the healthy records behind a failing one when its retries are used up.
-BISECT_ON_ERROR = True
-REPORT_BATCH_ITEM_FAILURES = True
+@dataclass(frozen=True, slots=True)
+class MappingSettings:
+    """An event source mapping in AWS's own terms ("Lambda parameters for Amazon DynamoDB event source mappings", AWS
+    Lambda developer guide). The defaults are what is deployed.
+    """
+
+    # Most records of one invocation. A bigger batch shares more receipts a page and more contributions an ADD, so it
+    # costs less; 1,000 records are still committed in well under a second.
+    batch_size: int = 1_000
+    # A quiet shard waits this long for more records; totals lag by no more than this because of it.
+    maximum_batching_window_seconds: int = 1
+    # Several batches of one shard at once would conflict on hot aggregates; order does not matter to sums, so a user
+    # with thousands of aggregates can raise it.
+    parallelization_factor: int = 1
+    # The worker parks what can never succeed, so what fails is an outage: worth many attempts. Splits cost none, and
+    # -1 is no limit.
+    maximum_retry_attempts: int = 30
+    # Well inside the stream's 24 hours, so that the on-failure document can still be written from the stream, and long
+    # enough for an operator to wake up and repair before records take the longer way through the dead-letter queue.
+    # -1 is no limit but the stream's.
+    maximum_record_age_seconds: int = 6 * 3600
+    # The start of the stream: with LATEST, records written while the mapping is being created are missed.
+    starting_position: StartingPosition = "TRIM_HORIZON"
+    # Without bisecting, Lambda discards the healthy records after a failing one when its retries are used up.
+    bisect_batch_on_function_error: bool = True
+    # Without it Lambda ignores what the function returns.
+    report_batch_item_failures: bool = True
+    # Of the local pipeline only: the pause before a batch's first retry, which doubles up to 64 times as long. AWS does
+    # not document its own.
+    retry_pause_seconds: float = 0.1
+
+    @property
+    def oldest_delivered_seconds(self) -> int:
+        """The age at which a record is discarded: the maximum record age, and at most the stream's retention."""
+        retention = STREAM_RETENTION_DAYS * 86_400
+        return retention if self.maximum_record_age_seconds == -1 else min(self.maximum_record_age_seconds, retention)
+
+
+MAPPING = MappingSettings()
+
+
+def event_names(definitions: Definitions) -> tuple[EventName, ...]:
+    """The mapping's filter: REMOVE is delivered unless every aggregation ignores it."""
+    if all(aggregation.remove is RemovePolicy.IGNORE for aggregation in definitions.aggregations):
+        return EventName.INSERT, EventName.MODIFY
+    return tuple(EventName)
+
 
 # --- The function -------------------------------------------------------------------------------------------------
 # Seconds. A batch takes well under one; the rest is for riding out throttling and conflicts without a redelivery.
@@ -88,7 +120,7 @@ class Output(StrEnum):
     EVENT_SOURCE_MAPPING = "EventSourceMappingUuid"
 
 
-class DeploymentError(ValueError):
+class DeploymentError(WorkerError):
     """Settings that do not fit together; the message says which and why."""
 
 
@@ -123,14 +155,6 @@ def target_tables(definitions: Definitions) -> dict[str, TableDefinition]:
         aggregation.table: TableDefinition(tuple((key.name, key.type) for key in aggregation.keys))
         for aggregation in definitions.aggregations
     }
-
-
-def filter_patterns(definitions: Definitions) -> tuple[str, ...]:
-    """The mapping's filter, as JSON: REMOVE is delivered only if some aggregation retracts what was removed."""
-    names = ["INSERT", "MODIFY"]
-    if any(aggregation.remove is not RemovePolicy.IGNORE for aggregation in definitions.aggregations):
-        names.append("REMOVE")
-    return (json.dumps({"eventName": names}),)
 
 
 def check_scheduled_reconcile(definitions: Definitions, *, nothing_removed: bool) -> None:

@@ -1,8 +1,7 @@
 """Commits transactions: side by side, through duplicates, conflicts, throttling and lost answers, until the deadline.
 
-The only module that writes to DynamoDB. What an error means stands in `settlement`; this one sends, waits and sends
-again. It never raises for what another attempt can cure: what is not settled when time is up is reported as unsettled,
-and its records come again.
+`settlement` says what an error means; this module sends, waits and sends again. It does not raise where another attempt
+can succeed: what is not settled when time is up is reported as unsettled, and its records are delivered again.
 """
 
 import random

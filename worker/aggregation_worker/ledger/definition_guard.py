@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.contributions import Aggregation
+from aggregation_worker.aws_errors import CONDITION_FAILED, code_of
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.receipts import AGGREGATE_KEY, DEFINITION_PAGE, PAGE_KEY
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+
 RECORDED_AT = "recorded_at"
 
 
-class DefinitionChangedError(Exception):
+class DefinitionChangedError(WorkerError):
     """An aggregation's definition differs from the one its totals were made with."""
 
 
@@ -54,7 +57,7 @@ def recorded_at(client: "DynamoDBClient", ledger_table: str, aggregation: Aggreg
 
 
 def _found(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregation) -> dict[str, Any] | None:
-    """The definition that stands in the ledger."""
+    """The definition in the ledger."""
     key = {AGGREGATE_KEY: {"S": aggregation.name}, PAGE_KEY: {"S": DEFINITION_PAGE}}
     return client.get_item(TableName=ledger_table, Key=key, ConsistentRead=True).get("Item")
 
@@ -70,7 +73,7 @@ def _check(aggregation: Aggregation, found: dict[str, Any]) -> None:
 
 
 def _record(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregation) -> dict[str, Any]:
-    """Writes the definition unless another worker was quicker; returns the one that stands in the ledger."""
+    """Writes the definition unless another worker was quicker; returns the one in the ledger."""
     item = {
         AGGREGATE_KEY: {"S": aggregation.name},
         PAGE_KEY: {"S": DEFINITION_PAGE},
@@ -87,10 +90,10 @@ def _record(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregatio
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
         )
     except ClientError as error:
-        if error.response.get("Error", {}).get("Code") != "ConditionalCheckFailedException":
+        if code_of(error) != CONDITION_FAILED:
             raise
-        standing: dict[str, Any] = error.response["Item"]  # type: ignore[typeddict-item]  # asked for with ALL_OLD
-        return standing
+        found: dict[str, Any] = error.response["Item"]  # type: ignore[typeddict-item]  # asked for with ALL_OLD
+        return found
     return item
 
 

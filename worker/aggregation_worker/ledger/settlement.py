@@ -10,14 +10,25 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-import botocore.exceptions
 from botocore.exceptions import BotoCoreError, ClientError
 
+from aggregation_worker.aws_errors import (
+    ACTION_CONDITION_FAILED,
+    ACTION_CONFLICT,
+    ACTION_REFUSED,
+    ACTION_THROTTLED,
+    CANCELLED,
+    NO_ANSWER,
+    cancellation_reasons,
+    code_of,
+    is_transient,
+)
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.receipts import Aggregate, Posting
 from aggregation_worker.ledger.transactions import PageChange, RowChange, Transaction, halved, pack, row_changes
 
 
-class CommitError(Exception):
+class CommitError(WorkerError):
     """Nothing can be committed until an operator acts: missing permission, missing table, wrong key schema."""
 
 
@@ -48,14 +59,7 @@ class Settlement:
     conflicts: int = 0
 
 
-# Codes of single actions in CancellationReasons ("TransactWriteItems", Amazon DynamoDB API reference).
-_RECEIPT_EXISTS = "ConditionalCheckFailed"
-_CONFLICT = "TransactionConflict"
-_THROTTLED = frozenset(
-    ("ProvisionedThroughputExceeded", "ThrottlingError", "RequestLimitExceeded", "InternalServerError")
-)
-_REFUSED = frozenset(("ValidationError", "ItemCollectionSizeLimitExceeded"))
-_KNOWN = _THROTTLED | _REFUSED | {"None", _RECEIPT_EXISTS, _CONFLICT}
+_KNOWN = ACTION_THROTTLED | ACTION_REFUSED | {"None", ACTION_CONDITION_FAILED, ACTION_CONFLICT}
 # What DynamoDB, and its local version, say of a key that the table's schema does not have.
 _WRONG_SCHEMA = (
     "does not match the schema",
@@ -63,26 +67,6 @@ _WRONG_SCHEMA = (
     "number of conditions on the keys is invalid",
     "required keys was not given a value",
 )
-
-# Error codes of whole requests that another attempt can cure.
-_TRANSIENT = frozenset(
-    (
-        "ThrottlingException",
-        "Throttling",
-        "ProvisionedThroughputExceededException",
-        "RequestLimitExceeded",
-        "InternalServerError",
-        "InternalFailure",
-        "ServiceUnavailable",
-        "ServiceUnavailableException",
-        "TransactionInProgressException",
-        "LimitExceededException",
-        "ReplicatedWriteConflictException",
-    )
-)
-# Failures to get an answer: connection refused, reset or timed out.
-_NO_ANSWER = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError)
-_SERVER_ERROR = 500  # HTTP status
 
 
 def settle(transaction: Transaction, error: Exception) -> Settlement:
@@ -93,19 +77,17 @@ def settle(transaction: Transaction, error: Exception) -> Settlement:
         Exception: `error` itself, where it is neither an answer of DynamoDB nor a failure to get one.
     """
     if isinstance(error, ClientError):
-        details: Mapping[str, Any] = error.response.get("Error", {})
-        code = details.get("Code")
-        if code == "TransactionCanceledException":
+        code = code_of(error)
+        if code == CANCELLED:
             return _cancelled(transaction, error)
         if code == "TransactionConflictException":
             return Settlement(repost=[(transaction, Pause.CONFLICT)], conflicts=1)
         if code == "ValidationException":
-            return _refused_whole(transaction, str(details.get("Message", error)))
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code in _TRANSIENT or status >= _SERVER_ERROR:
+            return _refused_whole(transaction, str(error.response["Error"].get("Message", error)))
+        if is_transient(error):
             return Settlement(repost=[(transaction, Pause.THROTTLED)], same_request=True)
         raise CommitError(f"DynamoDB refuses every transaction: {error}") from error
-    if isinstance(error, _NO_ANSWER):
+    if isinstance(error, NO_ANSWER):
         # The request may have been carried out and only its answer be lost: the same token makes the repeat harmless
         # for ten minutes, and the receipts make it harmless after that.
         return Settlement(repost=[(transaction, Pause.THROTTLED)], same_request=True)
@@ -115,7 +97,7 @@ def settle(transaction: Transaction, error: Exception) -> Settlement:
 
 
 def _cancelled(transaction: Transaction, error: ClientError) -> Settlement:
-    reasons: Sequence[Mapping[str, Any]] = error.response.get("CancellationReasons", [])
+    reasons = cancellation_reasons(error)
     actions = sum(len(change.pages) + 1 for change in transaction)
     if len(reasons) != actions:
         raise CommitError(f"a cancelled transaction of {actions} actions came with {len(reasons)} reasons: {error}")
@@ -143,27 +125,27 @@ def _settle_row(
 ) -> tuple[list[RowChange], Pause]:
     """Settles what can be settled of one row; returns what is left to post, and after which pause."""
     codes = [_code(reason) for reason in reasons]
-    conflicts = codes.count(_CONFLICT)
+    conflicts = codes.count(ACTION_CONFLICT)
     settlement.conflicts += conflicts
     pages: list[tuple[Posting, ...]] = []
     for page, code, reason in zip(change.pages, codes, reasons, strict=False):
-        if code == _RECEIPT_EXISTS:
+        if code == ACTION_CONDITION_FAILED:
             pages.append(_without_duplicates(page, reason, settlement))
-        elif code in _REFUSED:
+        elif code in ACTION_REFUSED:
             settlement.refused.extend((posting, _message(reason)) for posting in page.postings)
         else:
             pages.append(page.postings)
     pages = [page for page in pages if page]
     # The row was refused with what is now dropped added in: without it, it may well be accepted.
     dropped = sum(map(len, pages)) < len(change.postings)
-    if codes[-1] in _REFUSED and not dropped:
+    if codes[-1] in ACTION_REFUSED and not dropped:
         by_aggregate = _by_aggregate(pages)
         if len(by_aggregate) > 1:  # find out whose measure it is
             settlement.repost.extend(((single,), Pause.NONE) for pages in by_aggregate for single in row_changes(pages))
         else:
             settlement.refused.extend((posting, _message(reasons[-1])) for page in pages for posting in page)
         return [], Pause.NONE
-    if _THROTTLED.intersection(codes):
+    if ACTION_THROTTLED.intersection(codes):
         return row_changes(pages), Pause.THROTTLED
     return row_changes(pages), Pause.CONFLICT if conflicts else Pause.NONE
 
@@ -172,7 +154,7 @@ def _code(reason: Mapping[str, Any]) -> str:
     code = reason.get("Code") or "None"
     if code not in _KNOWN:
         raise CommitError(f"DynamoDB cancelled a transaction: {code}: {_message(reason)}")
-    if code in _REFUSED:
+    if code in ACTION_REFUSED:
         _raise_if_wrong_schema(_message(reason))
     return str(code)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.deployment.settings import MappingSettings
 from aggregation_worker.local.delivery import Batch, PolledRecord
 
 # Largest payload of a synchronous invocation ("Lambda quotas").

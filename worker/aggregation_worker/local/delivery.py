@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.deployment.settings import MappingSettings
+from aggregation_worker.errors import WorkerError
 
 # The pause before a retry doubles this often.
 _PAUSE_DOUBLINGS = 6
@@ -35,11 +36,7 @@ class PolledRecord:
 
     @classmethod
     def of(cls, event: Mapping[str, Any]) -> "PolledRecord":
-        """The record behind a Lambda event record.
-
-        Raises:
-            KeyError, ValueError: it is no stream record.
-        """
+        """The record of a Lambda event's entry."""
         change = event["dynamodb"]
         return cls(
             event,
@@ -61,7 +58,6 @@ class Invocation:
         attempt: 1 for the first call with exactly these records, 2 for the first retry.
         request_id: the `aws_request_id` of its context.
         duration_ms: how long the function ran.
-        response: what it returned, after a passage through JSON; `None` if it failed.
         done: how many records, counted from the first, need not be delivered again.
         error: why the whole batch counts as failed, else `None`.
         function_error: the function raised or timed out, as opposed to returning a response.
@@ -71,7 +67,6 @@ class Invocation:
     attempt: int
     request_id: str
     duration_ms: float
-    response: Any
     done: int
     error: str | None = None
     function_error: bool = False
@@ -164,7 +159,7 @@ def deliver(
             pending.append(_Part(part.records, invocation))
 
 
-class BatchFailedError(Exception):
+class BatchFailedError(WorkerError):
     """A response to `ReportBatchItemFailures` that makes Lambda take the whole batch as failed."""
 
 
@@ -172,8 +167,8 @@ def records_done(response: object, records: Batch) -> int:
     """How many records, from the first, a response reports as done: all before the lowest one reported as failed.
 
     Lambda takes an empty or missing list, `null` and an empty response as complete success, and an empty, missing or
-    `null` `itemIdentifier` as complete failure ("Configuring partial batch response with DynamoDB and Lambda"). What is
-    no such response at all, or names a record that is not in the batch, also fails here.
+    `null` `itemIdentifier` as complete failure ("Configuring partial batch response with DynamoDB and Lambda"). Any
+    other response, or one that names a record that is not in the batch, also fails here.
 
     Raises:
         BatchFailedError: the whole batch counts as failed; the message says why.

@@ -148,7 +148,7 @@ _STEPS = (
 
 def _print_totals(console: Console, pipeline: Pipeline) -> bool:
     definitions = pipeline.definitions
-    expected = totals_of(definitions.aggregations, scan(pipeline.dynamodb, definitions.source.table)).by_group
+    expected = totals_of(definitions.aggregations, scan(pipeline.dynamodb, definitions.source.table))
     table = Table(title="Totals", title_justify="left")
     table.add_column("aggregate")
     for column in ("measure", "total", "from the source", ""):

@@ -1,8 +1,8 @@
 """An event source mapping on one machine: what AWS Lambda does between a table's stream and its function.
 
 It reads the stream through the real DynamoDB Streams API, filters and batches the records, calls a Python handler, and
-retries, splits and discards as Lambda does. The rules are in `delivery`, `batching` and `filter_criteria`, which do no
-I/O; this module polls and runs them. Differences from AWS:
+retries, splits and discards as Lambda does. The rules are in `delivery` and `batching`, which do no I/O; this module
+polls and runs them. Differences from AWS:
 
 - Positions are kept in memory: a new mapping begins at its starting position again, so what was delivered before comes
   once more. Delivery is at least once there, too.
@@ -13,18 +13,15 @@ I/O; this module polls and runs them. Differences from AWS:
 import logging
 import threading
 import time
-import uuid
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from aggregation_worker.deployment.mapping_settings import MappingSettings
+from aggregation_worker.deployment.settings import FUNCTION_MEMORY_MB, FUNCTION_TIMEOUT_SECONDS, MappingSettings
 from aggregation_worker.local.batching import Lane, lane_of
 from aggregation_worker.local.delivery import Batch, DiscardedBatch, Invocation, PolledRecord, deliver
-from aggregation_worker.local.filter_criteria import FilterPattern, is_delivered
 from aggregation_worker.local.local_function import Handler, LocalFunction
 from aggregation_worker.local.on_failure_destination import OnFailureDestination
 from aggregation_worker.streams.records import from_get_records
@@ -36,16 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Names and meaning: "Types of metrics for Lambda functions", AWS Lambda developer guide.
-METRICS = (
-    "PolledEventCount",
-    "FilteredOutEventCount",
-    "InvokedEventCount",
-    "FailedInvokeEventCount",
-    "DroppedEventCount",
-    "OnFailureDestinationDeliveredEventCount",
-    "DestinationDeliveryFailures",
-)
 # Deliveries under way at once, over all shards; more wait for a free thread.
 _MAX_THREADS = 64
 _QUIET_ROUNDS = 3
@@ -70,57 +57,47 @@ class EventSourceMapping:
 
     Args:
         streams_client: boto3's `dynamodbstreams` client.
-        s3_client: boto3's `s3` client; needed with an `on_failure_bucket`.
+        s3_client: boto3's `s3` client.
         stream_arn: the table's `LatestStreamArn`.
         handler: called with the event and a Lambda context object, from another thread; with several shards or a
             parallelization factor above 1 from several at once.
         settings: the mapping's configuration.
-        on_failure_bucket: where discarded batches are written; without it they are dropped.
+        event_names: the filter: records with another `eventName` are not delivered.
+        on_failure_bucket: where discarded batches are written.
         function_name: as the context and the ARN give it.
-        mapping_uuid: part of the on-failure keys; a random one if not given.
         on_batch: called after each invocation, one at a time.
-        on_discarded: called after each discarded batch, with the key of its document in the bucket, or `None`.
+        on_discarded: called after each discarded batch, with the key of its document in the bucket, or `None` if S3
+            refused it.
         poll_interval_seconds: pause after a round that brought no records; AWS polls four times a second.
-
-    Example:
-        >>> with EventSourceMapping(streams, s3, stream_arn, lambda_handler, MappingSettings()) as mapping:
-        ...     mapping.drain(timeout_seconds=10)
     """
 
     def __init__(  # noqa: PLR0913 - AWS's mapping has as many parts
         self,
         streams_client: "DynamoDBStreamsClient",
-        s3_client: "S3Client | None",
+        s3_client: "S3Client",
         stream_arn: str,
         handler: Handler,
         settings: MappingSettings,
         *,
-        on_failure_bucket: str | None = None,
-        function_name: str = "aggregation-worker",
-        mapping_uuid: str | None = None,
+        event_names: Collection[str],
+        on_failure_bucket: str,
+        function_name: str,
         on_batch: Callable[[Invocation], None] | None = None,
         on_discarded: Callable[[DiscardedBatch, str | None], None] | None = None,
         poll_interval_seconds: float = 0.1,
     ) -> None:
-        self.mapping_uuid = mapping_uuid or str(uuid.uuid4())
         self.stream_arn = stream_arn
         self.settings = settings
-        self._patterns = [FilterPattern.parse(pattern) for pattern in settings.filter_patterns]
+        self._event_names = frozenset(event_names)
         self._function = LocalFunction(
             handler,
             function_name,
             _function_arn(stream_arn, function_name),
-            settings.function_timeout_seconds,
-            settings.function_memory_mb,
+            FUNCTION_TIMEOUT_SECONDS,
+            FUNCTION_MEMORY_MB,
             settings.report_batch_item_failures,
         )
-        self._destination = None
-        if on_failure_bucket is not None:
-            if s3_client is None:
-                raise ValueError("an on_failure_bucket needs an s3_client")
-            self._destination = OnFailureDestination(
-                s3_client, on_failure_bucket, self.mapping_uuid, self._function.arn, stream_arn
-            )
+        self._destination = OnFailureDestination(s3_client, on_failure_bucket, self._function.arn, stream_arn)
         self._on_batch = on_batch
         self._on_discarded = on_discarded
         self._poll_interval_seconds = poll_interval_seconds
@@ -128,9 +105,7 @@ class EventSourceMapping:
         self._lanes: dict[str, list[_Lane]] = {}
         self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="event-source-mapping")
         self._polling = threading.RLock()
-        self._counting = threading.Lock()
         self._telling = threading.Lock()
-        self._counts: Counter[str] = Counter()
         self._delivery_ended = threading.Event()
         self._closing = threading.Event()
 
@@ -139,17 +114,6 @@ class EventSourceMapping:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def metrics(self) -> dict[str, int]:
-        """The event counts so far, by AWS's names.
-
-        `InvokedEventCount` counts a record at each delivery; `FailedInvokeEventCount` those to be delivered again or
-        discarded after it; `DroppedEventCount` discarded records that reached no destination;
-        `DestinationDeliveryFailures` documents.
-        """
-        with self._counting:
-            return {name: self._counts[name] for name in METRICS}
 
     def run(self, stop: threading.Event) -> None:
         """Delivers until `stop` is set, then closes the mapping.
@@ -226,14 +190,10 @@ class EventSourceMapping:
             return 0
         records = shard.read(room)
         now = time.monotonic()
-        filtered_out = 0
         for record in records:
             event = from_get_records(record, self.stream_arn)
-            if is_delivered(event, self._patterns):
+            if event["eventName"] in self._event_names:
                 lanes[lane_of(event, len(lanes))].add(PolledRecord.of(event), now)
-            else:
-                filtered_out += 1
-        self._count(PolledEventCount=len(records), FilteredOutEventCount=filtered_out)
         return len(records)
 
     def _advance(self, shard: Shard, lane: _Lane) -> None:
@@ -259,7 +219,6 @@ class EventSourceMapping:
         if self._closing.is_set():
             raise _MappingClosedError
         invocation = self._function.invoke(records, attempt)
-        self._count(InvokedEventCount=len(records), FailedInvokeEventCount=len(records) - invocation.done)
         if self._on_batch is not None:
             with self._telling:
                 self._on_batch(invocation)
@@ -271,16 +230,11 @@ class EventSourceMapping:
 
     def _discard(self, discarded: DiscardedBatch, shard_id: str) -> None:
         key = None
-        count = len(discarded.records)
-        if self._destination is None:
-            self._count(DroppedEventCount=count)
-        else:
-            try:
-                key = self._destination.deliver(discarded, shard_id, time.time())
-                self._count(OnFailureDestinationDeliveredEventCount=count)
-            except (BotoCoreError, ClientError) as error:
-                logger.warning("%d discarded records did not reach %s: %s", count, self._destination.bucket, error)
-                self._count(DestinationDeliveryFailures=1, DroppedEventCount=count)
+        try:
+            key = self._destination.deliver(discarded, shard_id, time.time())
+        except (BotoCoreError, ClientError) as error:
+            count, bucket = len(discarded.records), self._destination.bucket
+            logger.warning("%d discarded records did not reach %s: %s", count, bucket, error)
         if self._on_discarded is not None:
             with self._telling:
                 self._on_discarded(discarded, key)
@@ -301,10 +255,6 @@ class EventSourceMapping:
             waiting = sum(map(len, lanes))
             under_way = sum(lane.delivery is not None for lane in lanes)
         return f"{waiting} records wait, {under_way} batches are being delivered or retried"
-
-    def _count(self, **counts: int) -> None:
-        with self._counting:
-            self._counts.update(counts)
 
 
 def _function_arn(stream_arn: str, function_name: str) -> str:

@@ -81,8 +81,7 @@ class LocalFunction:
             self.log_stream_name,
             deadline=started + self.timeout_seconds,
         )
-        response: Any = None
-        error: str | None = None
+        response = error = None
         try:
             response = json.loads(json.dumps(self.handler(event, context)))
         except (Exception, SystemExit) as raised:
@@ -90,21 +89,18 @@ class LocalFunction:
             error = f"{type(raised).__name__}: {raised}"
         duration = time.monotonic() - started
         if duration > self.timeout_seconds:
-            response = None
             error = (
                 f"Task timed out after {self.timeout_seconds:.2f} seconds (it ran on and ended after {duration:.2f})"
             )
         if error is not None:
-            return Invocation(
-                records, attempt, request_id, duration * 1000, None, done=0, error=error, function_error=True
-            )
+            return Invocation(records, attempt, request_id, duration * 1000, 0, error, function_error=True)
         done = len(records)
         if self.report_batch_item_failures:
             try:
                 done = records_done(response, records)
             except BatchFailedError as failed:
                 done, error = 0, str(failed)
-        return Invocation(records, attempt, request_id, duration * 1000, response, done, error)
+        return Invocation(records, attempt, request_id, duration * 1000, done, error)
 
 
 def event_text(records: Batch) -> str:

@@ -24,6 +24,8 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
+from aggregation_worker.errors import WorkerError
+
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
     from mypy_boto3_dynamodbstreams.client import DynamoDBStreamsClient
@@ -34,13 +36,13 @@ REGION = "us-east-1"
 _LOOPBACK = "127.0.0.1"
 # ministack takes a 12-digit access key for the account.
 _ACCESS_KEY = "000000000000"
-_SECRET_KEY = "local"  # noqa: S105 - checked by nobody
+_SECRET_KEY = "local"  # noqa: S105 - never checked
 _STOP_SECONDS = 5.0
 _PORT_ATTEMPTS = 3
 _OUTPUT_TAIL_LINES = 20
 
 
-class MinistackError(Exception):
+class MinistackError(WorkerError):
     """ministack is not installed or did not start; the message says what to do, or how its output ended."""
 
 
@@ -67,11 +69,9 @@ class Ministack:
 
     Attributes:
         endpoint: the one URL of all services, such as `http://127.0.0.1:49153`.
-        pid: the server's process id.
     """
 
     endpoint: str
-    pid: int
     # Making one takes longer than making a client of it.
     _session: boto3.Session = field(default_factory=_session_without_profile, repr=False, compare=False)
     _session_lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -139,7 +139,7 @@ def running_ministack(*, port: int | None = None, start_timeout_seconds: float =
     ):
         process, endpoint = _start(state_directory, output, port, start_timeout_seconds)
         try:
-            yield Ministack(endpoint, process.pid)
+            yield Ministack(endpoint)
         finally:
             _stop(process)
 

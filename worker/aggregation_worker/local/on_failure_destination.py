@@ -6,7 +6,7 @@ receives the records themselves.
 
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +25,16 @@ class OnFailureDestination:
     Attributes:
         client: boto3's S3 client.
         bucket: the bucket's name.
-        mapping_uuid: the event source mapping's UUID, part of every key.
         function_arn: named in every document.
         stream_arn: named in every document.
+        mapping_uuid: the event source mapping's UUID, part of every key.
     """
 
     client: "S3Client"
     bucket: str
-    mapping_uuid: str
     function_arn: str
     stream_arn: str
+    mapping_uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def deliver(self, discarded: DiscardedBatch, shard_id: str, now: float) -> str:
         """Writes one document and returns its key.

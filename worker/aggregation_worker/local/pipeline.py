@@ -15,13 +15,12 @@ from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.aggregations.definitions import load_definitions
 from aggregation_worker.dead_letters import ON_FAILURE_PREFIX
 from aggregation_worker.deployment import settings as deployment
-from aggregation_worker.deployment.mapping_settings import MappingSettings
-from aggregation_worker.deployment.settings import TableDefinition
+from aggregation_worker.deployment.settings import MappingSettings, TableDefinition
 from aggregation_worker.local.delivery import DiscardedBatch, Invocation
 from aggregation_worker.local.environment import environment_of
 from aggregation_worker.local.event_source_mapping import EventSourceMapping
 from aggregation_worker.local.local_function import Handler
-from aggregation_worker.local.ministack import Ministack, running_ministack
+from aggregation_worker.local.ministack import Ministack, MinistackError, running_ministack
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -46,28 +45,8 @@ class Pipeline:
     mapping: EventSourceMapping
     dynamodb: "DynamoDBClient"
     sqs: "SQSClient"
-    s3: "S3Client"
     queue_url: str
-    bucket: str
-    ledger_table: str
     environment: Mapping[str, str]
-
-
-def mapping_settings(definitions: Definitions) -> MappingSettings:
-    """The event source mapping as it is deployed."""
-    return MappingSettings(
-        batch_size=deployment.BATCH_SIZE,
-        maximum_batching_window_seconds=deployment.BATCHING_WINDOW_SECONDS,
-        maximum_retry_attempts=deployment.RETRY_ATTEMPTS,
-        maximum_record_age_seconds=deployment.MAXIMUM_RECORD_AGE_SECONDS,
-        bisect_batch_on_function_error=deployment.BISECT_ON_ERROR,
-        report_batch_item_failures=deployment.REPORT_BATCH_ITEM_FAILURES,
-        filter_patterns=deployment.filter_patterns(definitions),
-        starting_position="TRIM_HORIZON",
-        parallelization_factor=deployment.PARALLELIZATION_FACTOR,
-        function_timeout_seconds=deployment.FUNCTION_TIMEOUT_SECONDS,
-        function_memory_mb=deployment.FUNCTION_MEMORY_MB,
-    )
 
 
 @contextmanager
@@ -75,7 +54,7 @@ def running_pipeline(
     definitions_file: Path,
     *,
     handler: Handler | None = None,
-    settings: Callable[[Definitions], MappingSettings] = mapping_settings,
+    settings: MappingSettings = deployment.MAPPING,
     on_batch: Callable[[Invocation], None] | None = None,
     on_discarded: Callable[[DiscardedBatch, str | None], None] | None = None,
     environment: Mapping[str, str] | None = None,
@@ -89,7 +68,7 @@ def running_pipeline(
     Args:
         definitions_file: as `AGGREGATIONS_FILE`.
         handler: called in place of `lambda_handler`, for instance to wrap it.
-        settings: the mapping's settings, made from the definitions.
+        settings: of the mapping, but for its filter, which the definitions decide.
         on_batch, on_discarded: see `EventSourceMapping`.
         environment: more environment variables for the function.
         port: of ministack, on the loopback address; a free one if not given.
@@ -105,7 +84,7 @@ def running_pipeline(
         queue_url = create_dead_letters(sqs, s3)
         function_environment = {
             **server.environment,
-            "AGGREGATIONS_FILE": str(definitions_file),
+            "AGGREGATIONS_FILE": str(definitions_file.absolute()),
             "LEDGER_TABLE": LEDGER_TABLE,
             "LEDGER_RETENTION_DAYS": str(deployment.LEDGER_RETENTION_DAYS),
             "DEAD_LETTER_QUEUE_URL": queue_url,
@@ -118,25 +97,15 @@ def running_pipeline(
                 s3,
                 stream_arn,
                 handler or deployed_handler(),
-                settings(definitions),
+                settings,
+                event_names=deployment.event_names(definitions),
                 on_failure_bucket=DEAD_LETTERS,
                 function_name=FUNCTION_NAME,
                 on_batch=on_batch,
                 on_discarded=on_discarded,
             ) as mapping,
         ):
-            yield Pipeline(
-                server,
-                definitions,
-                mapping,
-                dynamodb,
-                sqs,
-                s3,
-                queue_url,
-                DEAD_LETTERS,
-                LEDGER_TABLE,
-                function_environment,
-            )
+            yield Pipeline(server, definitions, mapping, dynamodb, sqs, queue_url, function_environment)
 
 
 def deployed_handler() -> Handler:
@@ -161,7 +130,7 @@ def _create_tables(dynamodb: "DynamoDBClient", definitions: Definitions) -> str:
     create_table(dynamodb, LEDGER_TABLE, deployment.LEDGER)
     stream_arn = create_table(dynamodb, definitions.source.table, source)
     if stream_arn is None:
-        raise RuntimeError(f"table {definitions.source.table} was created without its stream")
+        raise MinistackError(f"table {definitions.source.table} was created without its stream")
     return stream_arn
 
 

@@ -5,7 +5,6 @@ alike. An aggregation with `remove = "ignore"` keeps what removed items once con
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -18,33 +17,25 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 
-@dataclass(slots=True)
-class Totals:
-    """Totals by aggregation name and group, the amounts in the order of the measures' names.
+def totals_of(
+    aggregations: Iterable[Aggregation], items: Iterable[Image]
+) -> dict[tuple[str, Group], tuple[Decimal, ...]]:
+    """What items in DynamoDB's typed JSON add up to, by aggregation name and group.
 
-    Attributes:
-        unusable: how many items each aggregation cannot use, by its name; the worker parks their records.
+    The amounts are in the order of the measures' names. An item that an aggregation cannot use counts nothing.
     """
-
-    by_group: dict[tuple[str, Group], tuple[Decimal, ...]] = field(default_factory=dict)
-    unusable: dict[str, int] = field(default_factory=dict)
-
-
-def totals_of(aggregations: Iterable[Aggregation], items: Iterable[Image]) -> Totals:
-    """Adds up items in DynamoDB's typed JSON."""
-    totals = Totals()
+    totals: dict[tuple[str, Group], tuple[Decimal, ...]] = {}
     aggregations = tuple(aggregations)
     for item in items:
         for aggregation in aggregations:
             try:
                 value = aggregation.value(item)
             except MalformedValueError:
-                totals.unusable[aggregation.name] = totals.unusable.get(aggregation.name, 0) + 1
                 continue
             if value is not None:
                 key = (aggregation.name, value[0])
-                before = totals.by_group.get(key)
-                totals.by_group[key] = tuple(map(EXACT.add, before, value[1])) if before else value[1]
+                before = totals.get(key)
+                totals[key] = tuple(map(EXACT.add, before, value[1])) if before else value[1]
     return totals
 
 

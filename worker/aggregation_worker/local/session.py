@@ -1,6 +1,7 @@
 """`aggregator local`: the pipeline kept running on this machine, for trying things out by hand."""
 
 import shlex
+import signal
 import threading
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from aggregation_worker.local.demo import QUIET_FUNCTION, quiet_mapping
 from aggregation_worker.local.pipeline import Pipeline, running_pipeline
 
 
-def run_local(definitions_file: Path, *, port: int | None, verbose: bool, stop: threading.Event | None = None) -> int:
-    """Runs the pipeline until `stop` is set, or Ctrl-C; prints the endpoint, commands to try, and a line per batch."""
+def run_local(definitions_file: Path, *, port: int | None, verbose: bool) -> int:
+    """Runs the pipeline until Ctrl-C or SIGTERM; prints the endpoint, commands to try, and a line per batch."""
     console = Console(highlight=False, soft_wrap=True)
-    stop = stop or threading.Event()
+    # A shell starts what it runs in the background with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
     def on_batch(invocation: Invocation) -> None:
         console.print(_batch_line(invocation))
@@ -37,7 +40,7 @@ def run_local(definitions_file: Path, *, port: int | None, verbose: bool, stop: 
     ):
         _print_introduction(console, pipeline)
         try:
-            pipeline.mapping.run(stop)
+            pipeline.mapping.run(threading.Event())
         except KeyboardInterrupt:
             console.print("stopping; nothing is kept")
     return 0

@@ -4,6 +4,7 @@ What is done, and why it is exact, stands in `reconciliation.backfill`; here are
 progress on standard error, and the report.
 """
 
+import argparse
 import hashlib
 import os
 import sqlite3
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from aggregation_worker.ledger.definition_guard import fingerprint
 from aggregation_worker.ledger.markers import Marker
 from aggregation_worker.ledger.settlement import CommitError
 from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.operations.options import add_deployment_options, add_source_options
 from aggregation_worker.operations.output import console, print_json, print_table
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.operations.source import chosen_aggregations, items_of, shown_progress, stream_arn_of
@@ -41,6 +44,59 @@ _STAGES = {
     "catching up": "posting records that such workers may have left out",
     "posting": "posting starting values",
 }
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.description = (
+        "Adds what the source table held when its stream began, or at an aggregation's since, to the totals, exactly "
+        "once, while the table is written to and the worker runs. Needs every record since then in the stream (24 "
+        "hours). Safe to interrupt, to repeat, and to run twice at once."
+    )
+    parser.add_argument(
+        "names", metavar="AGGREGATION", nargs="*", help="only these (default: all that are not finished)"
+    )
+    add_source_options(parser)
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="FILE",
+        help="where a killed run is continued (default: a file in your cache folder)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="do all but write, and say what would be added")
+    parser.add_argument(
+        "--catch-up-until",
+        type=_moment,
+        metavar="TIME",
+        help="post records created until then here too, because workers without the aggregation may have handled them: "
+        "needed where such workers came back (default: ten minutes after the first worker with it started)",
+    )
+    add_deployment_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs `backfill` as the command line says."""
+    request = Request(
+        tuple(options.names),
+        options.segments,
+        options.rate,
+        options.export,
+        options.state,
+        options.dry_run,
+        options.catch_up_until,
+    )
+    return backfill(Resources.of(options), request, as_json=options.json)
+
+
+def _moment(text: str) -> int:
+    """Epoch seconds."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = datetime.min  # noqa: DTZ901 - refused below, as one without an offset
+    if moment.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time with an offset, such as 2026-11-24T12:00:00Z")
+    return int(moment.timestamp())
 
 
 @dataclass(frozen=True, slots=True)

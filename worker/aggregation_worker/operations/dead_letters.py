@@ -1,9 +1,11 @@
 """`aggregator dead-letters`: what waits in the queue, without taking anything out of it."""
 
+import argparse
 from datetime import UTC, datetime
 from typing import Any
 
-from aggregation_worker.operations.letters import HeldMessages, Letter, trusted_until, understand
+from aggregation_worker.operations.letters import HeldMessages, Letter, resolve_letter, trusted_until
+from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import duration, print_json, print_table
 from aggregation_worker.operations.resources import Resources
 
@@ -12,14 +14,25 @@ _VISIBILITY_TIMEOUT = 30
 _SHOWN_SEQUENCE_NUMBERS = 3
 
 
-def list_dead_letters(resources: Resources, *, as_json: bool, show_images: bool) -> int:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.description = (
+        "Lists every dead letter: kind, reason, sequence numbers, item keys, age, and how long its records can still "
+        "be replayed safely. Takes nothing out of the queue."
+    )
+    parser.add_argument("--show-images", action="store_true", help="print the records too, with the items' contents")
+    add_deployment_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """Prints every dead letter; returns 0."""
+    resources = Resources.of(options)
     with HeldMessages(resources.sqs, resources.queue_url, _VISIBILITY_TIMEOUT) as held:
         started_at = held.started_at()
-        letters = [understand(message, resources) for page in held.receive(started_at) for message in page]
+        letters = [resolve_letter(message, resources) for page in held.receive(started_at) for message in page]
     letters.sort(key=lambda letter: letter.message.sent_at)
-    described = [describe(letter, resources, started_at, show_images=show_images) for letter in letters]
-    if as_json:
+    described = [describe(letter, resources, started_at, show_images=options.show_images) for letter in letters]
+    if options.json:
         print_json(described)
         return 0
     rows = [
@@ -35,7 +48,7 @@ def list_dead_letters(resources: Resources, *, as_json: bool, show_images: bool)
     ]
     columns = ("kind", "why", "sequence numbers", "item keys", "age", "replay within")
     print_table(f"{len(letters)} dead letter{'' if len(letters) == 1 else 's'}", columns, rows)
-    if show_images:
+    if options.show_images:
         for entry in described:
             print_json(entry["records"])
     return 0

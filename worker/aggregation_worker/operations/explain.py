@@ -1,6 +1,7 @@
 """`aggregator explain`: what made a total, from the ledger's receipts: records, a backfill, repairs."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -10,25 +11,40 @@ from typing import Any
 
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group, KeyType
 from aggregation_worker.aggregations.numbers import EXACT, canonical_text, parse_number
-from aggregation_worker.ledger.definition_guard import RECORDED_AT
-from aggregation_worker.ledger.receipts import (
-    AGGREGATE_KEY,
-    BACKFILL_PAGE,
-    DEFINITION_PAGE,
-    NO_RECEIPTS,
-    PAGE_KEY,
-    REPAIR_PAGE_PREFIX,
-    aggregate_name,
-    read_receipt,
-)
+from aggregation_worker.ledger.definition_guard import recorded_at
+from aggregation_worker.ledger.pages import Pages, first_page, read_pages
+from aggregation_worker.ledger.receipts import BACKFILL_PAGE, REPAIR_PAGE_PREFIX, aggregate_of
 from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import console, print_json, print_table
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation.repair import FOUND
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.description = (
+        "Prints the receipts of one row in order (records, a backfill, repairs), their sum, and the stored total "
+        "beside it."
+    )
+    parser.add_argument("table", metavar="TABLE", help="the target table")
+    parser.add_argument("keys", metavar="KEY", nargs="+", help="the row's partition key, and its sort key if any")
+    add_deployment_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the receipts of one row's aggregates; returns 0 if they add up, else 1."""
+    explanations = list(explanations_of(Resources.of(options), options.table, options.keys, datetime.now(UTC)))
+    if options.json:
+        print_json([_as_json(explanation) for explanation in explanations])
+    else:
+        for explanation in explanations:
+            _print(explanation)
+    return 0 if all(explanation.matches or explanation.may_have_expired for explanation in explanations) else 1
+
+
 class ReceiptKind(StrEnum):
-    """What a receipt stands for."""
+    """What a receipt proves."""
 
     BACKFILL = "backfill"  # what the source held when the stream began, or at the aggregation's `since`
     RECORD = "record"  # one stream record
@@ -55,7 +71,7 @@ class Receipt:
     amounts: tuple[Decimal, ...]
 
     def described(self) -> str:
-        """What stands in the table beside the time."""
+        """What the table shows beside the time."""
         if self.kind is ReceiptKind.BACKFILL:
             moment = "the stream began" if self.name == "stream" else "the aggregation began (since)"
             return f"backfill: what the source held when {moment}"
@@ -109,23 +125,12 @@ class Explanation:
             return (
                 "The receipts do not add up to the stored total. The ledger forgets receipts when they are too old to "
                 "be needed, and this aggregation is older than that: the rest may well be what expired receipts "
-                "proved. Only the source can tell: reconcile."
+                "proved. Only the source can decide: reconcile."
             )
         return (
             "The receipts do not add up to the stored total, and none can have expired yet: something other than the "
             "worker has changed the total or the ledger."
         )
-
-
-def explain(resources: Resources, table: str, keys: Sequence[str], *, as_json: bool) -> int:
-    """Prints the receipts of one row's aggregates; returns 0 if they add up, else 1."""
-    explanations = list(explanations_of(resources, table, keys, datetime.now(UTC)))
-    if as_json:
-        print_json([_as_json(explanation) for explanation in explanations])
-    else:
-        for explanation in explanations:
-            _print(explanation)
-    return 0 if all(explanation.matches or explanation.may_have_expired for explanation in explanations) else 1
 
 
 def explanations_of(resources: Resources, table: str, keys: Sequence[str], now: datetime) -> Iterator[Explanation]:
@@ -136,13 +141,9 @@ def explanations_of(resources: Resources, table: str, keys: Sequence[str], now: 
     """
     for aggregation in _aggregations_of(resources.definitions, table):
         group = _group(aggregation, keys)
-        name = aggregate_name(aggregation.name, group)
-        pages = _query(resources, name)
-        row = resources.dynamodb.get_item(
-            TableName=table,
-            Key={key.name: {key.type.value: text} for key, text in zip(aggregation.keys, group, strict=True)},
-            ConsistentRead=True,
-        ).get("Item")
+        aggregate = aggregate_of(aggregation, group)
+        pages = read_pages(resources.dynamodb, resources.ledger_table, aggregate.name, first_page(0))
+        row = resources.dynamodb.get_item(TableName=table, Key=aggregate.row.key(), ConsistentRead=True).get("Item")
         yield Explanation(
             aggregation,
             group,
@@ -152,12 +153,10 @@ def explanations_of(resources: Resources, table: str, keys: Sequence[str], now: 
         )
 
 
-def receipts_of(pages: Iterable[Mapping[str, Any]]) -> Iterator[Receipt]:
-    """The receipts on ledger pages."""
-    for page in pages:
-        for name, value in page.items():
-            if name not in NO_RECEIPTS:
-                yield _receipt(page[PAGE_KEY]["S"], name, read_receipt(value))
+def receipts_of(pages: Pages) -> Iterator[Receipt]:
+    """The receipts on an aggregate's pages."""
+    for (page, name), amounts in (*pages.receipts.items(), *pages.corrections.items()):
+        yield _receipt(page, name, amounts)
 
 
 def _receipt(page: str, name: str, amounts: tuple[Decimal, ...]) -> Receipt:
@@ -194,33 +193,16 @@ def _group(aggregation: Aggregation, keys: Sequence[str]) -> Group:
     return tuple(group)
 
 
-def _query(resources: Resources, name: str) -> Iterator[Mapping[str, Any]]:
-    paginator = resources.dynamodb.get_paginator("query")
-    for page in paginator.paginate(
-        TableName=resources.ledger_table,
-        KeyConditionExpression="#aggregate = :name",
-        ExpressionAttributeNames={"#aggregate": AGGREGATE_KEY},
-        ExpressionAttributeValues={":name": {"S": name}},
-        ConsistentRead=True,
-    ):
-        yield from page["Items"]
-
-
 def _amount(row: Mapping[str, Any], measure: str) -> Decimal:
     return Decimal(row[measure]["N"]) if measure in row else Decimal(0)
 
 
 def _may_have_expired(resources: Resources, aggregation: Aggregation, now: datetime) -> bool:
     """Whether the aggregation is older than the ledger's retention."""
-    item = resources.dynamodb.get_item(
-        TableName=resources.ledger_table,
-        Key={AGGREGATE_KEY: {"S": aggregation.name}, PAGE_KEY: {"S": DEFINITION_PAGE}},
-        ConsistentRead=True,
-    ).get("Item", {})
-    if RECORDED_AT not in item:
+    recorded = recorded_at(resources.dynamodb, resources.ledger_table, aggregation)
+    if recorded is None:
         return True
-    recorded = datetime.fromtimestamp(int(item[RECORDED_AT]["N"]), UTC)
-    return now - recorded > timedelta(days=resources.ledger_retention_days)
+    return now - datetime.fromtimestamp(recorded, UTC) > timedelta(days=resources.ledger_retention_days)
 
 
 def _as_json(explanation: Explanation) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from aggregation_worker.aws_errors import code_of
 from aggregation_worker.dead_letters import (
+    DeadLetter,
     FailedBatch,
     FailedBatchReference,
     NotificationTest,
@@ -21,7 +23,8 @@ from aggregation_worker.dead_letters import (
     read_dead_letter,
     read_failed_batch,
 )
-from aggregation_worker.operations.resources import Resources, explain_aws_error
+from aggregation_worker.operations.errors import explain_aws_error
+from aggregation_worker.operations.resources import Resources
 from aggregation_worker.streams.range import StreamRangeError, read_range
 from aggregation_worker.streams.records import sequence_number_of
 
@@ -76,7 +79,7 @@ class Letter:
 
 
 def trusted_until(record: Any, retention_days: int) -> datetime | None:
-    """Until when the ledger can vouch that a record is not counted twice; `None` if the record tells no time."""
+    """Until when the ledger can vouch that a record is not counted twice; `None` if the record has no time."""
     try:
         created = datetime.fromtimestamp(float(record["dynamodb"]["ApproximateCreationDateTime"]), UTC)
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
@@ -84,20 +87,14 @@ def trusted_until(record: Any, retention_days: int) -> datetime | None:
     return created + timedelta(days=retention_days) - TRUST_MARGIN
 
 
-def understand(message: Message, resources: Resources) -> Letter:
+def resolve_letter(message: Message, resources: Resources) -> Letter:
     """Reads a message, and what it refers to in the bucket or the stream; whatever is wrong with it is in `reasons`."""
     try:
-        letter = read_dead_letter(message.body)
-        if isinstance(letter, RecordReference):
-            record = json.loads(_content(resources.s3, letter.content))
-            letter = ParkedRecord(record, letter.reasons)
-        if isinstance(letter, FailedBatchReference):
-            letter = read_failed_batch(_content(resources.s3, letter.document))
+        letter = _fetched(read_dead_letter(message.body), resources)
         if isinstance(letter, NotificationTest):
             return Letter(message, "notification test", ("S3 tested the bucket's notification; it holds nothing",))
         if isinstance(letter, ParkedRecord):
             return Letter(message, "parked record", letter.reasons, (letter.record,))
-        assert isinstance(letter, FailedBatch)  # noqa: S101 - the only kind left, for the type checker
         return _failed_batch(message, letter, resources)
     except UnreadableDeadLetterError as error:
         return Letter(message, "unreadable", (str(error),), readable=False)
@@ -105,6 +102,15 @@ def understand(message: Message, resources: Resources) -> Letter:
         return Letter(message, "unreadable", ("the record in the bucket is not JSON",), readable=False)
     except (BotoCoreError, ClientError) as error:
         return Letter(message, "unreadable", (explain_aws_error(error),), readable=False)
+
+
+def _fetched(letter: DeadLetter, resources: Resources) -> ParkedRecord | FailedBatch | NotificationTest:
+    """The letter with its content, also where it only refers to the bucket."""
+    if isinstance(letter, RecordReference):
+        return ParkedRecord(json.loads(_content(resources.s3, letter.content)), letter.reasons)
+    if isinstance(letter, FailedBatchReference):
+        return read_failed_batch(_content(resources.s3, letter.document))
+    return letter
 
 
 def _failed_batch(message: Message, letter: FailedBatch, resources: Resources) -> Letter:
@@ -131,7 +137,7 @@ def _content(s3: "S3Client", reference: ObjectReference) -> str:
             answer = s3.get_object(Bucket=reference.bucket, Key=reference.key)
         return answer["Body"].read().decode()
     except ClientError as error:
-        if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404", "NoSuchVersion"):
+        if code_of(error) in ("NoSuchKey", "404", "NoSuchVersion"):
             raise UnreadableDeadLetterError(f"the object {reference.key} is no longer in the bucket") from error
         raise
     except UnicodeDecodeError as error:

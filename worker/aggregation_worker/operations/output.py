@@ -1,4 +1,4 @@
-"""How commands speak: tables for people, JSON for programs, on the same facts."""
+"""What commands print: tables for people, JSON for programs, on the same facts."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ _WIDTH_OF_A_PIPE = 120
 
 
 def console() -> Console:
-    """Standard output, without colours and 120 columns wide where it is no terminal; long values are folded."""
+    """Standard output, without colours and 120 columns wide where it is not a terminal; long values are folded."""
     terminal = Console(highlight=False)
     return terminal if terminal.is_terminal else Console(highlight=False, width=_WIDTH_OF_A_PIPE)
 
@@ -25,7 +25,7 @@ def print_json(document: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table; every cell is plain text, whatever stands in it."""
+    """A table; every cell is plain text, whatever is in it."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -4,6 +4,7 @@ What is done, and why it is exact, stands in `reconciliation`; here are the comm
 letters that speak against a correction, the reports and the metric.
 """
 
+import argparse
 import csv
 import sys
 import time
@@ -17,10 +18,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from aggregation_worker.aggregations.numbers import Amounts, canonical_text
 from aggregation_worker.ledger.definition_guard import DefinitionChangedError
-from aggregation_worker.operations.errors import CommandError
-from aggregation_worker.operations.letters import HeldMessages, understand
+from aggregation_worker.operations.errors import CommandError, explain_aws_error
+from aggregation_worker.operations.letters import HeldMessages, resolve_letter
+from aggregation_worker.operations.options import add_deployment_options, add_source_options, positive
 from aggregation_worker.operations.output import console, print_json, print_table
-from aggregation_worker.operations.resources import Resources, explain_aws_error
+from aggregation_worker.operations.resources import Resources
 from aggregation_worker.operations.source import chosen_aggregations, items_of, shown_progress, stream_arn_of
 from aggregation_worker.operations.status import service_of
 from aggregation_worker.reconciliation.items import ExportError
@@ -59,6 +61,56 @@ _VISIBILITY_TIMEOUT = 60
 # Seconds in which the queue's own count of its messages, which lags, must agree with what was read.
 _COUNT_PATIENCE = 90
 _POLL_SECONDS = 2.0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.description = (
+        "Recomputes every total from the source table while it is written to, and lists those that differ: drift is a "
+        "difference that no record on its way accounts for. With --repair each is corrected, with a receipt that "
+        "explain shows. Exit status 0 only if every total is right by now."
+    )
+    parser.add_argument("names", metavar="AGGREGATION", nargs="*", help="only these (default: all)")
+    parser.add_argument("--repair", action="store_true", help="correct what drifts")
+    parser.add_argument(
+        "--nothing-removed",
+        action="store_true",
+        help="no item was ever removed: compare aggregations that keep what removed items contributed, too",
+    )
+    parser.add_argument(
+        "--patience",
+        type=positive(float),
+        default=PATIENCE,
+        metavar="SECONDS",
+        help=f"how long a difference must stay the same to be drift (default: {PATIENCE:.0f})",
+    )
+    add_source_options(parser)
+    parser.add_argument("--csv", action="store_true", help="CSV on standard output: a line for each measure")
+    parser.add_argument("--no-metric", action="store_true", help="leave out the metric AggregateDrift")
+    parser.add_argument(
+        "--stream-lag",
+        type=positive(float),
+        default=10.0,
+        metavar="SECONDS",
+        help="how long a record may take to appear in the stream (default: 10)",
+    )
+    add_deployment_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs `reconcile` as the command line says."""
+    request = Request(
+        tuple(options.names),
+        repair=options.repair,
+        nothing_removed=options.nothing_removed,
+        patience=options.patience,
+        segments=options.segments,
+        rate=options.rate,
+        export=options.export,
+        metric=not options.no_metric,
+        stream_lag=options.stream_lag,
+    )
+    return reconcile(Resources.of(options), request, as_json=options.json, as_csv=options.csv)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +232,7 @@ def records_of_letters(
     """
     with HeldMessages(resources.sqs, resources.queue_url, _VISIBILITY_TIMEOUT) as held:
         soon = held.started_at() + timedelta(days=1)  # those that come while this reads, too
-        letters = [understand(message, resources) for page in held.receive(soon) for message in page]
+        letters = [resolve_letter(message, resources) for page in held.receive(soon) for message in page]
         unreadable = [letter for letter in letters if not letter.readable]
         if unreadable:
             reasons = "; ".join(unreadable[0].reasons)

@@ -1,5 +1,6 @@
-"""`aggregator replay`: the command around `replay`, with its progress bar and its closing summary."""
+"""`aggregator replay`: the command line, the progress bar and the closing summary around `replaying`."""
 
+import argparse
 from contextlib import ExitStack, nullcontext
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -7,50 +8,77 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from aggregation_worker.batch import RecordOutcome
 from aggregation_worker.local.environment import environment_of
 from aggregation_worker.operations.letters import HeldMessages
+from aggregation_worker.operations.options import add_deployment_options, positive
 from aggregation_worker.operations.output import console, print_json, print_table
 from aggregation_worker.operations.replaying import Replay, Selection, Send, Summary, in_process, through_function
 from aggregation_worker.operations.resources import Resources
 
 
-def replay_dead_letters(
-    resources: Resources,
-    selection: Selection,
-    *,
-    dry_run: bool,
-    run_here: bool,
-    rate: float | None,
-    visibility_timeout: int,
-    as_json: bool,
-) -> int:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.description = (
+        "Sends the records of every dead letter that is there now through the deployed function, and deletes a letter "
+        "when all of its records are done. Safe to interrupt, to repeat, and to run twice at once. Exit status 0 only "
+        "if nothing was left."
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be replayed")
+    parser.add_argument("--in-process", action="store_true", help="run the worker here, with your own credentials")
+    parser.add_argument("--reason", metavar="TEXT", help="only letters with this text in a reason")
+    parser.add_argument(
+        "--sequence-number",
+        type=positive(int),
+        action="append",
+        default=[],
+        metavar="N",
+        help="only letters that hold this record; can be repeated",
+    )
+    parser.add_argument("--limit", type=positive(int), metavar="N", help="at most so many letters")
+    parser.add_argument("--rate", type=positive(float), metavar="N", help="at most so many records a second")
+    parser.add_argument(
+        "--visibility-timeout",
+        type=positive(int),
+        default=120,
+        metavar="SECONDS",
+        help="how soon letters reappear if this command is killed (default: 120)",
+    )
+    add_deployment_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """Replays; returns 0 if nothing was left in the queue that was to be replayed, else 1, and 130 after Ctrl-C."""
+    resources = Resources.of(options)
+    selection = Selection(options.reason, frozenset(options.sequence_number), options.limit)
     with ExitStack() as stack:
         send: Send | None = None
-        if run_here and not dry_run:
+        if options.in_process and not options.dry_run:
             stack.enter_context(environment_of(worker_environment(resources)))
             send = in_process()
-        elif not dry_run:
+        elif not options.dry_run:
             send = through_function(resources.client("lambda"), resources.function)
-        held = stack.enter_context(HeldMessages(resources.sqs, resources.queue_url, visibility_timeout))
-        replay = Replay(resources, held, selection, send, rate)
+        held = stack.enter_context(HeldMessages(resources.sqs, resources.queue_url, options.visibility_timeout))
+        replay = Replay(resources, held, selection, send, options.rate)
         bar = Progress(
             TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TextColumn("letters"), TimeRemainingColumn()
         )
-        if not as_json:
+        if not options.json:
             task = bar.add_task("letters", total=min(held.waiting(), selection.limit or held.waiting()))
             replay.progress = lambda count: bar.advance(task, count)
-        with nullcontext() if as_json else bar:
+        with nullcontext() if options.json else bar:
             summary = replay.run()
-    _print(summary, as_json=as_json)
+    _print(summary, as_json=options.json)
     if summary.interrupted:
         return 130
-    if dry_run:
-        return 0
-    return 1 if summary.left else 0
+    return 1 if summary.left and not options.dry_run else 0
 
 
 def worker_environment(resources: Resources) -> dict[str, str]:
-    """The environment of a function that runs in this process."""
+    """The environment of a function that runs in this process.
+
+    Raises:
+        DefinitionError: the definitions file holds a mistake, which is no letter's fault.
+    """
     options = resources.options
+    _ = resources.definitions
     chosen = {
         "AWS_PROFILE": options.profile,
         "AWS_DEFAULT_REGION": options.region,

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from aggregation_worker.batch import REPORT_OUTCOMES, RecordOutcome
-from aggregation_worker.operations.errors import CommandError
-from aggregation_worker.operations.letters import HeldMessages, Letter, trusted_until, understand
-from aggregation_worker.operations.resources import Resources, explain_aws_error
+from aggregation_worker.errors import WorkerError
+from aggregation_worker.operations.errors import CommandError, explain_aws_error
+from aggregation_worker.operations.letters import HeldMessages, Letter, resolve_letter, trusted_until
+from aggregation_worker.operations.resources import Resources, name_missing_tables
 from aggregation_worker.streams.records import sequence_number_of
 
 # A Lambda event holds 6 MB ("Lambda quotas"); a batch stays well below, and small enough for the function's timeout.
@@ -30,7 +32,7 @@ Send = Callable[[list[Any]], list[RecordOutcome]]
 """Sends records through the worker; gives an outcome for each. Raises `SendError`."""
 
 
-class SendError(Exception):
+class SendError(WorkerError):
     """The worker could not be called, or failed as a whole; nothing is known of the records."""
 
 
@@ -94,7 +96,7 @@ class Summary:
 
 @dataclass(slots=True)
 class _Job:
-    """A letter on its way: which of its records still have no outcome, and what stands against deleting it."""
+    """A letter on its way: which of its records still have no outcome, and what keeps it from being deleted."""
 
     letter: Letter
     open_records: int
@@ -108,7 +110,7 @@ class Replay:
     Attributes:
         send: how records reach the worker; `None` for a dry run.
         rate: records a second at most, or `None`.
-        progress: told the number of letters that are settled, deleted or left.
+        progress: called with the number of letters that are settled, deleted or left.
     """
 
     resources: Resources
@@ -136,7 +138,7 @@ class Replay:
         chosen = 0
         for page in self.held.receive(started_at):
             for message in page:
-                letter = understand(message, self.resources)
+                letter = resolve_letter(message, self.resources)
                 if not self.selection.matches(letter) or chosen == self.selection.limit:
                     self.summary.skipped += 1
                     continue
@@ -166,31 +168,32 @@ class Replay:
                     self.summary.refused += 1
                     job.problem = (
                         f"record {sequence_number_of(record)} is older than the ledger's receipts: whether it was "
-                        "counted can no longer be told; reconcile the total with the source and discard the letter"
+                        "counted is no longer known; reconcile the total with the source and discard the letter"
                     )
                 else:
                     to_send.append((job, record))
-        if self.send is None:
+        send = self.send
+        if send is None:
             for job in jobs:
                 self._leave(job.letter, job.problem or "dry run: it would be replayed")
             return
         for event in _events(to_send):
-            self._send(event)
+            self._send(send, event)
         for job in jobs:
             if job.problem is None:
                 self._delete(job.letter)
             else:
                 self._leave(job.letter, job.problem)
 
-    def _send(self, event: Sequence[tuple[_Job, Any]]) -> None:
+    def _send(self, send: Send, event: Sequence[tuple[_Job, Any]]) -> None:
         """Sends one event; if the worker fails as a whole, each letter's part by itself, to find the guilty one."""
         try:
-            outcomes = self._outcomes([record for _, record in event])
+            outcomes = send([record for _, record in event])
         except SendError as error:
             jobs = list({id(job): job for job, _ in event}.values())
             if len(jobs) > 1:
                 for job in jobs:
-                    self._send([entry for entry in event if entry[0] is job])
+                    self._send(send, [entry for entry in event if entry[0] is job])
                 return
             jobs[0].problem = str(error)
             self._failures_in_a_row += 1
@@ -201,18 +204,12 @@ class Replay:
                 ) from error
             return
         self._failures_in_a_row = 0
+        if self.rate is not None:
+            self.sleep(len(event) / self.rate)
         for (job, record), outcome in zip(event, outcomes, strict=True):
             self.summary.records[outcome] += 1
             if outcome is RecordOutcome.RETRIED:
                 job.problem = f"record {sequence_number_of(record)} was not settled in time; replay it again"
-
-    def _outcomes(self, records: list[Any]) -> list[RecordOutcome]:
-        if self.send is None:
-            raise AssertionError("a dry run sends nothing")
-        outcomes = self.send(records)
-        if self.rate is not None:
-            self.sleep(len(records) / self.rate)
-        return outcomes
 
     def _delete(self, letter: Letter) -> None:
         try:
@@ -262,6 +259,8 @@ def through_function(client: Any, function: str) -> Send:
 
 def in_process() -> Send:
     """Runs the worker in this process, with the caller's credentials and the environment's settings."""
+    boto3.DEFAULT_SESSION = boto3.Session()  # the handler's; an earlier one would have another environment's settings
+    name_missing_tables(boto3.DEFAULT_SESSION)
 
     def send(records: list[Any]) -> list[RecordOutcome]:
         from aggregation_worker.handler import lambda_handler
@@ -287,7 +286,7 @@ def read_outcomes(body: str, records: Sequence[Any]) -> list[RecordOutcome]:
     except (ValueError, KeyError, TypeError) as error:
         raise SendError(f"the function's answer is not this worker's: {body[:200]!r}") from error
     if len(outcomes) != len(records):
-        raise SendError(f"the function told {len(outcomes)} outcomes for {len(records)} records")
+        raise SendError(f"the function gave {len(outcomes)} outcomes for {len(records)} records")
     return outcomes
 
 

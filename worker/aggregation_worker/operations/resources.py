@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from aggregation_worker.aggregations.contributions import Definitions
-from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE, load_definitions
+from aggregation_worker.aggregations.definitions import definitions_file, load_definitions
 from aggregation_worker.deployment.settings import LEDGER_RETENTION_DAYS, STACK_NAME, Output
 from aggregation_worker.operations.errors import CommandError
 
@@ -41,21 +42,6 @@ _OPTIONS = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every operator's command has."""
-    group = parser.add_argument_group("which deployment")
-    group.add_argument("--stack", metavar="NAME", help=f"the CloudFormation stack (default: {STACK_NAME})")
-    group.add_argument("--profile", help="profile of the AWS configuration")
-    group.add_argument("--region", help="AWS region")
-    group.add_argument("--endpoint-url", metavar="URL", help="endpoint of all services, such as aggregator local's")
-    group.add_argument("--definitions", type=Path, metavar="FILE", help="definitions file (default: the bundled one)")
-    group.add_argument("--ledger-table", metavar="NAME", help="in place of the stack's ledger table")
-    group.add_argument("--queue-url", metavar="URL", help="in place of the stack's dead-letter queue")
-    group.add_argument("--bucket", metavar="NAME", help="in place of the stack's dead-letter bucket")
-    group.add_argument("--function", metavar="NAME", help="in place of the stack's function")
-    parser.add_argument("--json", action="store_true", help="JSON on standard output, for programs")
-
-
 @dataclass(frozen=True)
 class Resources:
     """One deployment, looked up when it is first asked for.
@@ -75,8 +61,8 @@ class Resources:
 
     @cached_property
     def definitions_file(self) -> Path:
-        """`--definitions`, `AGGREGATIONS_FILE`, or the bundled file."""
-        return self.options.definitions or Path(self.environment.get("AGGREGATIONS_FILE") or DEFINITIONS_FILE)
+        """`--definitions`, `AGGREGATIONS_FILE`, or a clone's own file."""
+        return definitions_file(self.options.definitions, self.environment)
 
     @cached_property
     def definitions(self) -> Definitions:
@@ -133,10 +119,20 @@ class Resources:
         variable = self.environment.get(_VARIABLES.get(output, ""))
         if variable and not self.options.stack:
             return variable
-        return self._outputs.get(output.value)
+        return self._stack[1].get(output.value)
+
+    @property
+    def stack(self) -> str:
+        """The stack's name.
+
+        Raises:
+            CommandError: there is no such stack.
+        """
+        return self._stack[0]
 
     @cached_property
-    def _outputs(self) -> dict[str, str]:
+    def _stack(self) -> tuple[str, dict[str, str]]:
+        """Name and outputs."""
         stack = self.options.stack or STACK_NAME
         try:
             (description,) = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"]
@@ -147,11 +143,13 @@ class Resources:
                     "environment variables as aggregator local prints them"
                 ) from error
             raise
-        return {output["OutputKey"]: output["OutputValue"] for output in description.get("Outputs", [])}
+        return stack, {output["OutputKey"]: output["OutputValue"] for output in description.get("Outputs", [])}
 
     @cached_property
     def _session(self) -> boto3.Session:
-        return boto3.Session(profile_name=self.options.profile, region_name=self.options.region)
+        session = boto3.Session(profile_name=self.options.profile, region_name=self.options.region)
+        name_missing_tables(session)
+        return session
 
     @cached_property
     def _clients(self) -> dict[str, Any]:
@@ -167,7 +165,14 @@ class Resources:
                 read_timeout=900 if service == "lambda" else 30,
                 max_pool_connections=20,
             )
-            self._clients[service] = make(service, endpoint_url=self.options.endpoint_url, config=config)
+            try:
+                client = make(service, endpoint_url=self.options.endpoint_url, config=config)
+                _ = urlsplit(client.meta.endpoint_url).port  # botocore looks at it only when it signs a request
+            except BotoCoreError:
+                raise
+            except ValueError as error:  # of botocore and of urllib, about the URL
+                raise CommandError(f"{error}: check --endpoint-url and AWS_ENDPOINT_URL") from error
+            self._clients[service] = client
         return self._clients[service]
 
     @property
@@ -189,19 +194,24 @@ class Resources:
         return client
 
 
-def explain_aws_error(error: BotoCoreError | ClientError) -> str:
-    """One line that says what AWS refused and, where that is clear, what to do."""
-    if not isinstance(error, ClientError):
-        return f"AWS cannot be called: {error}"
-    code = error.response.get("Error", {}).get("Code", "")
-    hints = {
-        "AccessDenied": "your credentials lack a permission",
-        "AccessDeniedException": "your credentials lack a permission",
-        "AWS.SimpleQueueService.NonExistentQueue": "is the queue URL right, and the region?",
-        "QueueDoesNotExist": "is the queue URL right, and the region?",
-        "ExpiredToken": "sign in again",
-        "ExpiredTokenException": "sign in again",
-        "ResourceNotFoundException": "is the name right, and the region?",
-    }
-    hint = hints.get(code)
-    return f"{error} ({hint})" if hint else str(error)
+def name_missing_tables(session: boto3.Session) -> None:
+    """Has errors of DynamoDB name the tables that were asked for: its own "Requested resource not found" does not."""
+
+    def keep_request(params: Mapping[str, Any], context: dict[str, Any], **_: Any) -> None:
+        context["request"] = params
+
+    def name_tables(parsed: Mapping[str, Any], context: Mapping[str, Any], **_: Any) -> None:
+        error = parsed.get("Error", {})
+        if error.get("Code") == "ResourceNotFoundException":
+            tables = ", ".join(sorted(_tables_of(context.get("request", {}))))
+            error["Message"] = f"{error['Message']} ({tables})"
+
+    session.events.register("before-parameter-build.dynamodb", keep_request)
+    session.events.register("after-call.dynamodb", name_tables)
+
+
+def _tables_of(request: Mapping[str, Any]) -> set[str]:
+    """The tables that a request to DynamoDB names."""
+    actions = [action for item in request.get("TransactItems", ()) for action in item.values()]
+    named = {part["TableName"] for part in (request, *actions) if "TableName" in part}
+    return named | set(request.get("RequestItems", ()))

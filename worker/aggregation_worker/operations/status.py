@@ -1,15 +1,18 @@
 """`aggregator status`: one screen that says whether the worker is current, whether it loses anything, what waits."""
 
+import argparse
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from aggregation_worker.deployment.settings import STACK_NAME, Output
-from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.deployment.settings import Output
+from aggregation_worker.errors import WorkerError
+from aggregation_worker.operations.errors import message_of
+from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import duration, print_json, print_table
-from aggregation_worker.operations.resources import Resources, explain_aws_error
+from aggregation_worker.operations.resources import Resources
 from aggregation_worker.telemetry import NAMESPACE, SERVICE, Metric
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ class Fact:
     """One line of the screen.
 
     Attributes:
-        value: as told to people; what could not be found out says why.
+        value: for people; where it is not known, the reason.
         good: `False` if an operator should look.
     """
 
@@ -32,10 +35,19 @@ class Fact:
     good: bool = True
 
 
-def status(resources: Resources, *, as_json: bool) -> int:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.description = (
+        "One screen: mapping, iterator age, dead letters, the last hour's records, alarms. Exit status 0 only if there "
+        "is nothing to look at."
+    )
+    add_deployment_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """Prints the facts; returns 0 if all are good, else 1."""
-    facts = facts_of(resources, datetime.now(UTC))
-    if as_json:
+    facts = facts_of(Resources.of(options), datetime.now(UTC))
+    if options.json:
         print_json([{"name": fact.name, "value": fact.value, "good": fact.good} for fact in facts])
     else:
         rows = [(fact.name, fact.value, "" if fact.good else "look") for fact in facts]
@@ -44,7 +56,11 @@ def status(resources: Resources, *, as_json: bool) -> int:
 
 
 def facts_of(resources: Resources, now: datetime) -> list[Fact]:
-    """Asks every service; one that does not answer costs its own lines only."""
+    """Asks every service; one that does not answer costs its own lines only.
+
+    Raises:
+        WorkerError, BotoCoreError, ClientError: the first service's, where none answers.
+    """
     questions: Sequence[tuple[str, Callable[[], list[Fact]]]] = (
         ("event source mapping", lambda: _mapping(resources)),
         ("dead letters", lambda: _dead_letters(resources)),
@@ -52,13 +68,15 @@ def facts_of(resources: Resources, now: datetime) -> list[Fact]:
         ("alarms", lambda: _alarms(resources)),
     )
     facts: list[Fact] = []
+    errors: list[Exception] = []
     for name, ask in questions:
         try:
             facts.extend(ask())
-        except CommandError as error:
-            facts.append(Fact(name, f"not known: {error}", good=False))
-        except (BotoCoreError, ClientError) as error:
-            facts.append(Fact(name, f"not known: {explain_aws_error(error)}", good=False))
+        except (WorkerError, BotoCoreError, ClientError) as error:
+            errors.append(error)
+            facts.append(Fact(name, f"not known: {message_of(error)}", good=False))
+    if len(errors) == len(questions):
+        raise errors[0]
     return facts
 
 
@@ -126,7 +144,7 @@ def service_of(resources: Resources) -> str:
 
 
 def _alarms(resources: Resources) -> list[Fact]:
-    stack = resources.options.stack or STACK_NAME
+    stack = resources.stack
     pages = resources.client("cloudwatch").get_paginator("describe_alarms").paginate(StateValue="ALARM")
     ringing = [
         alarm["AlarmName"]

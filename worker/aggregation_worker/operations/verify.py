@@ -5,6 +5,7 @@ order, and the rows of its totals. Its receipts stay until they expire as all do
 does not count it anew.
 """
 
+import argparse
 import time
 import uuid
 from collections.abc import Callable
@@ -17,12 +18,35 @@ from aggregation_worker.aggregations.attribute_paths import MalformedValueError
 from aggregation_worker.aggregations.contributions import Aggregation, Group, KeyType, RemovePolicy
 from aggregation_worker.deployment.example import example_item
 from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.operations.options import add_deployment_options, positive
 from aggregation_worker.operations.output import console, print_json
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation.canary import CANARY_NUMBER, CANARY_TEXT
 from aggregation_worker.streams.records import Image
 
 _POLL_SECONDS = 0.1
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.description = (
+        "Puts an order with keys of its own into the source table, waits for its totals, says how long that took, and "
+        "removes all of it. Exit status 0 only if every total came."
+    )
+    parser.add_argument(
+        "--timeout", type=positive(float), default=60.0, metavar="SECONDS", help="how long to wait (default: 60)"
+    )
+    add_deployment_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs a verification and prints the latency; returns 0."""
+    seconds = Verification(Resources.of(options), options.timeout).run()
+    if options.json:
+        print_json({"verified": True, "latencySeconds": round(seconds, 3)})
+    else:
+        console().print(f"The canary order reached its totals {seconds:.1f} s after it was put, and is removed again.")
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +174,3 @@ def expectations_of(resources: Resources, canary: Image) -> list[Expectation]:
     if not expectations:
         raise CommandError("no aggregation counts the canary order: each has a where that excludes it, or begins later")
     return expectations
-
-
-def verify(resources: Resources, timeout: float, *, as_json: bool) -> int:
-    """Runs a verification and prints the latency; returns 0."""
-    seconds = Verification(resources, timeout).run()
-    if as_json:
-        print_json({"verified": True, "latencySeconds": round(seconds, 3)})
-    else:
-        console().print(f"The canary order reached its totals {seconds:.1f} s after it was put, and is removed again.")
-    return 0

@@ -1,9 +1,9 @@
 """Stream records: one validated change of the source table each.
 
 Reads what Lambda delivers; `from_get_records` brings what the `GetRecords` API returns into the same shape, and dead
-letters hold records in it. Knows nothing of aggregations. What cannot be read is told apart: a malformed record is
-parked by the caller, while an event that is not from the stream at all, or from a stream without both images, is an
-error of the deployment and raises.
+letters hold records in it. Knows nothing of aggregations. Two kinds of mistake are separate errors: a malformed record
+is parked by the caller, while an event that is not from the stream at all, or from a stream without both images, means
+that the deployment is wrong.
 """
 
 import base64
@@ -63,7 +63,7 @@ class StreamRecord:
         event_id: globally unique, the same on every delivery.
         sequence_number: 21 to 40 digits, unique within its shard only; compare as `int`.
         created_at: `ApproximateCreationDateTime`, whole epoch seconds.
-        stream_label: tells the streams that the table has had apart.
+        stream_label: distinguishes the streams that the table has had.
         old_image, new_image: in DynamoDB's typed JSON; `None` where the event has none.
         expired: a TTL delete.
     """
@@ -144,7 +144,7 @@ def read_record(raw: Any, source_table: str) -> StreamRecord:
 
 
 def sequence_number_of(raw: Any) -> str | None:
-    """A raw record's sequence number, by which Lambda is told that it failed; `None` if it has none that is valid."""
+    """A raw record's sequence number, by which its failure is reported to Lambda; `None` if it has no valid one."""
     try:
         sequence_number = raw["dynamodb"]["SequenceNumber"]
     except (KeyError, TypeError, IndexError):
@@ -179,7 +179,7 @@ def _image(change: Mapping[str, Any], name: str) -> Image | None:
 
 
 def _created_at(moment: object) -> int:
-    """Epoch seconds from a JSON number, which may be printed as 1789651658, 1789651658.0 or 1.789651658E9."""
+    """Epoch seconds from a JSON number, which may be written as 1789651658, 1789651658.0 or 1.789651658E9."""
     if isinstance(moment, int | float) and not isinstance(moment, bool) and 0 <= moment <= _LATEST_SECOND:
         return int(moment)
     raise MalformedRecordError("the record has no ApproximateCreationDateTime in epoch seconds")

@@ -1,0 +1,58 @@
+"""Options that several subcommands have, and the kinds of values that they take."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from aggregation_worker.deployment.settings import STACK_NAME
+
+
+def add_deployment_options(parser: argparse.ArgumentParser) -> None:
+    """What `Resources` reads: the options of every command for a deployment."""
+    group = parser.add_argument_group("which deployment")
+    group.add_argument("--stack", metavar="NAME", help=f"the CloudFormation stack (default: {STACK_NAME})")
+    group.add_argument("--profile", help="profile of the AWS configuration")
+    group.add_argument("--region", help="AWS region")
+    group.add_argument("--endpoint-url", metavar="URL", help="endpoint of all services, such as aggregator local's")
+    add_definitions_option(group)
+    group.add_argument("--ledger-table", metavar="NAME", help="in place of the stack's ledger table")
+    group.add_argument("--queue-url", metavar="URL", help="in place of the stack's dead-letter queue")
+    group.add_argument("--bucket", metavar="NAME", help="in place of the stack's dead-letter bucket")
+    group.add_argument("--function", metavar="NAME", help="in place of the stack's function")
+    parser.add_argument("--json", action="store_true", help="JSON on standard output, for programs")
+
+
+def add_definitions_option(parser: "argparse._ActionsContainer") -> None:
+    """Which definitions file."""
+    parser.add_argument(
+        "--definitions",
+        type=Path,
+        metavar="FILE",
+        help="definitions file (default: AGGREGATIONS_FILE, or in a clone worker/aggregations.toml)",
+    )
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """How the source table's items are read."""
+    parser.add_argument(
+        "--segments", type=positive(int), default=4, metavar="N", help="parallel readers of the table (default: 4)"
+    )
+    parser.add_argument("--rate", type=positive(float), metavar="RCU", help="read units a second, at most")
+    parser.add_argument(
+        "--export", metavar="s3://BUCKET/PREFIX", help="read a table export (DynamoDB JSON) in place of the table"
+    )
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """A number above 0, of a kind."""
+
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = kind(0)
+        if not 0 < number < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+        return number
+
+    return parse
