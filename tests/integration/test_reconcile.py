@@ -1,21 +1,17 @@
 """Reconcile and repair of tables that are written to all the time, against DynamoDB Local."""
 
-import base64
 import functools
-import gzip
-import hashlib
 import io
 import itertools
 import json
 import random
 import threading
 import time
-import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -36,38 +32,19 @@ from aggregation_worker.operations.explain import ReceiptKind, explanations_of
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation import scheduled
 from aggregation_worker.reconciliation.items import ExportSource, ItemSource, ScanSource
-from aggregation_worker.reconciliation.reconcile import Reconciliation, Report, Verdict
+from aggregation_worker.reconciliation.reconcile import Reconciliation
+from aggregation_worker.reconciliation.report import Report, Verdict
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.streams.reader import StreamReader
 from aggregation_worker.streams.records import from_get_records
 from tests.dynamodb_local import DynamoDBLocal
-from tests.integration.busy_table import (
-    Follower,
-    Orders,
-    Writer,
-    busy,
-    create_without_stream,
-    drift,
-    enable_stream,
-    load,
-)
-from tests.integration.world import ClientWith, World, a_world, side_by_side
+from tests.integration import shop as shops
+from tests.integration.busy_table import Follower, Orders, Writer, busy, drift, enable_stream, load
+from tests.integration.shop import SOLD, export_objects, local_environment
+from tests.integration.world import ClientWith, side_by_side
 from tests.sizes import size
 
-DEFINITIONS = """
-[source]
-table = "SOURCE"
-partition_key = "orderid"
-
-[[aggregations]]
-name = "sold"
-table = "TARGET"
-partition_key = { name = "item_number", from = "item_number" }
-sort_key = { name = "order_date", from = "order_date", truncate = "day" }
-sum = { quantity = "quantity" }
-count = "orders"
-remove = "retract"
-
+EVER_SOLD = """
 [[aggregations]]
 name = "ever_sold"
 table = "TARGET-ever"
@@ -79,26 +56,21 @@ DRIFTS = size(30, long=100)
 
 
 @dataclass(slots=True)
-class Shop:
+class Shop(shops.Shop):
     """A source table that is written to, its totals, and a worker that keeps them."""
 
-    world: World
-    streams: Any
-    source: str
-    stream_arn: str
-    orders: Orders
-    existing: int
-    follower: Follower
-    text: str
+    follower: Follower = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.follower = Follower(self.world, self.streams, self.stream_arn, self.world.definitions, pause=0.03)
 
     @property
     def sold(self) -> Aggregation:
         return self.world.definitions.aggregations[0]
 
-    def writer(self, seed: int) -> Writer:
-        """Somebody who changes orders."""
-        # Writes leave the processors some time, which all of them share with the reconciliation.
-        return Writer(self.world.client, self.source, self.orders, self.existing, random.Random(seed), pause=0.015)
+    def busy_writer(self, seed: int) -> Writer:
+        """Somebody who changes orders, and leaves some time to the processors, which the reconciliation shares."""
+        return self.writer(seed, pause=0.015)
 
     def reader(self, start: Any) -> StreamReader:
         return StreamReader(self.streams, self.stream_arn, start, stream_lag=0.0, empty_pages=1, poll_interval=0.0)
@@ -133,7 +105,7 @@ class Shop:
         """One run that repairs; nothing waits in the dead-letter queue."""
         return self.reconcile(letters=list, **options)
 
-    def add_behind_the_workers_back(self, group: Group, quantity: int, orders: int = 0) -> None:
+    def add_unnoticed(self, group: Group, quantity: int, orders: int = 0) -> None:
         self.world.client.update_item(
             TableName=self.sold.table,
             Key=key_of(group),
@@ -193,22 +165,12 @@ def shop(dynamodb_local: DynamoDBLocal) -> Iterator[Shop]:
 
 
 @contextmanager
-def a_shop(server: DynamoDBLocal, definitions: str = DEFINITIONS) -> Iterator[Shop]:
-    client = server.client("dynamodb")
-    source = f"orders-{uuid.uuid4().hex[:12]}"
-    create_without_stream(client, source)
-    stream_arn = enable_stream(client, source)
-    text = definitions.replace("SOURCE", source).replace("TARGET", f"totals-{uuid.uuid4().hex[:12]}")
-    with a_world(client, text) as world:
-        check_definitions(client, world.ledger_table, world.definitions.aggregations)
-        streams = server.client("dynamodbstreams")
-        follower = Follower(world, streams, stream_arn, world.definitions, pause=0.03)
-        shop = Shop(world, streams, source, stream_arn, Orders(items=ITEMS, days=DAYS), 300, follower, text)
-        chance = random.Random(7)
-        load(client, source, [shop.orders.order(str(number), chance) for number in range(shop.existing)])
-        follower.drain()
+def a_shop(server: DynamoDBLocal, sold: str = SOLD) -> Iterator[Shop]:
+    orders = Orders(items=ITEMS, days=DAYS)
+    with shops.a_shop(server, Shop, sold, EVER_SOLD, existing=300, orders=orders, stream_first=True) as shop:
+        check_definitions(shop.world.client, shop.world.ledger_table, shop.world.definitions.aggregations)
+        shop.follower.drain()
         yield shop
-    client.delete_table(TableName=source)
 
 
 @pytest.fixture
@@ -227,7 +189,7 @@ def plant(shop: Shop, seed: int) -> set[Group]:
     planted: set[Group] = set()
     for group in itertools.islice(candidates, DRIFTS // 2):
         quantity, orders = chance.choice([(1, 0), (-7, 0), (0, 1), (3, -2), (10**20, 0)])
-        shop.add_behind_the_workers_back(group, quantity, orders)
+        shop.add_unnoticed(group, quantity, orders)
         planted.add(group)
     while len(planted) < DRIFTS * 8 // 10:
         group = next(candidates)
@@ -235,13 +197,13 @@ def plant(shop: Shop, seed: int) -> set[Group]:
             planted.add(group)
     for number in range(DRIFTS // 5):
         group = (f"nobody-ordered-{number}", "2024-07-01")
-        shop.add_behind_the_workers_back(group, 1 + number, 1)
+        shop.add_unnoticed(group, 1 + number, 1)
         planted.add(group)
     return planted
 
 
 def test_healthy_busy_table__has_no_drift(shop: Shop, seed: int) -> None:
-    with busy(shop.writer(seed), shop.writer(seed + 1), shop.follower):
+    with busy(shop.busy_writer(seed), shop.busy_writer(seed + 1), shop.follower):
         time.sleep(0.5)
 
         live = shop.reconcile()
@@ -256,8 +218,8 @@ def test_healthy_busy_table__has_no_drift(shop: Shop, seed: int) -> None:
 
 
 @pytest.mark.long
-def test_100_planted_drifts__are_found_and_repaired_while_writes_go_on(shop: Shop, seed: int) -> None:
-    with busy(shop.writer(seed), shop.writer(seed + 1), shop.follower):
+def test_planted_drifts__are_found_and_repaired(shop: Shop, seed: int) -> None:
+    with busy(shop.busy_writer(seed), shop.busy_writer(seed + 1), shop.follower):
         planted = plant(shop, seed)
 
         found = shop.reconcile()
@@ -280,7 +242,7 @@ def test_100_planted_drifts__are_found_and_repaired_while_writes_go_on(shop: Sho
 
 def test_difference_is_what_was_planted__measure_by_measure(shop: Shop) -> None:
     group = ("item1", "2024-07-01")
-    shop.add_behind_the_workers_back(group, 5, -1)
+    shop.add_unnoticed(group, 5, -1)
 
     (finding,) = (one for one in shop.reconcile().findings if one.verdict is Verdict.DRIFT)
 
@@ -288,7 +250,7 @@ def test_difference_is_what_was_planted__measure_by_measure(shop: Shop) -> None:
     assert finding.difference == (Decimal(-1), Decimal(5))  # orders, quantity
 
 
-def test_aggregation_that_keeps_what_was_removed__is_compared_only_if_nothing_was(shop: Shop) -> None:
+def test_aggregation_that_keeps__is_compared_if_told_to(shop: Shop) -> None:
     table = shop.world.definitions.aggregations[1].table
     shop.world.client.update_item(
         TableName=table,
@@ -305,7 +267,7 @@ def test_aggregation_that_keeps_what_was_removed__is_compared_only_if_nothing_wa
     assert (careful.drifted, careful.undecided) == (0, 0)
 
 
-def test_removals_while_it_runs__do_not_look_like_drift_of_what_they_leave(shop: Shop, seed: int) -> None:
+def test_removals_meanwhile__are_no_drift(shop: Shop, seed: int) -> None:
     """Before the run nothing was removed; what is removed during it, the stream tells."""
     chance = random.Random(seed)
     numbers = list(range(shop.existing))
@@ -335,7 +297,7 @@ def test_removals_while_it_runs__do_not_look_like_drift_of_what_they_leave(shop:
 
 
 def test_worker_that_moves_on_within_the_patience__is_no_drift(shop: Shop, seed: int) -> None:
-    writer = shop.writer(seed)
+    writer = shop.busy_writer(seed)
     for _ in range(100):
         writer()  # nobody has counted these: they are in flight when the run begins
     wakes_at = time.monotonic() + 1.5
@@ -354,7 +316,7 @@ def test_worker_that_moves_on_within_the_patience__is_no_drift(shop: Shop, seed:
 
 
 def test_worker_that_stands_still__is_not_taken_for_healthy(shop: Shop, seed: int) -> None:
-    writer = shop.writer(seed)
+    writer = shop.busy_writer(seed)
     for _ in range(30):
         writer()
     before = shop.reconcile(patience=0.4)
@@ -363,7 +325,7 @@ def test_worker_that_stands_still__is_not_taken_for_healthy(shop: Shop, seed: in
         during = shop.reconcile(patience=0.8)
         whole = shop.repair(patience=0.8)
 
-    # With nothing behind the cut, records in flight cannot be told from drift; with something, they can.
+    # With nothing after the cut, records in flight cannot be told from drift; with something, they can.
     assert before.drifted
     assert (during.drifted, during.undecided > 0) == (0, True)
     assert (whole.drifted, whole.undecided > 0) == (0, True)
@@ -373,7 +335,7 @@ def test_worker_that_stands_still__is_not_taken_for_healthy(shop: Shop, seed: in
 # --- Dead letters -----------------------------------------------------------------------------------------------------
 
 
-def test_record_that_waits_in_the_dead_letter_queue__is_not_repaired_and_leaves_no_drift_when_replayed(
+def test_record_in_a_dead_letter_only__waits_for_its_replay(
     shop: Shop,
 ) -> None:
     """The letter's record has left the stream, as after a day: a new stream begins without it."""
@@ -383,8 +345,8 @@ def test_record_that_waits_in_the_dead_letter_queue__is_not_repaired_and_leaves_
     letter = shop.next_record()
     client.update_table(TableName=shop.source, StreamSpecification={"StreamEnabled": False})
     shop.stream_arn = enable_stream(client, shop.source)
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 1_000)
-    shop.add_behind_the_workers_back(("item2", "2024-07-01"), 1_000)
+    shop.add_unnoticed(("item1", "2024-07-01"), 1_000)
+    shop.add_unnoticed(("item2", "2024-07-01"), 1_000)
 
     waiting = shop.reconcile(letters=lambda: [letter])
     shop.world.deliver([letter])
@@ -399,7 +361,7 @@ def test_record_that_waits_in_the_dead_letter_queue__is_not_repaired_and_leaves_
     shop.assert_exact()
 
 
-def test_record_still_in_the_stream_and_in_the_dead_letter_queue__is_reported_and_not_repaired(shop: Shop) -> None:
+def test_record_in_stream_and_dead_letter__is_not_repaired(shop: Shop) -> None:
     client = shop.world.client
     order = {"orderid": {"S": "parked"}, "item_number": {"S": "item1"}, "order_date": {"S": "2024-07-01"}}
     client.put_item(TableName=shop.source, Item=order | {"quantity": {"N": "12"}})
@@ -415,7 +377,7 @@ def test_record_still_in_the_stream_and_in_the_dead_letter_queue__is_reported_an
     shop.assert_exact()
 
 
-def test_malformed_order_that_was_corrected__comes_right_by_a_repair_once_its_letters_are_discarded(
+def test_corrected_order_without_letters__is_repaired(
     shop: Shop,
 ) -> None:
     client = shop.world.client
@@ -448,7 +410,7 @@ def test_two_repairs_at_once__correct_once(shop: Shop, seed: int) -> None:
         barrier.wait()
         return []
 
-    with busy(shop.writer(seed), shop.follower):
+    with busy(shop.busy_writer(seed), shop.follower):
         reports = side_by_side(lambda: shop.reconcile(letters=together), lambda: shop.reconcile(letters=together))
 
     assert [report.drifted for report in reports] == [0, 0]
@@ -468,7 +430,7 @@ def test_repair_whose_answers_are_lost__corrects_once(shop: Shop, seed: int) -> 
             raise ConnectionClosedError(endpoint_url="http://lost")
         return answer
 
-    with busy(shop.writer(seed), shop.follower):
+    with busy(shop.busy_writer(seed), shop.follower):
         report = shop.repair(client=ClientWith(shop.world.client, loses_answers))
 
     assert groups(report, Verdict.REPAIRED) == planted
@@ -477,7 +439,7 @@ def test_repair_whose_answers_are_lost__corrects_once(shop: Shop, seed: int) -> 
 
 @pytest.mark.long
 @pytest.mark.parametrize("before", [True, False], ids=["before the write", "after the write"])
-def test_repair_that_is_killed__the_next_one_corrects_the_rest_once(shop: Shop, seed: int, before: bool) -> None:
+def test_killed_repair__the_next_one_corrects_the_rest_once(shop: Shop, seed: int, before: bool) -> None:
     class Killed(BaseException):
         pass
 
@@ -493,7 +455,7 @@ def test_repair_that_is_killed__the_next_one_corrects_the_rest_once(shop: Shop, 
             raise Killed
         return answer
 
-    with busy(shop.writer(seed), shop.follower):
+    with busy(shop.busy_writer(seed), shop.follower):
         with pytest.raises(Killed):
             shop.repair(client=ClientWith(shop.world.client, dies))
         report = shop.repair()
@@ -531,7 +493,7 @@ def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop, dynamodb_loca
             TableName=shop.source, Item=order | {"order_date": {"S": "2024-07-01"}, "quantity": {"N": "1"}}
         )
 
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 1_000)
+    shop.add_unnoticed(("item1", "2024-07-01"), 1_000)
 
     with busy(write, write, follow):
         report = shop.repair(client=client)
@@ -542,7 +504,7 @@ def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop, dynamodb_loca
 
 
 def test_unfinished_backfill__is_not_repaired_over(shop: Shop) -> None:
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+    shop.add_unnoticed(("item1", "2024-07-01"), 5)
     label = shop.stream_arn.rsplit("/", 1)[1]
     marker = {"aggregate": {"S": "sold"}, "page": {"S": "backfill"}, STARTED_AT: {"N": "1"}}
     shop.world.client.put_item(TableName=shop.world.ledger_table, Item=marker | {CUT: {"S": f"stream {label}"}})
@@ -560,8 +522,8 @@ def test_unfinished_backfill__is_not_repaired_over(shop: Shop) -> None:
     assert (taken_over.cut, taken_over.finished_at is not None) == ("repair", True)
 
 
-def test_repair_of_what_was_never_backfilled__closes_it_to_a_backfill(shop: Shop) -> None:
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+def test_repair__closes_an_aggregation_to_a_backfill(shop: Shop) -> None:
+    shop.add_unnoticed(("item1", "2024-07-01"), 5)
 
     shop.repair()
 
@@ -574,12 +536,12 @@ def test_repair_of_what_was_never_backfilled__closes_it_to_a_backfill(shop: Shop
 # --- Aggregations of which nothing can be said ------------------------------------------------------------------------
 
 
-def test_aggregation_that_counts_since_a_moment__is_compared_when_it_is_backfilled(
+def test_aggregation_with_since__is_compared_once_backfilled(
     dynamodb_local: DynamoDBLocal,
 ) -> None:
     since = 'remove = "retract"\nsince = "2020-01-01T00:00:00Z"'
-    with a_shop(dynamodb_local, DEFINITIONS.replace('remove = "retract"', since)) as shop:
-        shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+    with a_shop(dynamodb_local, SOLD.replace('remove = "retract"', since)) as shop:
+        shop.add_unnoticed(("item1", "2024-07-01"), 5)
 
         before = shop.reconcile()
         marker = {"aggregate": {"S": "sold"}, "page": {"S": "backfill"}, CUT: {"S": "since 2020-01-01T00:00:00Z"}}
@@ -595,7 +557,7 @@ def test_aggregation_that_counts_since_a_moment__is_compared_when_it_is_backfill
 
 
 def test_aggregation_that_no_worker_knows_yet__is_not_repaired(shop: Shop) -> None:
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+    shop.add_unnoticed(("item1", "2024-07-01"), 5)
     shop.world.client.delete_item(
         TableName=shop.world.ledger_table, Key={"aggregate": {"S": "sold"}, "page": {"S": "definition"}}
     )
@@ -608,7 +570,7 @@ def test_aggregation_that_no_worker_knows_yet__is_not_repaired(shop: Shop) -> No
 
 
 def test_definition_that_has_changed__is_refused(shop: Shop) -> None:
-    changed = parse_definitions(DEFINITIONS.replace("SOURCE", shop.source).replace('count = "orders"\n', ""))
+    changed = parse_definitions(shop.text.replace('count = "orders"\n', ""))
 
     with pytest.raises(DefinitionChangedError, match="sold"):
         shop.reconcile(definitions=changed, aggregations=changed.aggregations)
@@ -623,11 +585,7 @@ def surroundings(shop: Shop, dynamodb_local: DynamoDBLocal, tmp_path: Path, monk
     file = tmp_path / "aggregations.toml"
     file.write_text(shop.text)
     environment = {
-        "AWS_ENDPOINT_URL": dynamodb_local.endpoint,
-        "AWS_ACCESS_KEY_ID": "local",
-        "AWS_SECRET_ACCESS_KEY": "local",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCOUNT_ID_ENDPOINT_MODE": "disabled",
+        **local_environment(dynamodb_local),
         "LEDGER_TABLE": shop.world.ledger_table,
         "LEDGER_RETENTION_DAYS": "60",
         "AGGREGATIONS_FILE": str(file),
@@ -649,10 +607,10 @@ def test_command__finds_repairs_and_then_finds_nothing(
     shop: Shop, surroundings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("aggregation_worker.operations.reconcile.records_of_letters", lambda _: [])
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+    shop.add_unnoticed(("item1", "2024-07-01"), 5)
     run = ["reconcile", "--patience", "0.3", "--no-metric"]
 
-    with busy(shop.writer(1), shop.follower):
+    with busy(shop.busy_writer(1), shop.follower):
         statuses = [main([*run, "--json"]), main([*run, "--repair", "--csv"]), main([*run, "sold"])]
 
     output = capsys.readouterr()
@@ -676,11 +634,11 @@ def test_function__publishes_the_drift_and_then_none(
 ) -> None:
     monkeypatch.setattr(scheduled, "reconcile", functools.partial(scheduled.reconcile, patience=0.3))
     context: Any = None
-    shop.add_behind_the_workers_back(("item1", "2024-07-01"), 5)
+    shop.add_unnoticed(("item1", "2024-07-01"), 5)
 
-    with busy(shop.writer(1), shop.follower):
+    with busy(shop.busy_writer(1), shop.follower):
         first = scheduled.lambda_handler({}, context)
-        shop.add_behind_the_workers_back(("item1", "2024-07-01"), -5)
+        shop.add_unnoticed(("item1", "2024-07-01"), -5)
         second = scheduled.lambda_handler({}, context)
 
     assert (first["verdicts"]["drift"], second["verdicts"]["drift"]) == (1, 0)
@@ -688,7 +646,7 @@ def test_function__publishes_the_drift_and_then_none(
     assert [line["AggregateDrift"] for line in lines] == [[1.0], [0.0]]
 
 
-def test_command_on_the_local_pipeline__leaves_what_waits_in_the_queue_until_it_is_replayed(
+def test_local_pipeline__what_waits_is_repaired_after_its_replay(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through SQS and CloudWatch, too; the bad deployment parks what it cannot read."""
@@ -743,38 +701,9 @@ class ExportBucket:
     """S3 with one export of a table, made of the table as it is."""
 
     def __init__(self, shop: Shop) -> None:
-        items = list(scan(shop.world.client, shop.source))
-        description = shop.world.client.describe_table(TableName=shop.source)["Table"]
-        self.objects: dict[str, bytes] = {}
-        files = []
-        for number in range(3):
-            part = items[number::3]
-            body = gzip.compress(b"".join(json.dumps({"Item": item}).encode() + b"\n" for item in part))
-            key = f"prefix/AWSDynamoDB/01-export/data/{number}.json.gz"
-            self.objects[key] = body
-            checksum = base64.b64encode(hashlib.md5(body).digest()).decode()
-            files.append({"itemCount": len(part), "md5Checksum": checksum, "etag": "x", "dataFileS3Key": key})
-        manifest = "prefix/AWSDynamoDB/01-export/manifest-files.json"
-        self.objects[manifest] = "\n".join(map(json.dumps, files)).encode()
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        summary = {
-            "version": "2020-06-30",
-            "exportArn": f"{description['TableArn']}/export/01-export",
-            "startTime": now,
-            "endTime": now,
-            "tableArn": description["TableArn"],
-            "tableId": "id",
-            "exportTime": now,
-            "s3Bucket": "bucket",
-            "s3Prefix": "prefix",
-            "s3SseAlgorithm": "AES256",
-            "manifestFilesS3Key": manifest,
-            "billedSizeBytes": 0,
-            "itemCount": len(items),
-            "outputFormat": "DYNAMODB_JSON",
-            "exportType": "FULL_EXPORT",
-        }
-        self.objects["prefix/AWSDynamoDB/01-export/manifest-summary.json"] = json.dumps(summary).encode()
+        table = shop.world.client.describe_table(TableName=shop.source)["Table"]
+        self.objects = export_objects(table["TableArn"], list(scan(shop.world.client, shop.source)), now)
 
     def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
         return {"Body": io.BytesIO(self.objects[Key])}
@@ -794,12 +723,12 @@ class ExportBucket:
 def test_export_in_s3__gives_the_same_report_as_a_scan(shop: Shop, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # The test's stream is seconds old; the margin is for an export's minute of fuzziness.
     monkeypatch.setattr("aggregation_worker.reconciliation.snapshot._EXPORT_FUZZ", datetime.resolution)
-    with busy(shop.writer(seed), shop.writer(seed + 1), shop.follower):
+    with busy(shop.busy_writer(seed), shop.busy_writer(seed + 1), shop.follower):
         planted = plant(shop, seed)
         bucket: Any = ExportBucket(shop)
         time.sleep(0.3)
 
-        exported = shop.reconcile(items=ExportSource(bucket, "bucket", "prefix", table=shop.source))
+        exported = shop.reconcile(items=ExportSource(bucket, "bucket", "orders", table=shop.source))
         scanned = shop.reconcile()
 
     assert groups(exported, Verdict.DRIFT) == groups(scanned, Verdict.DRIFT) == planted

@@ -1,4 +1,4 @@
-"""DynamoDB in memory, as far as the worker uses it: transactions, conditions, single reads and writes, streams.
+"""DynamoDB in memory, as far as the worker uses it: transactions, conditions, single reads and writes, pages, streams.
 
 Fast and single-stepped, so that thousands of histories can be tried in the time in which a server answers a few. It may
 stand in for DynamoDB only because `test_in_memory_dynamodb` sends it and DynamoDB Local the same random requests and
@@ -24,6 +24,8 @@ from tests.records import stream_record
 
 Item = dict[str, Any]
 Key = tuple[Any, ...]
+Condition = tuple[str, bool | Item]
+"""An attribute's name, and whether it must exist or what it must equal."""
 
 # "Service, account, and table quotas", Amazon DynamoDB developer guide.
 MAX_ACTIONS = 100
@@ -51,7 +53,8 @@ _PATH = r"\s*(#?\w+)\s*"
 _SET = re.compile(_PATH + r"=\s*(:\w+)\s*")
 _ADD = re.compile(_PATH + r"(?<=\s)(:\w+)\s*")
 _CLAUSES = re.compile(r"\b(SET|ADD)\s")
-_CONDITION = re.compile(r"\s*attribute_(not_exists|exists)\s*\(" + _PATH + r"\)\s*")
+_CONDITION = re.compile(rf"\s*(?:attribute_(not_exists|exists)\s*\({_PATH}\)|{_PATH}=\s*(:\w+))\s*")
+_RANGE = re.compile(r"(#\w+) = (:\w+) AND (#\w+) (?:>= (:\w+)|BETWEEN (:\w+) AND (:\w+))")
 # Attribute names that the worker writes without a placeholder; others could be reserved words.
 _UNRESERVED = frozenset(("expires_at", "fingerprint"))
 
@@ -139,14 +142,15 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class _Update:
-    """An `Update` action, checked as far as that needs no stored item."""
+    """An `Update` action, or a `Put`, checked as far as that needs no stored item."""
 
     table: Table
     key: Item
     sets: tuple[tuple[str, Any], ...]
     adds: tuple[tuple[str, Any], ...]
-    conditions: tuple[tuple[str, bool], ...]
+    conditions: Sequence[Condition]
     returns_old: bool
+    put: Item | None = None
 
 
 class InMemoryDynamoDB:
@@ -159,12 +163,14 @@ class InMemoryDynamoDB:
 
     Attributes:
         writes: how many items were written or deleted so far.
+        page_size: items of one answer of Query and Scan.
     """
 
     def __init__(self, dialect: Dialect = Dialect.AWS) -> None:
         self.dialect = dialect
         self.tables: dict[str, Table] = {}
         self.writes = 0
+        self.page_size = 1_000
         self._tokens: dict[str | None, bytes] = {}
         self._committed: set[str | None] = set()
         self._lock = threading.Lock()
@@ -193,7 +199,7 @@ class InMemoryDynamoDB:
     def transact_write_items(
         self, *, TransactItems: Sequence[Mapping[str, Any]], ClientRequestToken: str | None = None
     ) -> dict[str, Any]:
-        """Carries out all `Update`s or none."""
+        """Carries out all `Update`s and `Put`s, or none."""
         with self._lock:
             return self._transact(TransactItems, ClientRequestToken)
 
@@ -219,8 +225,8 @@ class InMemoryDynamoDB:
         *,
         TableName: str,
         Item: Item,
-        ConditionExpression: str | None = None,
         ReturnValuesOnConditionCheckFailure: str = "NONE",
+        **condition: Any,
     ) -> dict[str, Any]:
         """Replaces one item, if the condition holds."""
         with self._lock:
@@ -230,8 +236,7 @@ class InMemoryDynamoDB:
             key_item = {name: Item[name] for name, _ in table.keys}
             key = _checked_key(table, key_item, "PutItem")
             old = table.items.get(key)
-            conditions = () if ConditionExpression is None else _parse_condition(ConditionExpression)
-            if not _hold([(_name(path, {}, set(), "Condition"), present) for path, present in conditions], old):
+            if not _hold(_conditions(condition, set()), old):
                 returned = {"Item": dict(old)} if old and ReturnValuesOnConditionCheckFailure == "ALL_OLD" else {}
                 raise client_error("ConditionalCheckFailedException", CONDITION_FAILED, "PutItem", **returned)
             self._replace(table, key, key_item, dict(Item))
@@ -245,11 +250,47 @@ class InMemoryDynamoDB:
             self._replace(table, _checked_key(table, Key, "DeleteItem"), Key, None)
             return {}
 
-    def get_paginator(self, operation: str) -> "Scan":
-        """Boto3's paginator; of `scan` only."""
-        if operation != "scan":
-            raise NotImplementedError(operation)
-        return Scan(self)
+    def query(
+        self,
+        *,
+        TableName: str,
+        KeyConditionExpression: str,
+        ExpressionAttributeNames: Mapping[str, str],
+        ExpressionAttributeValues: Mapping[str, Any],
+        ConsistentRead: bool = False,
+        ExclusiveStartKey: Item | None = None,
+    ) -> dict[str, Any]:
+        """Items of one partition from a sort key on, or between two, in order."""
+        match = _RANGE.fullmatch(KeyConditionExpression)
+        if match is None:
+            raise NotImplementedError(KeyConditionExpression)
+        partition, sort, values = match[1], match[3], ExpressionAttributeValues
+        table = self._table(TableName, "Query")
+        assert [ExpressionAttributeNames[name] for name in (partition, sort)] == [name for name, _ in table.keys]
+        first = (values[match[2]]["S"], values[match[4] or match[5]]["S"])
+        last = (first[0], values[match[6]]["S"]) if match[6] else (first[0], "\U0010ffff")
+        if last < first:
+            raise NotImplementedError("a range that ends before it begins")
+        return self._portion(table, ExclusiveStartKey, lambda key: first <= key <= last)
+
+    def scan(
+        self, *, TableName: str, ConsistentRead: bool = False, ExclusiveStartKey: Item | None = None
+    ) -> dict[str, Any]:
+        """Every item; in the order of their keys, for want of DynamoDB's."""
+        return self._portion(self._table(TableName, "Scan"), ExclusiveStartKey, lambda key: True)
+
+    def _portion(self, table: Table, after: Item | None, wanted: Callable[[Key], bool]) -> dict[str, Any]:
+        with self._lock:
+            start = None if after is None else _key(table, after)
+            keys = sorted(key for key in table.items if wanted(key) and (start is None or key > start))
+            items = [dict(table.items[key]) for key in keys[: self.page_size]]
+        more = {"LastEvaluatedKey": {name: items[-1][name] for name, _ in table.keys}} if len(keys) > len(items) else {}
+        return {"Items": items, **more}
+
+    def get_paginator(self, operation: str) -> "Paginator":
+        """Boto3's paginator; of `query` and `scan`."""
+        operations: dict[str, Callable[..., dict[str, Any]]] = {"query": self.query, "scan": self.scan}
+        return Paginator(operations[operation])
 
     def expire(self, table_name: str, key: Item) -> None:
         """Deletes one item as Time to Live does."""
@@ -328,8 +369,10 @@ class InMemoryDynamoDB:
         return changes, reasons, type_error
 
     def _checked(self, action: Mapping[str, Any]) -> _Update:
+        if set(action) == {"Put"}:
+            return self._checked_put(action["Put"])
         if set(action) != {"Update"}:
-            raise NotImplementedError(f"an action other than Update: {set(action)}")
+            raise NotImplementedError(f"an action other than Update and Put: {set(action)}")
         update = action["Update"]
         table = self._table(update["TableName"], "TransactWriteItems")
         names, values = update.get("ExpressionAttributeNames"), update.get("ExpressionAttributeValues") or {}
@@ -340,16 +383,13 @@ class InMemoryDynamoDB:
         used: set[str] = set()
         clauses = _parse_update(update["UpdateExpression"])
         sets, adds = (
-            tuple((_name(path, names or {}, used, "Update"), _value(value, values, used)) for path, value in clause)
+            tuple(
+                (_name(path, names or {}, used, "Update"), _value(value, values, used, "Update"))
+                for path, value in clause
+            )
             for clause in clauses
         )
-        condition = update.get("ConditionExpression")
-        conditions = tuple(
-            (_name(path, names or {}, used, "Condition"), present)
-            for path, present in (() if condition is None else _parse_condition(condition))
-        )
-        _check_all_used(names or {}, used, "Names")
-        _check_all_used(values, used, "Values")
+        conditions = _conditions(update, used)
         _check_paths_are_apart([name for name, _ in (*sets, *adds)])
         for _, value in adds:
             if "N" not in value:
@@ -361,6 +401,11 @@ class InMemoryDynamoDB:
         _check_key_values(table, update["Key"])
         returns_old = update.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD"
         return _Update(table, update["Key"], sets, adds, conditions, returns_old)
+
+    def _checked_put(self, put: Mapping[str, Any]) -> _Update:
+        table = self._table(put["TableName"], "TransactWriteItems")
+        key = {name: put["Item"][name] for name, _ in table.keys}
+        return _Update(table, key, (), (), _conditions(put, set()), returns_old=False, put=dict(put["Item"]))
 
     def _table(self, name: str, operation: str) -> Table:
         if name not in self.tables:
@@ -378,15 +423,19 @@ class InMemoryDynamoDB:
             table.shards.append(key_item, old, new, expired=expired)
 
 
-class Scan:
-    """The paginator of `scan`: every item, on one page."""
+@dataclass(frozen=True, slots=True)
+class Paginator:
+    """Asks again for as long as there is more."""
 
-    def __init__(self, database: InMemoryDynamoDB) -> None:
-        self._database = database
+    operation: Callable[..., dict[str, Any]]
 
-    def paginate(self, *, TableName: str, ConsistentRead: bool = False) -> Iterator[dict[str, Any]]:
+    def paginate(self, **request: Any) -> Iterator[dict[str, Any]]:
         """The pages."""
-        yield {"Items": [dict(item) for item in self._database.tables[TableName].items.values()]}
+        answer = self.operation(**request)
+        yield answer
+        while "LastEvaluatedKey" in answer:
+            answer = self.operation(**request, ExclusiveStartKey=answer["LastEvaluatedKey"])
+            yield answer
 
 
 # --- What needs no stored item ------------------------------------------------------------------------------------
@@ -438,13 +487,29 @@ def _pairs(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
 
 
 @lru_cache(maxsize=4096)
-def _parse_condition(expression: str) -> tuple[tuple[str, bool], ...]:
-    """The paths that must exist (`True`) or must not, all of them."""
+def _parse_condition(expression: str) -> tuple[tuple[str, bool | str], ...]:
+    """The paths that must exist (`True`) or must not, or the placeholder of what they must equal; all of them."""
     _check_expression(expression, "Condition")
     matches = [_CONDITION.fullmatch(part) for part in re.split(r"\bAND\b", expression)]
     if None in matches:
         raise _syntax_error("Condition")
-    return tuple((match[2], match[1] == "exists") for match in matches if match)
+    return tuple((match[2] or match[3], match[4] or match[1] == "exists") for match in matches if match)
+
+
+def _conditions(request: Mapping[str, Any], used: set[str]) -> list[Condition]:
+    """A request's conditions; all names and values that it gives must be used by now, in `used` or here."""
+    names, values = request.get("ExpressionAttributeNames") or {}, request.get("ExpressionAttributeValues") or {}
+    expression = request.get("ConditionExpression")
+    conditions: list[Condition] = [
+        (
+            _name(path, names, used, "Condition"),
+            wanted if isinstance(wanted, bool) else _value(wanted, values, used, "Condition"),
+        )
+        for path, wanted in (() if expression is None else _parse_condition(expression))
+    ]
+    _check_all_used(names, used, "Names")
+    _check_all_used(values, used, "Values")
+    return conditions
 
 
 def _syntax_error(kind: str) -> ClientError:
@@ -466,10 +531,10 @@ def _name(path: str, names: Mapping[str, str], used: set[str], kind: str) -> str
     return names[path]
 
 
-def _value(placeholder: str, values: Mapping[str, Any], used: set[str]) -> Any:
+def _value(placeholder: str, values: Mapping[str, Any], used: set[str], kind: str) -> Any:
     if placeholder not in values:
         raise _invalid(
-            "Invalid UpdateExpression: An expression attribute value used in expression is not defined; "
+            f"Invalid {kind}Expression: An expression attribute value used in expression is not defined; "
             f"attribute value: {placeholder}"
         )
     used.add(placeholder)
@@ -587,9 +652,7 @@ def _updated(update: _Update, old: Item | None) -> Item:
                 f"One or more parameter values were invalid: Cannot update attribute {name}. "
                 "This attribute is part of the key"
             )
-    new = dict(old) if old is not None else dict(update.key)
-    for name, value in update.sets:
-        new[name] = value
+    new = dict(update.put or old or update.key) | dict(update.sets)
     for name, value in update.adds:
         new[name] = _sum(new.get(name), value)
     if _size(new) > MAX_ITEM_BYTES:
@@ -597,8 +660,16 @@ def _updated(update: _Update, old: Item | None) -> Item:
     return new
 
 
-def _hold(conditions: Sequence[tuple[str, bool]], item: Item | None) -> bool:
-    return all((item is not None and name in item) is present for name, present in conditions)
+def _hold(conditions: Sequence[Condition], item: Item | None) -> bool:
+    return all(_holds(wanted, (item or {}).get(name)) for name, wanted in conditions)
+
+
+def _holds(wanted: bool | Item, stored: Mapping[str, Any] | None) -> bool:
+    if isinstance(wanted, bool):
+        return (stored is not None) is wanted
+    if stored is None or stored.keys() != wanted.keys():
+        return False
+    return all(_comparable(kind, content) == _comparable(kind, stored[kind]) for kind, content in wanted.items())
 
 
 def _sum(stored: Mapping[str, Any] | None, added: Mapping[str, Any]) -> Any:

@@ -426,6 +426,117 @@ def test_conditional_puts__both_answer_alike(both: Both, puts: list[tuple[str, b
         assert from_memory == from_server
 
 
+small_numbers = st.sampled_from(("0", "1", "1.0", "1E+0", "2", "-1"))
+
+
+@st.composite
+def corrections(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """A page that must not be there yet, and an ADD to measures that must be as they were seen."""
+    measures = draw(st.lists(st.sampled_from(("quantity", "orders")), min_size=1, unique=True))
+    seen = [draw(st.none() | small_numbers.map(lambda text: {"N": text}) | st.just({"S": "1"})) for _ in measures]
+    page = {"aggregate": {"S": draw(names)}, "page": {"S": draw(names)}}
+    put = {
+        "TableName": LEDGER,
+        "Item": page | {"receipt": {"N": draw(small_numbers)}},
+        "ConditionExpression": "attribute_not_exists(#page)",
+        "ExpressionAttributeNames": {"#page": "page"},
+    }
+    update = {
+        "TableName": TARGET,
+        "Key": {"item_number": {"S": draw(names)}, "order_date": {"S": "x"}},
+        "UpdateExpression": "ADD " + ", ".join(f"#{number} :{number}" for number in range(len(measures))),
+        "ConditionExpression": " AND ".join(
+            f"attribute_not_exists(#{number})" if was is None else f"#{number} = :was{number}"
+            for number, was in enumerate(seen)
+        ),
+        "ExpressionAttributeNames": {f"#{number}": name for number, name in enumerate(measures)},
+        "ExpressionAttributeValues": {f":{number}": {"N": draw(small_numbers)} for number in range(len(measures))}
+        | {f":was{number}": was for number, was in enumerate(seen) if was is not None},
+    }
+    return [{"Put": put}, {"Update": update}]
+
+
+@given(st.lists(corrections(), min_size=1, max_size=8))
+@examples(15, long=200)
+def test_random_corrections__both_answer_alike(both: Both, requests: list[list[dict[str, Any]]]) -> None:
+    example = uuid.uuid4().hex[:12]
+    for put, update in requests:
+        item, key = put["Put"]["Item"], update["Update"]["Key"]
+        own = {name: {"S": f"{example}-{item[name]['S']}"} for name in ("aggregate", "page")}
+        row = {name: {"S": f"{example}-{value['S']}"} for name, value in key.items()}
+
+        from_server, from_memory = both.transact(
+            [{"Put": put["Put"] | {"Item": item | own}}, {"Update": update["Update"] | {"Key": row}}], None
+        )
+
+        assert from_memory == from_server
+        for table, wanted in ((LEDGER, own), (TARGET, row)):
+            from_server, from_memory = both.call("get_item", TableName=table, Key=wanted)
+            assert from_memory == from_server
+
+
+def test_put_that_takes_over_a_marker__both_answer_alike(both: Both) -> None:
+    key = {"aggregate": {"S": uuid.uuid4().hex}, "page": {"S": "backfill"}}
+    condition = {
+        "ConditionExpression": "#cut = :cut AND attribute_not_exists(#finished)",
+        "ExpressionAttributeNames": {"#cut": "cut", "#finished": "finished_at"},
+    }
+    for cut, was in (("old", None), ("other", "another"), ("repair", "old"), ("again", "repair")):
+        request: dict[str, Any] = {"TableName": LEDGER, "Item": key | {"cut": {"S": cut}}}
+        if cut == "repair":
+            request["Item"]["finished_at"] = {"N": "1"}
+        if was is not None:
+            request |= condition | {"ExpressionAttributeValues": {":cut": {"S": was}}}
+
+        from_server, from_memory = both.call("put_item", **request)
+
+        assert from_memory == from_server
+        from_server, from_memory = both.call("get_item", TableName=LEDGER, Key=key)
+        assert from_memory == from_server
+
+
+@pytest.mark.parametrize("range_", [">= :first", "BETWEEN :first AND :end"])
+def test_pages_of_one_partition__both_read_alike(both: Both, range_: str) -> None:
+    partition = uuid.uuid4().hex
+    pages = ("2024-07-15T00:00:00Z|stream", "2024-07-15T00:00:01Z|stream", "2025", "é", "backfill", "repair|000001")
+    for client in (both.server, both.memory):
+        for page in pages:
+            client.put_item(TableName=LEDGER, Item={"aggregate": {"S": partition}, "page": {"S": page}})
+        client.put_item(TableName=LEDGER, Item={"aggregate": {"S": f"{partition}-"}, "page": {"S": "2025"}})
+    both.memory.page_size = 2
+    request: dict[str, Any] = {
+        "TableName": LEDGER,
+        "KeyConditionExpression": f"#aggregate = :aggregate AND #page {range_}",
+        "ExpressionAttributeNames": {"#aggregate": "aggregate", "#page": "page"},
+        "ExpressionAttributeValues": {":aggregate": {"S": partition}, ":first": {"S": "2024-07-15T00:00:01Z"}},
+    }
+    if ":end" in range_:
+        request["ExpressionAttributeValues"][":end"] = {"S": "backfill"}
+
+    from_server, from_memory = (
+        [item for answer in client.get_paginator("query").paginate(**request) for item in answer["Items"]]
+        for client in (both.server, both.memory)
+    )
+
+    assert from_memory == from_server
+    assert len(from_memory) == (3 if ":end" in range_ else 5)
+
+
+def test_scan__both_read_the_same_items(both: Both) -> None:
+    both.memory.page_size = 2
+
+    from_server, from_memory = (
+        [item for answer in client.get_paginator("scan").paginate(TableName=TARGET) for item in answer["Items"]]
+        for client in (both.server, both.memory)
+    )
+
+    assert sorted(map(_sortable, from_memory)) == sorted(map(_sortable, from_server))
+
+
+def _sortable(item: Mapping[str, Any]) -> str:
+    return repr(sorted(_plain(item).items()))
+
+
 @pytest.mark.parametrize("operation", ["get_item", "delete_item"])
 @pytest.mark.parametrize(
     "key",

@@ -22,15 +22,17 @@ from aggregation_worker.aggregations.definitions import parse_definitions
 from aggregation_worker.aggregations.numbers import EXACT
 from aggregation_worker.local.recompute import totals_of
 from aggregation_worker.reconciliation import reconcile, repair
-from aggregation_worker.reconciliation.look import Observations
-from aggregation_worker.reconciliation.reconcile import OutOfTimeError, Reconciliation, Report, Verdict
+from aggregation_worker.reconciliation.observation import Observations
+from aggregation_worker.reconciliation.observer import Observer
+from aggregation_worker.reconciliation.reconcile import OutOfTimeError, Reconciliation
+from aggregation_worker.reconciliation.report import Report, Verdict
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.streams.records import Image, from_get_records
 from aggregation_worker.streams.shards import IncompleteDescriptionError
 from tests.busy_source import STREAM_ARN, BusySource, Written, _Datetime
-from tests.fake_totals import LEDGER, FakeTotals
 from tests.faulty_dynamodb import ImmediateExecutor
 from tests.sizes import chosen, seeds
+from tests.totals_in_memory import LEDGER, TotalsInMemory
 
 DEFINITIONS = """
 [source]
@@ -75,7 +77,7 @@ class World:
     """
 
     source: BusySource
-    totals: FakeTotals = field(init=False)
+    totals: TotalsInMemory = field(init=False)
     aggregation: Aggregation = field(init=False)
     definitions: Definitions = field(init=False)
     worker: bool = True
@@ -88,7 +90,7 @@ class World:
         parsed = parse_definitions(DEFINITIONS)
         self.definitions = Definitions(self.source.source, parsed.aggregations)
         (self.aggregation,) = parsed.aggregations
-        self.totals = FakeTotals(parsed.aggregations)
+        self.totals = TotalsInMemory(parsed.aggregations)
         self.totals.page_size = 200  # each request makes new pages: with few a time they would never end
         for group, amounts in self.fold(self.source.at_the_beginning).items():
             self.totals.add(self.aggregation, group, amounts)
@@ -156,7 +158,7 @@ class World:
         """What is wrong with the totals when the worker has counted everything: total minus fold."""
         self.work()
         expected = self.fold(self.source.items)
-        groups = expected.keys() | self.totals.rows[self.aggregation.table].keys()
+        groups = expected.keys() | self.totals.tables[self.aggregation.table].items.keys()
         found = {
             group: tuple(map(EXACT.subtract, self.totals.total(self.aggregation, group), expected.get(group, ZERO)))
             for group in groups
@@ -198,7 +200,7 @@ def test_drift__is_found_exactly_and_nothing_else(seed: int | None) -> None:
 
 
 @seeds(4, long=48)
-def test_repair__makes_every_total_exact_and_a_second_one_finds_nothing(seed: int | None) -> None:
+def test_repair__makes_every_total_exact(seed: int | None) -> None:
     with a_world(chosen(seed)) as world:
         planted = world.plant(world.source.random.randrange(5))
         world.totals.faults.extend(world.source.random.choices([None, "lost", "unsent"], (6, 2, 2), k=20))
@@ -236,7 +238,7 @@ def test_repairs_that_run_into_each_other__correct_once(seed: int | None) -> Non
 
 
 @seeds(4, long=48)
-def test_malformed_orders__come_right_once_their_letters_are_discarded(seed: int | None) -> None:
+def test_malformed_orders_without_letters__come_right(seed: int | None) -> None:
     """The worker refuses records with a malformed image, old or new; nobody will ever count them."""
     with a_world(chosen(seed), make_order_or_rubbish) as world:
         world.settle(100)
@@ -250,7 +252,7 @@ def test_malformed_orders__come_right_once_their_letters_are_discarded(seed: int
 
 
 @seeds(4, long=48)
-def test_malformed_orders__are_left_alone_while_their_letters_wait(seed: int | None) -> None:
+def test_malformed_orders_with_letters__are_left_alone(seed: int | None) -> None:
     with a_world(chosen(seed), make_order_or_rubbish) as world:
         world.settle(100)
 
@@ -263,7 +265,7 @@ def test_malformed_orders__are_left_alone_while_their_letters_wait(seed: int | N
 
 
 @seeds(2, long=24)
-def test_worker_that_stands_still__is_neither_healthy_nor_repaired(seed: int | None) -> None:
+def test_worker_that_stands_still__is_not_healthy_nor_repaired(seed: int | None) -> None:
     with a_world(chosen(seed)) as world:
         world.worker = False
         for _ in range(20):
@@ -279,7 +281,7 @@ def test_worker_that_stands_still__is_neither_healthy_nor_repaired(seed: int | N
 
 
 @seeds(2, long=24)
-def test_drift_beside_a_worker_that_stands_still__is_seen_when_every_record_is_known(seed: int | None) -> None:
+def test_drift_beside_a_worker_that_stands_still__is_repaired(seed: int | None) -> None:
     """From the stream's beginning, what is in flight can be told from what is wrong."""
     with a_world(chosen(seed)) as world:
         world.worker = False
@@ -293,7 +295,9 @@ def test_drift_beside_a_worker_that_stands_still__is_seen_when_every_record_is_k
 
 
 @seeds(4, long=48)
-def test_every_single_look__shows_exactly_what_is_wrong(seed: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_single_observation__shows_exactly_what_is_wrong(
+    seed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever is in flight: a difference is no estimate that gets better."""
     with a_world(chosen(seed)) as world:
         world.work()  # all that was written before the cut is counted
@@ -301,13 +305,14 @@ def test_every_single_look__shows_exactly_what_is_wrong(seed: int | None, monkey
         wrong = world.wrong()
         assert wrong.keys() == planted
         seen: list[tuple[Group, Any]] = []
-        observe = Reconciliation._observe
+        observe = Observer.observe
 
-        def observed(run: Reconciliation, suspects: Any) -> None:
-            observe(run, suspects)
-            seen.extend((suspect.group, suspect.observations.difference) for suspect in suspects if suspect.look)
+        def observed(observer: Observer, aggregates: Any) -> Iterator[Any]:
+            for chunk in observe(observer, aggregates):
+                seen.extend((one.group, compared.difference) for one, compared in chunk if compared is not None)
+                yield chunk
 
-        monkeypatch.setattr(Reconciliation, "_observe", observed)
+        monkeypatch.setattr(Observer, "observe", observed)
 
         world.run()
 
@@ -343,7 +348,7 @@ def test_drift_that_a_record_on_its_way_hides__is_found() -> None:
         assert found(world.run(), Verdict.DRIFT) == {("alone",): (Decimal(0), Decimal(-5))}
 
 
-def test_receipt_before_the_first_page_that_was_read__spoils_no_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_receipt_before_the_first_page__spoils_no_observation(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's clock is ahead of the stream's by more than is allowed for."""
     with a_world(0) as world:
         world.settle(30)
@@ -378,7 +383,7 @@ def test_receipt_before_the_first_page_that_was_read__spoils_no_look(monkeypatch
         assert set(seen[1:]) == {(Decimal(0), Decimal(-5))}
 
 
-def test_order_that_has_become_malformed__is_compared_even_if_nothing_else_touches_its_total() -> None:
+def test_order_that_has_become_malformed__is_compared() -> None:
     """It is older than the stream, and all there is of its total."""
     with a_world(0) as world:
         world.settle(30)
@@ -395,8 +400,8 @@ def test_order_that_has_become_malformed__is_compared_even_if_nothing_else_touch
         assert world.wrong() == {}
 
 
-def test_what_a_worker_that_stands_still_has_not_counted__is_not_called_drift() -> None:
-    """The total that lacks a record from before the cut is touched by none behind it; others are."""
+def test_what_is_not_counted_yet__is_not_called_drift() -> None:
+    """The total that lacks a record from before the cut is touched by none after it; others are."""
     with a_world(0) as world:
         world.settle(30)
         world.worker = False
@@ -435,7 +440,7 @@ def test_run_whose_time_is_up__says_so_at_once_wherever_it_is() -> None:
     assert 8 < ended < 15
 
 
-def test_difference_that_never_stands_still__is_left_open() -> None:
+def test_difference_that_keeps_changing__is_left_open() -> None:
     with a_world(1) as world:
 
         def go_on(operation: str) -> None:
@@ -451,14 +456,14 @@ def test_difference_that_never_stands_still__is_left_open() -> None:
     assert (report.drifted, report.undecided, report.is_decided) == (0, 1, False)
 
 
-def test_first_look_at_all_totals_that_outlasts_the_patience__leaves_none_open() -> None:
-    """Many totals, or a slow DynamoDB: those that are looked at last have the whole patience, too."""
+def test_round_that_outlasts_the_patience__leaves_nothing_open() -> None:
+    """Many totals, or a slow DynamoDB: those that are observed last have the whole patience, too."""
     with a_world(6) as world:
         world.settle(20)
         world.plant(3)
-        looks = iter([10 * PATIENCE])
+        pauses = iter([10 * PATIENCE])
         world.totals.on_request = lambda operation: (
-            world.source.clock.sleep(next(looks, 0.1)) if operation == "Query" else None
+            world.source.clock.sleep(next(pauses, 0.1)) if operation == "Query" else None
         )
 
         report = world.run()
@@ -466,21 +471,21 @@ def test_first_look_at_all_totals_that_outlasts_the_patience__leaves_none_open()
         assert found(report, *Verdict) == found(report, Verdict.DRIFT) == world.wrong() != {}
 
 
-def test_total_that_is_no_number__is_drift_that_no_repair_touches() -> None:
+def test_total_that_is_not_a_number__is_drift_left_alone() -> None:
     with a_world(1) as world:
         world.worker = False
         world.source.writes_per_request = 1e-9
-        world.totals.rows["totals"]["item1",]["quantity"] = {"S": "ten"}
+        world.totals.set(world.aggregation, ("item1",), {"quantity": {"S": "ten"}})
 
         report = world.run(repair=True)
 
         (finding,) = (one for one in report.findings if one.verdict is Verdict.DRIFT)
         assert (finding.group, finding.total) == (("item1",), None)
         assert "by hand" in finding.note
-        assert world.totals.rows["totals"]["item1",]["quantity"] == {"S": "ten"}
+        assert world.totals.tables["totals"].items["item1",]["quantity"] == {"S": "ten"}
 
 
-def test_total_that_changes_before_every_attempt__is_told_after_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_total_that_changes_too_fast__is_told_after_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair, "_LONGEST_PAUSE", 0.0)
     attempts = 0
     with a_world(5) as world:
@@ -513,7 +518,7 @@ def test_total_that_changes_before_every_attempt__is_told_after_one_round(monkey
         assert world.wrong() == {}
 
 
-def test_hot_total_with_a_long_history__is_corrected_between_its_records() -> None:
+def test_hot_total__is_corrected_between_its_records() -> None:
     """To read its receipts of the last minutes takes 40 requests, and every twentieth brings another."""
     with a_world(6) as world, patch.object(reconcile, "_CLOCKS", timedelta(minutes=15)):
         world.settle(0)

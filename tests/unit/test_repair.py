@@ -1,4 +1,4 @@
-"""Corrections: made once, whatever happens between the look and the write, and around the write."""
+"""Corrections: made once, whatever happens between the observation and the write, and around the write."""
 
 import json
 import random
@@ -12,31 +12,30 @@ from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group
 from aggregation_worker.aggregations.definitions import load_definitions, parse_definitions
+from aggregation_worker.ledger.corrections import correction_page
 from aggregation_worker.ledger.markers import CUT, FINISHED_AT, STARTED_AT, Cut, Marker, close_to_backfill, read_marker
-from aggregation_worker.ledger.pages import Place
+from aggregation_worker.ledger.pages import ReceiptKey
 from aggregation_worker.ledger.receipts import aggregate_of, page_name, receipt_name
 from aggregation_worker.local import SAMPLE_FILE
-from aggregation_worker.reconciliation.look import Look, look_at
+from aggregation_worker.reconciliation.observation import Observation, observe
 from aggregation_worker.reconciliation.repair import (
     MOST_ATTEMPTS,
+    CorrectionOutcome,
     CorrectionRefusedError,
-    Fate,
     Repairer,
-    UnreadableLetterError,
-    correction_page,
     described,
-    groups_waiting,
 )
+from aggregation_worker.reconciliation.waiting_letters import UnreadableLetterError, groups_waiting
 from aggregation_worker.streams.records import StreamRecord
-from tests.fake_totals import LEDGER, FakeTotals
 from tests.faulty_dynamodb import cancelled, client_error
 from tests.records import SOURCE_TABLE, changed, insert, modify, order, remove, validated
+from tests.totals_in_memory import LEDGER, TotalsInMemory
 
 DEFINITIONS = load_definitions(SAMPLE_FILE)
 (AGGREGATION,) = DEFINITIONS.aggregations
 GROUP: Group = ("item123", "2024-07-15")
 AGGREGATE = aggregate_of(AGGREGATION, GROUP)
-# Of a correction that nothing disturbs: the old pages, a look, the transaction.
+# Of a correction that nothing disturbs: the old pages, an observation, the transaction.
 REQUESTS = 5
 NOW = datetime(2026, 11, 24, 4, 5, 6, tzinfo=UTC)
 
@@ -53,7 +52,7 @@ def record(quantity: int, **options: Any) -> StreamRecord:
 class Ward:
     """A total of 10 with its receipt, and 5 too much in it."""
 
-    totals: FakeTotals = field(default_factory=lambda: FakeTotals([AGGREGATION]))
+    totals: TotalsInMemory = field(default_factory=lambda: TotalsInMemory([AGGREGATION]))
     pauses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -63,26 +62,26 @@ class Ward:
     def apply(self, quantity: int) -> None:
         self.totals.apply([AGGREGATION], record(quantity))
 
-    def look(self) -> Look:
+    def observe(self) -> Observation:
         client: Any = self.totals
-        return look_at(client, LEDGER, AGGREGATE, "0")
+        return observe(client, LEDGER, AGGREGATE, "0")
 
     def repairer(self, run: str = "run") -> Repairer:
         client: Any = self.totals
         return Repairer(client, LEDGER, run, now=lambda: NOW, sleep=self.pauses.append, jitter=lambda: 1.0)
 
-    def correct(self, seen: Look, *, run: str = "run", is_later: Any = lambda place: True) -> Fate:
+    def correct(self, seen: Observation, *, run: str = "run", is_later: Any = lambda key: True) -> CorrectionOutcome:
         return self.repairer(run).correct(AGGREGATE, seen, amounts(5), "0", is_later)
 
     @property
     def total(self) -> int:
         return int(self.totals.total(AGGREGATION, GROUP)[0])
 
-    def corrections(self) -> dict[Place, Any]:
+    def corrections(self) -> dict[ReceiptKey, Any]:
         return {
-            place: value[0]
-            for place, value in self.totals.receipts(AGGREGATION, GROUP).items()
-            if place[0].startswith("repair|")
+            key: value[0]
+            for key, value in self.totals.receipts(AGGREGATION, GROUP).items()
+            if key[0].startswith("repair|")
         }
 
     def assert_receipts_add_up(self) -> None:
@@ -107,13 +106,13 @@ def at_request(ward: Ward, number: int, action: Any) -> list[str]:
     return requests
 
 
-def test_correction__has_a_receipt_of_its_own_and_one_for_what_had_none(ward: Ward) -> None:
-    seen = ward.look()
+def test_correction__has_a_receipt_and_one_for_what_had_none(ward: Ward) -> None:
+    seen = ward.observe()
     requests = at_request(ward, 0, None)
 
-    fate = ward.correct(seen)
+    outcome = ward.correct(seen)
 
-    assert (fate, ward.total) == (Fate.DONE, 10)
+    assert (outcome, ward.total) == (CorrectionOutcome.DONE, 10)
     assert requests == ["Query", "Query", "GetItem", "Query", "TransactWriteItems"]
     assert len(requests) == REQUESTS
     assert ward.corrections() == {
@@ -126,24 +125,24 @@ def test_correction__has_a_receipt_of_its_own_and_one_for_what_had_none(ward: Wa
 
 def test_correction_of_what_was_lost__needs_no_other_receipt() -> None:
     """The total is what its receipts say, and too low."""
-    ward = Ward(FakeTotals([AGGREGATION]))
+    ward = Ward(TotalsInMemory([AGGREGATION]))
     ward.totals.add(AGGREGATION, GROUP, amounts(-5))
 
-    ward.repairer().correct(AGGREGATE, ward.look(), amounts(-3), "0", lambda place: True)
+    ward.repairer().correct(AGGREGATE, ward.observe(), amounts(-3), "0", lambda key: True)
 
     assert ward.total == 13
     assert ward.corrections() == {("repair|000001", "2026-11-24T04:05:06Z|run"): 3}
     ward.assert_receipts_add_up()
 
 
-def test_receipts_before_the_first_page_of_the_look__count_for_what_has_none() -> None:
+def test_receipts_before_the_first_page__count_for_what_has_none() -> None:
     ward = Ward()
     ward.totals.apply([AGGREGATION], record(100, created_at=1_600_000_000))
     client: Any = ward.totals
     first = "2024-01-01T00:00:00Z"
-    seen = look_at(client, LEDGER, AGGREGATE, first)
+    seen = observe(client, LEDGER, AGGREGATE, first)
 
-    ward.repairer().correct(AGGREGATE, seen, amounts(5), first, lambda place: True)
+    ward.repairer().correct(AGGREGATE, seen, amounts(5), first, lambda key: True)
 
     assert ward.corrections()["repair|000001", "2026-11-24T04:05:06Z|run|found"] == 5
     ward.assert_receipts_add_up()
@@ -151,30 +150,28 @@ def test_receipts_before_the_first_page_of_the_look__count_for_what_has_none() -
 
 def test_row_that_is_gone__is_made_again() -> None:
     ward = Ward()
-    ward.totals.rows[AGGREGATION.table].clear()
+    ward.totals.tables[AGGREGATION.table].items.clear()
 
-    fate = ward.repairer().correct(AGGREGATE, ward.look(), amounts(-10), "0", lambda place: True)
+    outcome = ward.repairer().correct(AGGREGATE, ward.observe(), amounts(-10), "0", lambda key: True)
 
-    assert (fate, ward.total) == (Fate.DONE, 10)
+    assert (outcome, ward.total) == (CorrectionOutcome.DONE, 10)
     ward.assert_receipts_add_up()
 
 
 @pytest.mark.parametrize("request_number", range(1, 1 + REQUESTS))
-def test_record_that_is_applied_meanwhile__is_in_the_total_and_so_is_the_correction(
-    ward: Ward, request_number: int
-) -> None:
-    seen = ward.look()
+def test_record_applied_meanwhile__is_counted_too(ward: Ward, request_number: int) -> None:
+    seen = ward.observe()
     at_request(ward, request_number, lambda: ward.apply(7))
 
-    fate = ward.correct(seen)
+    outcome = ward.correct(seen)
 
-    assert (fate, ward.total) == (Fate.DONE, 17)
+    assert (outcome, ward.total) == (CorrectionOutcome.DONE, 17)
     ward.assert_receipts_add_up()
 
 
-def test_records_that_cancel_each_other_between_look_and_write__do_no_harm(ward: Ward) -> None:
+def test_records_that_cancel_each_other_meanwhile__do_no_harm(ward: Ward) -> None:
     """The total is what was seen; the difference still is, too."""
-    seen = ward.look()
+    seen = ward.observe()
 
     def both() -> None:
         ward.apply(7)
@@ -182,41 +179,37 @@ def test_records_that_cancel_each_other_between_look_and_write__do_no_harm(ward:
 
     at_request(ward, REQUESTS, both)
 
-    assert ward.correct(seen) is Fate.DONE
+    assert ward.correct(seen) is CorrectionOutcome.DONE
     assert ward.total == 10
     ward.assert_receipts_add_up()
 
 
 @pytest.mark.parametrize("moved_by", [5, -5, 1])
-def test_total_that_is_moved_by_something_else__is_not_corrected_by_the_old_difference(
-    ward: Ward, moved_by: int
-) -> None:
-    seen = ward.look()
+def test_total_moved_by_something_else__is_not_corrected(ward: Ward, moved_by: int) -> None:
+    seen = ward.observe()
     ward.totals.add(AGGREGATION, GROUP, amounts(moved_by))
 
-    assert ward.correct(seen) is Fate.OVERTAKEN
+    assert ward.correct(seen) is CorrectionOutcome.OVERTAKEN
     assert ward.total == 15 + moved_by
     assert ward.corrections() == {}
 
 
-def test_receipt_that_may_be_of_an_earlier_record__is_looked_at_again_first(ward: Ward) -> None:
+def test_receipt_of_a_possibly_earlier_record__is_observed_first(ward: Ward) -> None:
     """It has moved the difference, though total and receipts agree."""
-    seen = ward.look()
+    seen = ward.observe()
     ward.apply(-5)
 
-    assert ward.correct(seen, is_later=lambda place: False) is Fate.OVERTAKEN
+    assert ward.correct(seen, is_later=lambda key: False) is CorrectionOutcome.OVERTAKEN
     assert ward.total == 10
 
 
 @pytest.mark.parametrize("request_number", range(1, 1 + REQUESTS))
-def test_two_repairs_that_saw_the_same__correct_once_even_if_the_total_comes_back(
-    ward: Ward, request_number: int
-) -> None:
+def test_two_repairs__correct_once_even_if_the_total_comes_back(ward: Ward, request_number: int) -> None:
     """The other one's correction and a new record leave the total as it was: only the correction's number tells."""
-    seen = ward.look()
+    seen = ward.observe()
 
     def other() -> None:
-        assert ward.correct(seen, run="other") is Fate.DONE
+        assert ward.correct(seen, run="other") is CorrectionOutcome.DONE
         ward.apply(5)
 
     requests: list[str] = []
@@ -229,27 +222,27 @@ def test_two_repairs_that_saw_the_same__correct_once_even_if_the_total_comes_bac
 
     ward.totals.on_request = on_request
 
-    assert ward.correct(seen) is Fate.OVERTAKEN
+    assert ward.correct(seen) is CorrectionOutcome.OVERTAKEN
     assert ward.total == 15
     assert len({page for page, _ in ward.corrections()}) == 1
 
 
 def test_second_correction_of_an_aggregate__has_the_next_number(ward: Ward) -> None:
-    ward.correct(ward.look(), run="first")
+    ward.correct(ward.observe(), run="first")
     ward.totals.add(AGGREGATION, GROUP, amounts(5))
-    ward.totals.ledger[AGGREGATE.name, "backfill"] = {"stream 2024": {"N": "0"}}
+    ward.totals.put_receipts(AGGREGATE.name, "backfill", {"stream 2024": {"N": "0"}})
 
-    assert ward.correct(ward.look(), run="second") is Fate.DONE
+    assert ward.correct(ward.observe(), run="second") is CorrectionOutcome.DONE
     assert {page for page, _ in ward.corrections()} == {"repair|000001", "repair|000002"}
     ward.assert_receipts_add_up()
 
 
-def test_corrections_beyond_the_first__are_recognized_by_their_own_run(ward: Ward) -> None:
+def test_second_correction_of_one_run__is_recognized(ward: Ward) -> None:
     """The same run has corrected this aggregate before: that is not the correction at hand."""
-    ward.correct(ward.look())
+    ward.correct(ward.observe())
     ward.totals.add(AGGREGATION, GROUP, amounts(5))
 
-    assert ward.correct(ward.look()) is Fate.DONE
+    assert ward.correct(ward.observe()) is CorrectionOutcome.DONE
     assert ward.total == 10
 
 
@@ -261,7 +254,7 @@ def test_corrections_beyond_the_first__are_recognized_by_their_own_run(ward: War
 def test_answer_that_is_lost__is_found_in_the_ledger(ward: Ward, faults: list[Any]) -> None:
     ward.totals.faults.extend(faults)
 
-    assert ward.correct(ward.look()) is Fate.DONE
+    assert ward.correct(ward.observe()) is CorrectionOutcome.DONE
     assert ward.total == 10
     assert len(ward.totals.tokens) == len(faults) + (faults[-1] != "lost")
     ward.assert_receipts_add_up()
@@ -273,7 +266,7 @@ def test_answer_that_is_lost__is_found_in_the_ledger(ward: Ward, faults: list[An
 def test_trouble_that_passes__is_waited_out(ward: Ward, code: str) -> None:
     ward.totals.faults.extend([client_error(code)] * 9)
 
-    assert ward.correct(ward.look()) is Fate.DONE
+    assert ward.correct(ward.observe()) is CorrectionOutcome.DONE
     assert ward.pauses == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0]
 
 
@@ -281,7 +274,7 @@ def test_trouble_that_passes__is_waited_out(ward: Ward, code: str) -> None:
 def test_cancelled_for_what_passes__is_tried_again(ward: Ward, code: str) -> None:
     ward.totals.faults.append(cancelled(["None", code]))
 
-    assert ward.correct(ward.look()) is Fate.DONE
+    assert ward.correct(ward.observe()) is CorrectionOutcome.DONE
     assert ward.total == 10
 
 
@@ -290,15 +283,15 @@ def test_total_that_never_holds_still__is_given_up(ward: Ward) -> None:
         if operation == "TransactWriteItems":
             ward.apply(1)
 
-    seen = ward.look()
+    seen = ward.observe()
     ward.totals.on_request = on_request
 
-    assert ward.correct(seen) is Fate.RESTLESS
+    assert ward.correct(seen) is CorrectionOutcome.CHANGES_TOO_FAST
     assert len(ward.totals.tokens) == MOST_ATTEMPTS
     assert ward.corrections() == {}
 
 
-def test_total_that_holds_still_for_no_look__is_looked_at_again(ward: Ward) -> None:
+def test_total_that_changes_too_fast__is_observed_again(ward: Ward) -> None:
     """A while in which the receipts change between any two requests."""
     requests = 0
 
@@ -308,10 +301,10 @@ def test_total_that_holds_still_for_no_look__is_looked_at_again(ward: Ward) -> N
         if requests < 300:
             ward.apply(1)
 
-    seen = ward.look()
+    seen = ward.observe()
     ward.totals.on_request = on_request
 
-    assert ward.correct(seen) is Fate.DONE
+    assert ward.correct(seen) is CorrectionOutcome.DONE
     assert len(ward.totals.tokens) == 1
     assert 1 < len(ward.pauses) < 10
     ward.assert_receipts_add_up()
@@ -321,12 +314,12 @@ def test_what_dynamodb_refuses__is_told(ward: Ward) -> None:
     ward.totals.faults.append(cancelled(["None", {"Code": "ValidationError", "Message": "Number overflow"}]))
 
     with pytest.raises(CorrectionRefusedError, match="Number overflow"):
-        ward.correct(ward.look())
+        ward.correct(ward.observe())
 
 
-def test_difference_that_is_no_dynamodb_number__is_refused(ward: Ward) -> None:
+def test_difference_that_fits_no_dynamodb_number__is_refused(ward: Ward) -> None:
     with pytest.raises(CorrectionRefusedError, match="38 digits"):
-        ward.repairer().correct(AGGREGATE, ward.look(), amounts("1" * 39), "0", lambda place: True)
+        ward.repairer().correct(AGGREGATE, ward.observe(), amounts("1" * 39), "0", lambda key: True)
 
     assert ward.totals.tokens == []
 
@@ -335,14 +328,14 @@ def test_missing_permission__is_raised(ward: Ward) -> None:
     ward.totals.faults.append(client_error("AccessDeniedException"))
 
     with pytest.raises(ClientError, match="AccessDenied"):
-        ward.correct(ward.look())
+        ward.correct(ward.observe())
 
 
-def test_total_that_has_become_no_number__is_left_alone(ward: Ward) -> None:
-    seen = ward.look()
-    ward.totals.rows[AGGREGATION.table][GROUP]["quantity"] = {"S": "ten"}
+def test_total_that_is_not_a_number_any_more__is_left_alone(ward: Ward) -> None:
+    seen = ward.observe()
+    ward.totals.set(AGGREGATION, GROUP, {"quantity": {"S": "ten"}})
 
-    assert ward.correct(seen) is Fate.OVERTAKEN
+    assert ward.correct(seen) is CorrectionOutcome.OVERTAKEN
 
 
 SEVERAL = """
@@ -361,25 +354,25 @@ remove = "retract"
 """
 
 
-def test_several_measures__are_corrected_together_and_all_must_be_as_they_were() -> None:
+def test_several_measures__must_all_be_as_they_were() -> None:
     (aggregation,) = parse_definitions(SEVERAL).aggregations
-    totals: Any = FakeTotals([aggregation])
+    totals: Any = TotalsInMemory([aggregation])
     aggregate = aggregate_of(aggregation, ("item123",))
     totals.add(aggregation, ("item123",), amounts(2, 0, 7))  # orders, price, quantity
-    seen = look_at(totals, LEDGER, aggregate, "0")
+    seen = observe(totals, LEDGER, aggregate, "0")
     moved: list[bool] = []
 
     def on_request(operation: str) -> None:
         if operation == "TransactWriteItems" and not moved:
             moved.append(True)
-            totals.rows["totals"]["item123",]["price"] = {"N": "1"}
+            totals.set(aggregation, ("item123",), {"price": {"N": "1"}})
 
     totals.on_request = on_request
     repairer = Repairer(totals, LEDGER, "run", sleep=lambda _: None)
 
-    assert repairer.correct(aggregate, seen, amounts(1, 0, 7), "0", lambda place: True) is Fate.OVERTAKEN
-    totals.rows["totals"]["item123",]["price"] = {"N": "0"}
-    assert repairer.correct(aggregate, seen, amounts(1, 0, 7), "0", lambda place: True) is Fate.DONE
+    assert repairer.correct(aggregate, seen, amounts(1, 0, 7), "0", lambda key: True) is CorrectionOutcome.OVERTAKEN
+    totals.set(aggregation, ("item123",), {"price": {"N": "0"}})
+    assert repairer.correct(aggregate, seen, amounts(1, 0, 7), "0", lambda key: True) is CorrectionOutcome.DONE
     assert totals.total(aggregation, ("item123",)) == amounts(1, 0, 0)
 
 
@@ -411,16 +404,14 @@ def test_random_histories__end_exact_however_many_repair_at_once() -> None:
         def repair(depth: int, ward: Ward = ward, chance: random.Random = chance) -> None:
             """Looks until there is no difference, as a run does."""
             for _ in range(30):
-                seen = ward.look()
+                seen = ward.observe()
                 assert seen.stored.amounts is not None
                 wrong = seen.stored.amounts[0] - 10 - sum(amount for amount in later(seen))
                 if not wrong:
                     return
-                ward.repairer(f"run{depth}-{chance.random()}").correct(
-                    AGGREGATE, seen, (wrong,), "0", lambda place: True
-                )
+                ward.repairer(f"run{depth}-{chance.random()}").correct(AGGREGATE, seen, (wrong,), "0", lambda key: True)
 
-        def later(seen: Look) -> list[Decimal]:
+        def later(seen: Observation) -> list[Decimal]:
             return [one[0] for one in seen.pages.receipts.values()][1:]
 
         nested = [0]
@@ -476,7 +467,7 @@ CUT_NOW = Cut("stream 2024-07-01T00:00:00.000", NOW)
 def test_correction_and_backfill__exclude_each_other(
     marker: Marker | None, may_correct: bool, cut_afterwards: str
 ) -> None:
-    totals: Any = FakeTotals([AGGREGATION])
+    totals: Any = TotalsInMemory([AGGREGATION])
     put_marker(totals, marker)
 
     assert close_to_backfill(totals, LEDGER, AGGREGATION, CUT_NOW, marker) is may_correct
@@ -493,7 +484,7 @@ def test_correction_and_backfill__exclude_each_other(
     ids=["backfill", "another repair"],
 )
 def test_marker_that_appears_meanwhile__decides(meanwhile: Marker, may_correct: bool) -> None:
-    totals: Any = FakeTotals([AGGREGATION])
+    totals: Any = TotalsInMemory([AGGREGATION])
     put_marker(totals, meanwhile)
 
     assert close_to_backfill(totals, LEDGER, AGGREGATION, CUT_NOW, None) is may_correct
@@ -501,11 +492,11 @@ def test_marker_that_appears_meanwhile__decides(meanwhile: Marker, may_correct: 
     assert standing == meanwhile
 
 
-def put_marker(totals: FakeTotals, marker: Marker | None) -> None:
+def put_marker(totals: TotalsInMemory, marker: Marker | None) -> None:
     if marker is not None:
         finished = {} if marker.finished_at is None else {FINISHED_AT: {"N": str(marker.finished_at)}}
         item = {CUT: {"S": marker.cut}, STARTED_AT: {"N": str(marker.started_at)}, **finished}
-        totals.ledger[AGGREGATION.name, "backfill"] = item | {"aggregates": {"N": str(marker.aggregates)}}
+        totals.put_receipts(AGGREGATION.name, "backfill", item | {"aggregates": {"N": str(marker.aggregates)}})
 
 
 # --- Dead letters -----------------------------------------------------------------------------------------------------
@@ -516,7 +507,7 @@ def waiting(totals: Any, *raw: Any, definitions: Definitions = DEFINITIONS) -> s
 
 
 def test_letter_without_its_receipt__holds_back_its_aggregate() -> None:
-    totals = FakeTotals([AGGREGATION])
+    totals = TotalsInMemory([AGGREGATION])
     counted, other = insert(order(quantity=1)), insert(order(quantity=2, item="item312"))
     totals.apply([AGGREGATION], validated(counted))
 
@@ -524,19 +515,19 @@ def test_letter_without_its_receipt__holds_back_its_aggregate() -> None:
     assert waiting(totals, counted, other) == {("item_count_by_date", ("item312", "2024-07-15"))}
 
 
-def test_letter_of_which_one_of_two_contributions_is_in__holds_back_the_other() -> None:
-    totals = FakeTotals([AGGREGATION])
+def test_letter_that_is_half_counted__holds_back_the_other_half() -> None:
+    totals = TotalsInMemory([AGGREGATION])
     moved = modify(order(quantity=1), order(quantity=1, item="item312"))
     record = validated(moved)
-    page = totals.ledger.setdefault((AGGREGATE.name, page_name(record.created_at, record.stream_label)), {})
-    page[receipt_name(record)] = {"N": "-1"}
+    page = page_name(record.created_at, record.stream_label)
+    totals.put_receipts(AGGREGATE.name, page, {receipt_name(record): {"N": "-1"}})
 
     assert waiting(totals, moved) == {("item_count_by_date", ("item312", "2024-07-15"))}
 
 
-def test_letter_that_the_aggregation_refuses__holds_back_what_it_would_change() -> None:
+def test_refused_letter__holds_back_what_it_would_change() -> None:
     """A mended worker may count it one day."""
-    totals = FakeTotals([AGGREGATION])
+    totals = TotalsInMemory([AGGREGATION])
     malformed = order(quantity={"S": "ten"})  # type: ignore[arg-type]  # malformed on purpose
     malformed["quantity"] = {"S": "ten"}
 
@@ -547,11 +538,11 @@ def test_letter_that_the_aggregation_refuses__holds_back_what_it_would_change() 
 
 
 def test_letter_that_contributes_nothing__holds_back_nothing() -> None:
-    assert waiting(FakeTotals([AGGREGATION]), remove(order())) == set()
+    assert waiting(TotalsInMemory([AGGREGATION]), remove(order())) == set()
 
 
 def test_pages__are_read_once_for_many_letters() -> None:
-    totals = FakeTotals([AGGREGATION])
+    totals = TotalsInMemory([AGGREGATION])
     requests: list[str] = []
     totals.on_request = requests.append
 
@@ -572,7 +563,7 @@ def test_pages__are_read_once_for_many_letters() -> None:
 )
 def test_letter_that_cannot_be_read__is_refused(raw: Any) -> None:
     with pytest.raises(UnreadableLetterError, match="cannot be read"):
-        waiting(FakeTotals([AGGREGATION]), insert(), raw)
+        waiting(TotalsInMemory([AGGREGATION]), insert(), raw)
 
 
 def test_source_of_these_tests__is_the_definitions_own() -> None:

@@ -12,7 +12,8 @@ import pytest
 from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE, load_definitions
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.reconciliation import scheduled
-from aggregation_worker.reconciliation.reconcile import Finding, OutOfTimeError, Report, Verdict
+from aggregation_worker.reconciliation.reconcile import OutOfTimeError
+from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 from aggregation_worker.reconciliation.scheduled import (
     ScheduledSettings,
     SourceTooLargeError,

@@ -65,6 +65,21 @@ def test_worker__does_not_import_the_cdk() -> None:
     assert imports_of(files, "aggregation_worker_cdk", "aws_cdk", "constructs") == []
 
 
+def test_every_error__is_a_worker_error() -> None:
+    """Those with an underscore never leave their module; `AnswerLostError` plays somebody else's failure."""
+    classes = {
+        node.name: {base.id for base in node.bases if isinstance(base, ast.Name)}
+        for path in (*WORKER.rglob("*.py"), *(CDK / "aggregation_worker_cdk").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
+    }
+    known = {"WorkerError"}
+    while more := {name for name, bases in classes.items() if bases & known} - known:
+        known |= more
+
+    assert sorted(name for name in classes.keys() - known if not name.startswith("_")) == ["AnswerLostError"]
+
+
 def test_only_the_ledger__names_its_keys() -> None:
     files = [path for path in sorted(WORKER.rglob("*.py")) if WORKER / "ledger" not in path.parents]
     files += sorted(path for path in CDK.rglob("*.py") if "cdk.out" not in path.parts)

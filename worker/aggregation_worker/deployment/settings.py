@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from aggregation_worker.aggregations.contributions import Definitions, KeyType, RemovePolicy
 from aggregation_worker.errors import WorkerError
-from aggregation_worker.ledger.receipts import AGGREGATE_KEY, EXPIRES_AT, PAGE_KEY
+from aggregation_worker.ledger.receipts import EXPIRES_AT, LEDGER_KEYS
 from aggregation_worker.streams.records import EventName
 from aggregation_worker.streams.shards import StartingPosition
 
@@ -139,7 +139,7 @@ class TableDefinition:
     ttl_attribute: str | None = None
 
 
-LEDGER = TableDefinition(((AGGREGATE_KEY, KeyType.STRING), (PAGE_KEY, KeyType.STRING)), ttl_attribute=EXPIRES_AT)
+LEDGER = TableDefinition(LEDGER_KEYS, ttl_attribute=EXPIRES_AT)
 
 
 def source_table(definitions: Definitions) -> TableDefinition | None:

@@ -14,12 +14,13 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from aggregation_worker.aggregations.contributions import Aggregation, Contribution, Group, GroupKey
+from aggregation_worker.aggregations.contributions import Aggregation, Contribution, Group, GroupKey, KeyType
 from aggregation_worker.aggregations.numbers import amount_text
 from aggregation_worker.streams.records import StreamRecord
 
 AGGREGATE_KEY = "aggregate"
 PAGE_KEY = "page"
+LEDGER_KEYS = ((AGGREGATE_KEY, KeyType.STRING), (PAGE_KEY, KeyType.STRING))
 EXPIRES_AT = "expires_at"
 DEFINITION_PAGE = "definition"
 # Pages that hold no stream record's receipt. They never expire, since nothing else proves what they added; and they

@@ -11,6 +11,7 @@ from typing import Any
 
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group, KeyType
 from aggregation_worker.aggregations.numbers import EXACT, canonical_text, parse_number
+from aggregation_worker.ledger.corrections import FOUND
 from aggregation_worker.ledger.definition_guard import recorded_at
 from aggregation_worker.ledger.pages import Pages, first_page, read_pages
 from aggregation_worker.ledger.receipts import BACKFILL_PAGE, REPAIR_PAGE_PREFIX, aggregate_of
@@ -18,7 +19,6 @@ from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import console, print_json, print_table
 from aggregation_worker.operations.resources import Resources
-from aggregation_worker.reconciliation.repair import FOUND
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,14 +1,13 @@
 """`aggregator reconcile`: are the totals right? Compares them with the source, and with `--repair` corrects them.
 
-What is done, and why it is exact, stands in `reconciliation`; here are the command line's choices, the dead
-letters that speak against a correction, the reports and the metric.
+What is done, and why it is exact, stands in `reconciliation`; here are the command line's choices, the dead letters
+that speak against a correction, and the metric.
 """
 
 import argparse
-import csv
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,43 +15,32 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from aggregation_worker.aggregations.numbers import Amounts, canonical_text
-from aggregation_worker.ledger.definition_guard import DefinitionChangedError
 from aggregation_worker.operations.errors import CommandError, explain_aws_error
 from aggregation_worker.operations.letters import HeldMessages, resolve_letter
 from aggregation_worker.operations.options import add_deployment_options, add_source_options, positive
-from aggregation_worker.operations.output import console, print_json, print_table
+from aggregation_worker.operations.output import print_json
+from aggregation_worker.operations.reconcile_report import print_report, report_as_json, write_csv
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.operations.source import chosen_aggregations, items_of, shown_progress, stream_arn_of
 from aggregation_worker.operations.status import service_of
-from aggregation_worker.reconciliation.items import ExportError
-from aggregation_worker.reconciliation.reconcile import (
-    LOOKS_AT_ONCE,
-    PATIENCE,
-    Finding,
-    ReconcileError,
-    Reconciliation,
-    Report,
-    Stage,
-    Verdict,
-)
-from aggregation_worker.reconciliation.repair import UnreadableLetterError
-from aggregation_worker.reconciliation.snapshot import SnapshotError
-from aggregation_worker.reconciliation.spool import Spool, SpoolError
-from aggregation_worker.streams.reader import HistoryLostError, StreamReader
-from aggregation_worker.streams.records import StreamViewTypeError, UnexpectedEventError
-from aggregation_worker.streams.shards import StartingPosition, StreamGapError
+from aggregation_worker.reconciliation.observer import OBSERVED_AT_ONCE
+from aggregation_worker.reconciliation.reconcile import PATIENCE, Reconciliation
+from aggregation_worker.reconciliation.report import Report, Stage
+from aggregation_worker.reconciliation.spool import Spool
+from aggregation_worker.streams.reader import StreamReader
 from aggregation_worker.telemetry import NAMESPACE, SERVICE, Metric
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodbstreams.client import DynamoDBStreamsClient
+
+    from aggregation_worker.streams.shards import StartingPosition
 
 _STAGES: dict[str, str] = {
     Stage.ITEMS: "reading items",
     Stage.STREAM: "reading the stream up to now",
     Stage.SUMS: "adding up",
     Stage.TOTALS: "reading the totals",
-    Stage.LOOKING: "looking again at totals that differ or are being written",
+    Stage.OBSERVING: "looking again at totals that differ or are being written",
     Stage.LETTERS: "reading the dead letters",
     Stage.CORRECTING: "correcting",
 }
@@ -142,33 +130,19 @@ def reconcile(resources: Resources, request: Request, *, as_json: bool, as_csv: 
     """Compares, corrects if asked to, and reports; returns 0 if every total is right by now, else 1.
 
     Raises:
-        CommandError: nothing can be said about the totals, or nothing may be corrected.
+        WorkerError: nothing can be said about the totals, or nothing may be corrected.
     """
     if as_json and as_csv:
         raise CommandError("--json and --csv: one of them at a time")
-    try:
-        report = _run(resources, request)
-    except (
-        DefinitionChangedError,
-        ExportError,
-        HistoryLostError,
-        ReconcileError,
-        SnapshotError,
-        SpoolError,
-        StreamViewTypeError,
-        StreamGapError,
-        UnexpectedEventError,
-        UnreadableLetterError,
-    ) as error:
-        raise CommandError(str(error)) from error
+    report = _run(resources, request)
     if request.metric and (report.drifted or report.is_decided):
         publish(resources, report.drifted)
     if as_json:
-        print_json(_as_json(report))
+        print_json(report_as_json(report))
     elif as_csv:
-        _write_csv(report)
+        write_csv(report)
     else:
-        _print(report)
+        print_report(report)
     return 1 if report.drifted or report.undecided or report.left_out else 0
 
 
@@ -182,7 +156,7 @@ def _run(resources: Resources, request: Request) -> Report:
     start: StartingPosition = "LATEST" if not request.repair and request.export is None else "TRIM_HORIZON"
     reader = StreamReader(streams, stream_arn, start, stream_lag=request.stream_lag)
     with (
-        ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="look") as executor,
+        ThreadPoolExecutor(OBSERVED_AT_ONCE, thread_name_prefix="observation") as executor,
         shown_progress(_STAGES) as tell,
         Spool(None) as spool,
     ):
@@ -278,130 +252,3 @@ def publish(resources: Resources, drifted: int) -> None:
             f"aggregator: the metric {Metric.AGGREGATE_DRIFT.value} was not published: {explain_aws_error(error)}; "
             "--no-metric leaves it out\n"
         )
-
-
-# --- Reports ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """One measure of one finding, in texts."""
-
-    finding: Finding
-    measure: str
-    total: str
-    expected: str
-    difference: str
-
-
-def _lines(finding: Finding) -> Iterator[_Line]:
-    """The measures that differ; all of them where that is not known."""
-    names = [measure.name for measure in finding.aggregation.measures]
-    unknown = (None,) * len(names)
-    difference = finding.difference
-    rows = zip(names, finding.total or unknown, finding.expected or unknown, difference or unknown, strict=True)
-    no_total = "?" if finding.expected is None else "not a number"
-    for name, total, expected, differs in rows:
-        if difference is None or differs or not any(difference):
-            yield _Line(finding, name, _text(total, no_total), _text(expected, "?"), _text(differs, "?"))
-
-
-def _text(amount: Any, missing: str) -> str:
-    return missing if amount is None else canonical_text(amount)
-
-
-def _print(report: Report) -> None:
-    rows = [
-        (
-            line.finding.aggregation.name,
-            "\n".join(line.finding.group),
-            line.measure,
-            line.total,
-            line.expected,
-            line.difference,
-            line.finding.verdict + (f": {line.finding.note}" if line.finding.note else ""),
-        )
-        for finding in report.findings
-        if finding.verdict is not Verdict.UNPROVABLE
-        for line in _lines(finding)
-    ]
-    if rows:
-        columns = ("aggregation", "keys", "measure", "total", "expected", "difference", "verdict")
-        print_table("Totals that are not simply right", columns, rows)
-    for sentence in _sentences(report):
-        console().print(sentence, markup=False)
-
-
-def _sentences(report: Report) -> Iterator[str]:
-    compared = f"{report.aggregates:,} totals compared with {report.items:,} items in {report.seconds:.0f} s"
-    found = [f"{report.count(verdict):,} {verdict}" for verdict in Verdict if report.count(verdict)]
-    if report.compared:
-        yield f"{compared}: {', '.join(found)}." if found else f"{compared}: all are right."
-    else:
-        yield "Nothing was compared."
-    if unprovable := report.count(Verdict.UNPROVABLE):
-        yield (
-            f"{unprovable:,} totals of aggregations that keep what removed items contributed differ from the items "
-            "that are left, which proves nothing; if no item was ever removed, say so with --nothing-removed. "
-            "--csv lists them."
-        )
-    if report.count(Verdict.DRIFT):
-        yield "Drift includes what waits in the dead-letter queue: replay it first. --repair corrects the rest."
-    yield from report.hints
-
-
-def _write_csv(report: Report) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(
-        (
-            *("aggregation", "partition_key", "sort_key", "measure"),
-            *("total", "expected", "difference", "verdict", "note"),
-        )
-    )
-    for finding in report.findings:
-        for line in _lines(finding):
-            partition_key, *sort_key = finding.group
-            writer.writerow(
-                (
-                    *(finding.aggregation.name, partition_key, sort_key[0] if sort_key else "", line.measure),
-                    *(line.total, line.expected, line.difference, finding.verdict.value, finding.note),
-                )
-            )
-    for hint in report.hints:
-        sys.stderr.write(f"aggregator: {hint}\n")
-
-
-def _as_json(report: Report) -> dict[str, Any]:
-    return {
-        "startedAt": report.started_at.isoformat(timespec="seconds"),
-        "seconds": round(report.seconds, 3),
-        "aggregates": report.aggregates,
-        "items": report.items,
-        "records": report.records,
-        "aggregations": list(report.compared),
-        "notCompared": list(report.left_out),
-        "drifted": report.drifted,
-        "counts": {verdict.value: report.count(verdict) for verdict in Verdict},
-        "findings": [_finding_as_json(finding) for finding in report.findings],
-        "hints": list(report.hints),
-    }
-
-
-def _finding_as_json(finding: Finding) -> dict[str, Any]:
-    keys = [key.name for key in finding.aggregation.keys]
-
-    def by_measure(amounts: Amounts | None) -> dict[str, str] | None:
-        if amounts is None:
-            return None
-        names = (measure.name for measure in finding.aggregation.measures)
-        return {name: canonical_text(amount) for name, amount in zip(names, amounts, strict=True)}
-
-    return {
-        "aggregation": finding.aggregation.name,
-        "keys": dict(zip(keys, finding.group, strict=True)),
-        "verdict": finding.verdict.value,
-        "total": by_measure(finding.total),
-        "expected": by_measure(finding.expected),
-        "difference": by_measure(finding.difference),
-        "note": finding.note,
-    }

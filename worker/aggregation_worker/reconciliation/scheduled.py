@@ -19,14 +19,9 @@ from botocore.config import Config
 
 from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE, load_definitions
 from aggregation_worker.reconciliation.items import ScanSource
-from aggregation_worker.reconciliation.reconcile import (
-    LOOKS_AT_ONCE,
-    PATIENCE,
-    ReconcileError,
-    Reconciliation,
-    Report,
-    Verdict,
-)
+from aggregation_worker.reconciliation.observer import OBSERVED_AT_ONCE
+from aggregation_worker.reconciliation.reconcile import PATIENCE, ReconcileError, Reconciliation
+from aggregation_worker.reconciliation.report import Report, Verdict
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.settings import SettingsError
 from aggregation_worker.streams.reader import StreamReader
@@ -182,7 +177,7 @@ def reconcile(
         )
     # Lambda has one folder that can be written to; the spool's file there goes with the process, however that ends.
     os.environ.setdefault("SQLITE_TMPDIR", tempfile.gettempdir())
-    with ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="look") as executor, Spool(None) as spool:
+    with ThreadPoolExecutor(OBSERVED_AT_ONCE, thread_name_prefix="observation") as executor, Spool(None) as spool:
         return Reconciliation(
             client=client,
             definitions=definitions,
@@ -202,5 +197,5 @@ def _config() -> Config:
         retries={"mode": "standard", "total_max_attempts": 5},
         connect_timeout=2,
         read_timeout=5,
-        max_pool_connections=LOOKS_AT_ONCE + _SEGMENTS,
+        max_pool_connections=OBSERVED_AT_ONCE + _SEGMENTS,
     )

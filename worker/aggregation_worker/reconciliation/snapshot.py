@@ -195,13 +195,13 @@ class Snapshot:
         """Spools what a page of items contributes, with the position behind it."""
         self.spool.add_items(page.segment, page.position, len(page.items), self._rows(page.items))
 
-    def complete(self) -> None:
+    def complete(self, between: Callable[[], object] = lambda: None) -> None:
         """Sums up the baselines. Every item must have been read, and the stream behind the last of them.
 
         The stream is read meanwhile: a position that is not used for 15 minutes is lost.
         """
         self._baselines_stand = True
-        self.spool.complete(between=self.pump)
+        self.spool.complete(between=lambda: (self.pump(), between()))
 
     def _rows(self, items: Iterable[Image]) -> Iterator[ItemRow]:
         numbered = [pair for cut in self._cuts for pair in cut.aggregations]
@@ -382,7 +382,7 @@ def take_snapshot(  # noqa: PLR0913 - parts and switches of one run, most of the
         tell("stream")
     check_history()
     tell("sums")
-    snapshot.complete()
+    snapshot.complete(between=lambda: tell("sums"))
     return snapshot
 
 

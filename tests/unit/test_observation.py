@@ -1,5 +1,6 @@
-"""Looks at single aggregates: a total and exactly its receipts, and what several looks say together."""
+"""Observations of single aggregates: a total and exactly its receipts, and what several of them say together."""
 
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -10,20 +11,21 @@ from aggregation_worker.aggregations.definitions import load_definitions, parse_
 from aggregation_worker.ledger.pages import Pages, first_page
 from aggregation_worker.ledger.receipts import aggregate_of, page_name, postings
 from aggregation_worker.local import SAMPLE_FILE
-from aggregation_worker.reconciliation.look import (
-    Look,
+from aggregation_worker.reconciliation.observation import (
+    ChangesTooFastError,
+    ComparedTotal,
+    Observation,
     Observations,
-    RestlessAggregateError,
-    Standing,
     Stored,
-    difference,
-    look_at,
+    VerdictSoFar,
+    observe,
     rows_of,
     stored_in,
 )
 from aggregation_worker.streams.records import StreamRecord
-from tests.fake_totals import LEDGER, FakeTotals
+from tests.model.in_memory_dynamodb import InMemoryDynamoDB
 from tests.records import insert, order, validated
+from tests.totals_in_memory import LEDGER, TotalsInMemory
 
 (AGGREGATION,) = load_definitions(SAMPLE_FILE).aggregations
 GROUP: Group = ("item123", "2024-07-15")
@@ -38,33 +40,33 @@ def record(quantity: int, created_at: int = 1_721_036_400) -> StreamRecord:
     return validated(insert(order(quantity=quantity), created_at=created_at))
 
 
-def look(client: Any, first: str = "0") -> Look:
-    return look_at(client, LEDGER, AGGREGATE, first)
+def observed(client: Any, first: str = "0") -> Observation:
+    return observe(client, LEDGER, AGGREGATE, first)
 
 
-# --- One look ---------------------------------------------------------------------------------------------------------
+# --- One observation --------------------------------------------------------------------------------------------------
 
 
-def test_look__shows_the_total_with_the_receipts_from_a_page_on() -> None:
-    totals = FakeTotals([AGGREGATION])
+def test_observation__shows_total_and_receipts_from_a_page_on() -> None:
+    totals = TotalsInMemory([AGGREGATION])
     records = [record(quantity, created_at=1_721_036_400 + quantity) for quantity in range(1, 11)]
     for one in records:
         totals.apply([AGGREGATION], one)
 
-    found = look(totals, first_page(1_721_036_404))
+    found = observed(totals, first_page(1_721_036_404))
 
     assert found.stored == Stored(amounts(55), frozenset())
     assert sorted(found.pages.receipts.values()) == [amounts(quantity) for quantity in range(4, 11)]
     assert found.pages.corrections == {}
 
 
-def test_look__tells_corrections_from_receipts_of_records() -> None:
-    totals = FakeTotals([AGGREGATION])
+def test_observation__tells_corrections_from_records() -> None:
+    totals = TotalsInMemory([AGGREGATION])
     totals.apply([AGGREGATION], record(1))
-    totals.ledger[AGGREGATE.name, "backfill"] = {"stream 2024": {"N": "7"}}
-    totals.ledger[AGGREGATE.name, "repair|000001"] = {"2024-07-15T00:00:00Z|run": {"N": "-2"}}
+    totals.put_receipts(AGGREGATE.name, "backfill", {"stream 2024": {"N": "7"}})
+    totals.put_receipts(AGGREGATE.name, "repair|000001", {"2024-07-15T00:00:00Z|run": {"N": "-2"}})
 
-    found = look(totals)
+    found = observed(totals)
 
     assert list(found.pages.receipts.values()) == [amounts(1)]
     assert found.pages.corrections == {
@@ -74,8 +76,8 @@ def test_look__tells_corrections_from_receipts_of_records() -> None:
 
 
 @pytest.mark.parametrize("request_number", range(1, 6))
-def test_record_that_is_applied_during_a_look__is_in_both_or_in_neither(request_number: int) -> None:
-    totals = FakeTotals([AGGREGATION])
+def test_record_applied_meanwhile__is_in_both_or_in_neither(request_number: int) -> None:
+    totals = TotalsInMemory([AGGREGATION])
     totals.apply([AGGREGATION], record(1))
     requests: list[str] = []
 
@@ -86,46 +88,46 @@ def test_record_that_is_applied_during_a_look__is_in_both_or_in_neither(request_
 
     totals.on_request = somebody_else
 
-    found = look(totals)
+    found = observed(totals)
 
     assert found.stored.amounts is not None
     assert found.stored.amounts[0] == sum(one[0] for one in found.pages.receipts.values())
-    if request_number == 2:  # between the pages and the total: looked again
+    if request_number == 2:  # between the pages and the total: observed again
         assert requests == ["Query", "GetItem", "Query", "GetItem", "Query", "Query"]
 
 
 @pytest.mark.parametrize("request_number", range(1, 6))
-def test_correction_during_a_look__is_in_both_or_in_neither(request_number: int) -> None:
-    totals = FakeTotals([AGGREGATION])
+def test_correction_meanwhile__is_in_both_or_in_neither(request_number: int) -> None:
+    totals = TotalsInMemory([AGGREGATION])
     totals.apply([AGGREGATION], record(1))
     requests: list[str] = []
 
     def somebody_else(operation: str) -> None:
         requests.append(operation)
         if len(requests) == request_number:
-            totals.ledger[AGGREGATE.name, "repair|000001"] = {"now|other": {"N": "5"}}
+            totals.put_receipts(AGGREGATE.name, "repair|000001", {"now|other": {"N": "5"}})
             totals.add(AGGREGATION, GROUP, amounts(5))
 
     totals.on_request = somebody_else
 
-    found = look(totals)
+    found = observed(totals)
 
     assert found.stored.amounts == amounts(6 if found.pages.corrections else 1)
     assert bool(found.pages.corrections) is (request_number <= 3)
 
 
 def test_aggregate_that_never_holds_still__is_given_up() -> None:
-    totals = FakeTotals([AGGREGATION])
+    totals = TotalsInMemory([AGGREGATION])
     totals.on_request = lambda operation: totals.apply([AGGREGATION], record(1))
 
-    with pytest.raises(RestlessAggregateError, match="item123"):
-        look(totals)
+    with pytest.raises(ChangesTooFastError, match="item123"):
+        observed(totals)
 
 
-@pytest.mark.parametrize("behind", [0, 50])
-def test_hot_aggregate_with_a_long_history__is_seen_between_its_records(behind: int) -> None:
+@pytest.mark.parametrize("seconds_back", [0, 50])
+def test_hot_aggregate__is_seen_between_its_records(seconds_back: int) -> None:
     """To read all its pages takes 40 requests, and every tenth brings a record: on the last page, or further back."""
-    totals = FakeTotals([AGGREGATION])
+    totals = TotalsInMemory([AGGREGATION])
     for second in range(120):
         totals.apply([AGGREGATION], record(1, created_at=1_721_036_400 + second))
     requests: list[str] = []
@@ -133,58 +135,60 @@ def test_hot_aggregate_with_a_long_history__is_seen_between_its_records(behind: 
     def meanwhile(operation: str) -> None:
         requests.append(operation)
         if len(requests) % 10 == 0 and len(requests) < 500:
-            totals.apply([AGGREGATION], record(1, created_at=1_721_036_519 - behind))
+            totals.apply([AGGREGATION], record(1, created_at=1_721_036_519 - seconds_back))
 
     totals.on_request = meanwhile
 
-    found = look(totals)
+    found = observed(totals)
 
     assert found.stored.amounts == amounts(len(found.pages.receipts))
     assert len(found.pages.receipts) > 120
-    if not behind:
+    if not seconds_back:
         assert len(requests) < 200
 
 
 @pytest.mark.parametrize("kind", ["receipt", "correction"])
-def test_receipt_that_arrives_far_back_while_a_hot_aggregate_is_seen__is_not_missed(kind: str) -> None:
-    """At each request of the look, in turn."""
+def test_receipt_far_back_in_a_hot_aggregate__is_not_missed(kind: str) -> None:
+    """At each request of the observation, in turn."""
     for late in range(1, 60):
-        totals = FakeTotals([AGGREGATION])
+        totals = TotalsInMemory([AGGREGATION])
         for second in range(30):
             totals.apply([AGGREGATION], record(1, created_at=1_721_036_400 + second))
         requests: list[str] = []
 
-        def meanwhile(operation: str, totals: FakeTotals = totals, requests: Any = requests, late: int = late) -> None:
+        def meanwhile(
+            operation: str, totals: TotalsInMemory = totals, requests: Any = requests, late: int = late
+        ) -> None:
             requests.append(operation)
             if len(requests) == 12:
                 totals.apply([AGGREGATION], record(1, created_at=1_721_036_500))
             if len(requests) == late and kind == "receipt":
                 totals.apply([AGGREGATION], record(1_000, created_at=1_721_036_401))
             elif len(requests) == late:
-                totals.ledger[AGGREGATE.name, "repair|000001"] = {"now|other": {"N": "1000"}}
+                totals.put_receipts(AGGREGATE.name, "repair|000001", {"now|other": {"N": "1000"}})
                 totals.add(AGGREGATION, GROUP, amounts(1_000))
 
         totals.on_request = meanwhile
 
-        found = look(totals)
+        found = observed(totals)
 
         seen = [one[0] for one in (*found.pages.receipts.values(), *found.pages.corrections.values())]
         assert found.stored.amounts == (sum(seen),), f"at request {late}"
 
 
-def test_moment_of_a_look__is_after_its_last_read() -> None:
-    totals = FakeTotals([AGGREGATION])
+def test_moment_of_an_observation__is_after_its_last_read() -> None:
+    totals = TotalsInMemory([AGGREGATION])
     times = iter(range(100))
     passed = []
     totals.on_request = lambda operation: passed.append(next(times))
 
-    found = look_at(totals, LEDGER, AGGREGATE, "0", clock=lambda: next(times))  # type: ignore[arg-type]  # a fake client
+    found = observe(totals, LEDGER, AGGREGATE, "0", clock=lambda: next(times))  # type: ignore[arg-type]  # a fake client
 
     assert found.seen_at > max(passed)
 
 
 @pytest.mark.parametrize("created_at", [0, 1_721_036_400, 253_402_300_799])
-def test_first_page__sorts_before_the_pages_of_its_second_and_behind_those_of_the_one_before(created_at: int) -> None:
+def test_first_page__sorts_between_its_second_and_the_one_before(created_at: int) -> None:
     first = first_page(created_at)
 
     assert first <= page_name(created_at, "2015-05-11T21:21:33.291")
@@ -237,23 +241,11 @@ count = "orders"
 """
 
 
-def test_rows__are_told_apart_by_prefix_and_measures_and_their_numbers_have_one_form() -> None:
+def test_rows_of_a_shared_table__are_told_apart() -> None:
     aggregations = {one.name: one for one in parse_definitions(SHARED).aggregations}
 
-    class Client:
-        def scan(self, **request: Any) -> dict[str, Any]:
-            assert (request["TableName"], request["ConsistentRead"]) == ("totals", True)
-            if "ExclusiveStartKey" not in request:
-                return {"Items": [row("item#a", "1", quantity="1")], "LastEvaluatedKey": "x"}
-            return {
-                "Items": [
-                    row("customer#b", "1E+1", quantity="2"),
-                    row("customer#c", "2.50", quantity="3", orders="4"),
-                    row("customer#d", "1", orders="5"),
-                    row("item#e", "1", something="6"),
-                    row("customer#f", "1") | {"orders": {"S": "x"}},
-                ]
-            }
+    client: Any = InMemoryDynamoDB()
+    client.create("totals", ("key", "S"), ("number", "N"))
 
     def row(key: str, number: str, **measures: str) -> dict[str, Any]:
         return {
@@ -262,8 +254,18 @@ def test_rows__are_told_apart_by_prefix_and_measures_and_their_numbers_have_one_
             **{name: {"N": text} for name, text in measures.items()},
         }
 
+    for item in (
+        row("item#a", "1", quantity="1"),
+        row("customer#b", "1E+1", quantity="2"),
+        row("customer#c", "2.50", quantity="3", orders="4"),
+        row("customer#d", "1", orders="5"),
+        row("item#e", "1", something="6"),
+        row("customer#f", "1") | {"orders": {"S": "x"}},
+    ):
+        client.put_item(TableName="totals", Item=item)
+    client.page_size = 1
+
     def found(name: str) -> dict[Group, Any]:
-        client: Any = Client()
         return dict(rows_of(client, aggregations[name]))
 
     assert found("by_item") == {("item#a", "1"): amounts(1)}
@@ -278,9 +280,14 @@ def test_rows__are_told_apart_by_prefix_and_measures_and_their_numbers_have_one_
 # --- The difference ---------------------------------------------------------------------------------------------------
 
 
-def a_look(total: int | None, *receipts: int) -> Look:
+def compared(
+    total: int | str | None, receipts: Sequence[int], later: Mapping[int, int], baseline: int | str
+) -> ComparedTotal:
+    """Receipts, and what later records contribute by the receipts' names."""
     stored = Stored(None if total is None else amounts(total), frozenset())
-    return Look(0.0, stored, Pages({("page", str(number)): amounts(number) for number in receipts}, {}))
+    observation = Observation(0.0, stored, Pages({("page", str(number)): amounts(number) for number in receipts}, {}))
+    contributions = {("page", str(name)): amounts(number) for name, number in later.items()}
+    return ComparedTotal(observation, contributions, amounts(baseline))
 
 
 @pytest.mark.parametrize(
@@ -296,80 +303,76 @@ def a_look(total: int | None, *receipts: int) -> Look:
 def test_difference__leaves_out_what_later_records_have_added(
     total: int, receipts: tuple[int, ...], later: tuple[int, ...], baseline: int, expected: int
 ) -> None:
-    contributions = {("page", str(number)): amounts(number) for number in later}
+    contributions = {number: number for number in later}
 
-    assert difference(a_look(total, *receipts), contributions, amounts(baseline)) == amounts(expected)
+    assert compared(total, receipts, contributions, baseline).difference == amounts(expected)
 
 
-def test_difference__is_by_what_the_record_contributes_not_by_what_its_receipt_says() -> None:
+def test_difference__is_by_contribution_not_by_receipt() -> None:
     """A worker that counted something else than the definitions say has made a drift."""
-    assert difference(a_look(15, 5), {("page", "5"): amounts(4)}, amounts(10)) == amounts(1)
+    assert compared(15, [5], {5: 4}, 10).difference == amounts(1)
 
 
-def test_difference_of_what_is_no_number__is_unknown() -> None:
-    assert difference(a_look(None), {}, amounts(10)) is None
+def test_difference_of_what_is_not_a_number__is_unknown() -> None:
+    assert compared(None, [], {}, 10).difference is None
 
 
 def test_difference__is_never_rounded() -> None:
-    huge = Look(0.0, Stored(amounts("1E+30"), frozenset()), Pages({}, {}))
-
-    assert difference(huge, {}, amounts("1E-30")) == (Decimal("9" * 30 + "." + "9" * 30),)
+    assert compared("1E+30", [], {}, "1E-30").difference == (Decimal("9" * 30 + "." + "9" * 30),)
 
 
-# --- Several looks ----------------------------------------------------------------------------------------------------
+# --- Several observations ---------------------------------------------------------------------------------------------
 
 PATIENCE = 60.0
 A, B = ("page", "a"), ("page", "b")
 
 
-def observed(*looks: tuple[float, int | None, set[Any]]) -> Observations:
+def several(*seen: tuple[float, int | None, set[Any]]) -> Observations:
     observations = Observations()
-    for at, differs, waiting in looks:
+    for at, differs, waiting in seen:
         observations.add(None if differs is None else amounts(differs), waiting, at)
     return observations
 
 
 @pytest.mark.parametrize(
-    ("looks", "standing"),
+    ("seen", "verdict"),
     [
-        ([], Standing.OPEN),
-        ([(0, 0, set())], Standing.EQUAL),
-        ([(0, 0, {A})], Standing.OPEN),
-        ([(0, 0, {A}), (10, 0, {B})], Standing.EQUAL),  # the worker keeps up
-        ([(0, 0, {A}), (10, 0, {A, B})], Standing.OPEN),
-        ([(0, 0, {A}), (60, 0, {A, B})], Standing.BEHIND),
-        ([(0, 5, set())], Standing.OPEN),
-        ([(0, 5, set()), (30, 5, set())], Standing.OPEN),
-        ([(0, 5, set()), (30, 5, set()), (60, 5, set())], Standing.DIFFERENT),
-        ([(0, 5, set()), (30, 4, set()), (60, 4, set())], Standing.OPEN),
-        ([(0, 5, set()), (30, 4, set()), (90, 4, set())], Standing.DIFFERENT),
-        ([(0, 5, set()), (59, 0, set())], Standing.EQUAL),
-        ([(0, 5, {A}), (60, 5, {A})], Standing.DIFFERENT),  # whoever asks sees what is stuck
-        ([(0, None, set()), (60, None, set())], Standing.DIFFERENT),
-        ([(0, 0, set()), (60, 5, set())], Standing.OPEN),
+        ([], VerdictSoFar.OPEN),
+        ([(0, 0, set())], VerdictSoFar.EQUAL),
+        ([(0, 0, {A})], VerdictSoFar.OPEN),
+        ([(0, 0, {A}), (10, 0, {B})], VerdictSoFar.EQUAL),  # the worker keeps up
+        ([(0, 0, {A}), (10, 0, {A, B})], VerdictSoFar.OPEN),
+        ([(0, 0, {A}), (60, 0, {A, B})], VerdictSoFar.BEHIND),
+        ([(0, 5, set())], VerdictSoFar.OPEN),
+        ([(0, 5, set()), (30, 5, set())], VerdictSoFar.OPEN),
+        ([(0, 5, set()), (30, 5, set()), (60, 5, set())], VerdictSoFar.DIFFERENT),
+        ([(0, 5, set()), (30, 4, set()), (60, 4, set())], VerdictSoFar.OPEN),
+        ([(0, 5, set()), (30, 4, set()), (90, 4, set())], VerdictSoFar.DIFFERENT),
+        ([(0, 5, set()), (59, 0, set())], VerdictSoFar.EQUAL),
+        ([(0, 5, {A}), (60, 5, {A})], VerdictSoFar.DIFFERENT),  # whoever asks sees what is stuck
+        ([(0, None, set()), (60, None, set())], VerdictSoFar.DIFFERENT),
+        ([(0, 0, set()), (60, 5, set())], VerdictSoFar.OPEN),
     ],
 )
-def test_standing(looks: list[tuple[float, int | None, set[Any]]], standing: Standing) -> None:
-    now = looks[-1][0] if looks else 0.0
-
-    assert observed(*looks).standing(now, PATIENCE) is standing
+def test_verdict_so_far(seen: list[tuple[float, int | None, set[Any]]], verdict: VerdictSoFar) -> None:
+    assert several(*seen).verdict_so_far(PATIENCE) is verdict
 
 
 @pytest.mark.parametrize("patience", [0.0, PATIENCE])
-def test_one_look_alone__never_shows_a_difference_for_good(patience: float) -> None:
+def test_one_observation_alone__never_decides_a_difference(patience: float) -> None:
     """It may have met a transaction between its two writes."""
-    assert observed((0, 5, set())).standing(0, patience) is Standing.OPEN
-    assert observed((0, 0, {A})).standing(0, patience) is Standing.OPEN
+    assert several((0, 5, set())).verdict_so_far(patience) is VerdictSoFar.OPEN
+    assert several((0, 0, {A})).verdict_so_far(patience) is VerdictSoFar.OPEN
 
 
-def test_record_that_is_stuck__is_one_that_has_waited_all_the_time() -> None:
-    observations = observed((0, 0, {A, B}), (30, 0, {A}), (60, 0, {A, B}))
+def test_stuck_record__is_one_that_has_waited_all_the_time() -> None:
+    observations = several((0, 0, {A, B}), (30, 0, {A}), (60, 0, {A, B}))
 
-    assert observations.stuck(60, PATIENCE) == [A]
+    assert observations.stuck(PATIENCE) == [A]
 
 
-def test_postings_and_looks__name_aggregates_alike() -> None:
-    """What the worker writes is what is looked at."""
+def test_postings_and_observations__name_aggregates_alike() -> None:
+    """What the worker writes is what is observed."""
     (posting,) = postings([(0, record(1), [Contribution(AGGREGATION, GROUP, amounts(1))])])
 
     assert posting.aggregate.name == AGGREGATE.name

@@ -1,0 +1,125 @@
+"""Corrects what drifts, round by round: each total is observed, corrected, and observed again to see that it is right.
+
+Which totals may be corrected, `reconcile` decides; how one correction is written, `repair` knows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from aggregation_worker.aggregations.numbers import EXACT, Amounts, sum_of
+from aggregation_worker.ledger.pages import ReceiptKey, first_page
+from aggregation_worker.reconciliation.observation import ComparedTotal
+from aggregation_worker.reconciliation.observer import ObservedAggregate, Observer, Tell
+from aggregation_worker.reconciliation.repair import CorrectionOutcome, CorrectionRefusedError, Repairer, described
+from aggregation_worker.reconciliation.report import Finding, Stage, Verdict
+
+# The times of a stream's records are in disorder by less. So many seconds' receipts are read before every attempt to
+# correct a total, which must not take long where it is written many times a second.
+_DISORDER = timedelta(seconds=10)
+_MOST_ROUNDS = 8
+_CHANGES_TOO_FAST = "not corrected: it changes all the time; run this again"
+_ZERO = Decimal(0)
+
+
+@dataclass(slots=True)
+class _Drift:
+    """A finding while it is corrected.
+
+    Attributes:
+        is_open: another round can do better.
+        corrected: what this run has added to the total.
+        overtaken: the last attempt to correct met a change that it could not explain.
+    """
+
+    finding: Finding
+    is_open: bool = True
+    corrected: Amounts | None = None
+    overtaken: bool = False
+
+    def note(self, note: str, verdict: Verdict = Verdict.DRIFT, *, is_open: bool) -> None:
+        """What there is to say if nothing better can be said later."""
+        self.finding, self.is_open = replace(self.finding, verdict=verdict, note=note), is_open
+
+
+@dataclass(frozen=True, slots=True)
+class Corrections:
+    """Makes the corrections of one run.
+
+    Attributes:
+        stream_label: of the source's stream, which the observer reads from its beginning.
+    """
+
+    observer: Observer
+    repairer: Repairer
+    stream_label: str
+    progress: Tell
+
+    def correct(self, findings: Sequence[Finding]) -> list[Finding]:
+        """Corrects drift; returns the findings as they are afterwards."""
+        drifts = {self.observer.begin(finding.aggregation, finding.group): _Drift(finding) for finding in findings}
+        for _ in range(_MOST_ROUNDS):
+            left = [one for one, drift in drifts.items() if drift.is_open]
+            self.progress(Stage.CORRECTING, len(drifts) - len(left), len(drifts))
+            for observed in self.observer.observe(left):
+                self._round(observed, drifts)
+        return [drift.finding for drift in drifts.values()]
+
+    def _round(
+        self,
+        observed: Sequence[tuple[ObservedAggregate, ComparedTotal | None]],
+        drifts: Mapping[ObservedAggregate, _Drift],
+    ) -> None:
+        """Ends what is right by now; corrects the rest, of which the next round sees whether it is right then."""
+        wrong = []
+        for one, compared in observed:
+            drift = drifts[one]
+            difference = None if compared is None else compared.difference
+            if compared is None or difference is None:
+                drift.note(_CHANGES_TOO_FAST, is_open=True)
+            elif any(difference):
+                wrong.append((one, compared, difference, drift))
+            else:
+                note = "right by now; another run may have corrected it"
+                if drift.corrected is not None:
+                    note = f"added {described(drift.corrected)}"
+                drift.note(note, Verdict.REPAIRED, is_open=False)
+        for _ in self.observer.executor.map(lambda arguments: self._correct(*arguments), wrong):
+            pass  # raises what a thread has raised
+
+    def _correct(self, one: ObservedAggregate, compared: ComparedTotal, difference: Amounts, drift: _Drift) -> None:
+        """One attempt; runs in a thread of the executor."""
+        recent = self.observer.recent
+        new_from = recent if drift.overtaken else self._first_new_page(compared)
+
+        def is_later(key: ReceiptKey) -> bool:
+            # What was created a few minutes ago is in the stream, if it is this stream's at all.
+            return key in compared.later or (key[0] >= recent and key[0].endswith(f"|{self.stream_label}"))
+
+        try:
+            outcome = self.repairer.correct(one.aggregate, compared.observation, difference, new_from, is_later)
+        except CorrectionRefusedError as error:
+            drift.note(f"cannot be corrected: {error}", is_open=False)
+            return
+        if outcome is CorrectionOutcome.DONE:
+            correction = tuple(map(EXACT.minus, difference))
+            drift.corrected = sum_of([correction], drift.corrected or (_ZERO,) * len(correction))
+            note = f"added {described(drift.corrected)}, but it differs again: something else changes it"
+            drift.note(note, is_open=True)
+        else:
+            drift.overtaken = outcome is CorrectionOutcome.OVERTAKEN
+            drift.note(_CHANGES_TOO_FAST, is_open=drift.overtaken)
+
+    def _first_new_page(self, compared: ComparedTotal) -> str:
+        """The first page on which receipts are expected that were not there when the total was observed.
+
+        They are those of later records that wait for the worker, and of records that are written from now on, which are
+        created after the newest that is known, as far as clocks agree. What arrives elsewhere moves the total without
+        explanation, so that nothing is corrected in this round.
+        """
+        if not compared.later:
+            return self.observer.recent
+        newest = datetime.fromisoformat(max(compared.later)[0].partition("|")[0])
+        waiting = (page for page, _ in compared.waiting)
+        return max(self.observer.recent, min((first_page((newest - _DISORDER).timestamp()), *waiting)))

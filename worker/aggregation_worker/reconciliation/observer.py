@@ -1,0 +1,246 @@
+"""Observes aggregates again and again, side by side, until it is clear which they are: equal, drift, or not to be told.
+
+`observation` says what one observation shows and what several say together; here they are made, while the stream is
+read on.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from aggregation_worker.aggregations.attribute_paths import MalformedValueError
+from aggregation_worker.aggregations.contributions import Aggregation, Group
+from aggregation_worker.aggregations.numbers import EXACT, Amounts, sum_of
+from aggregation_worker.ledger.pages import ReceiptKey
+from aggregation_worker.ledger.receipts import Aggregate, aggregate_of
+from aggregation_worker.reconciliation.observation import (
+    ChangesTooFastError,
+    ComparedTotal,
+    Observation,
+    Observations,
+    VerdictSoFar,
+    observe,
+)
+from aggregation_worker.reconciliation.report import Finding, Stage, Verdict
+from aggregation_worker.reconciliation.snapshot import Snapshot
+from aggregation_worker.streams.records import StreamRecord
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+# Observations and corrections side by side, each a few requests of milliseconds.
+OBSERVED_AT_ONCE = 16
+# Aggregates observed together: their receipts are held in memory until the stream has passed the observations.
+_CHUNK = 5_000
+# A difference that still changes after so many times the patience, from the end of the first round, is left open.
+_LONGEST_PATIENCES = 5
+_POLL_SECONDS = 0.02
+_ZERO = Decimal(0)
+
+NOT_PROVABLE = "removed items may account for it"
+_KEPT_CHANGING = "the difference kept changing; the worker may be behind"
+
+Tell = Callable[[str, int, int | None], None]
+"""Told the stage, and how much of it is done, of about how much or `None`."""
+
+
+@dataclass(slots=True)
+class UncountedChanges:
+    """What records change in the source without being a contribution: the aggregation cannot use one of the images.
+
+    Such a record never gets a receipt, so what it changes is expected without one; an image that cannot be used counts
+    nothing. This is how an order that was malformed for a while comes right again.
+
+    Attributes:
+        by_group: by aggregation's name and group.
+    """
+
+    by_group: dict[tuple[str, Group], Amounts] = field(default_factory=dict)
+
+    def note(self, aggregation: Aggregation, record: StreamRecord) -> None:
+        """Keeps what a record changes."""
+        for image, sign in ((record.old_image, EXACT.minus), (record.new_image, EXACT.plus)):
+            try:
+                value = None if image is None else aggregation.value(image)
+            except MalformedValueError:
+                continue
+            if value is not None:
+                group, amounts = value
+                before = self.by_group.get((aggregation.name, group), (_ZERO,) * len(amounts))
+                self.by_group[aggregation.name, group] = sum_of([tuple(map(sign, amounts))], before)
+
+
+@dataclass(slots=True, eq=False)
+class ObservedAggregate:
+    """An aggregate under observation.
+
+    Attributes:
+        first: the first page that is read: no later record has a receipt before it.
+    """
+
+    aggregate: Aggregate
+    first: str
+    observations: Observations = field(default_factory=Observations)
+
+    @property
+    def aggregation(self) -> Aggregation:
+        return self.aggregate.aggregation
+
+    @property
+    def group(self) -> Group:
+        return self.aggregate.row.group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observer:
+    """Makes the observations of one run, and reads the stream meanwhile.
+
+    Attributes:
+        recent: the first page of records created shortly before the run.
+        check_time: raises when the run's time is up.
+    """
+
+    client: "DynamoDBClient"
+    ledger_table: str
+    snapshot: Snapshot
+    uncounted: UncountedChanges
+    executor: Executor
+    recent: str
+    check_time: Callable[[], None]
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    def begin(self, aggregation: Aggregation, group: Group) -> ObservedAggregate:
+        """An aggregate that was not observed yet."""
+        return ObservedAggregate(aggregate_of(aggregation, group), self.recent)
+
+    def observe(
+        self, aggregates: Sequence[ObservedAggregate]
+    ) -> Iterator[list[tuple[ObservedAggregate, ComparedTotal | None]]]:
+        """Observes each once, as many together as memory can hold.
+
+        Yields:
+            Each with what it showed, compared when the stream has passed the observation; `None` if it changed too
+            fast.
+        """
+        for start in range(0, len(aggregates), _CHUNK):
+            chunk = aggregates[start : start + _CHUNK]
+            for one in chunk:
+                pages = (page for page, _ in self.snapshot.later(one.aggregation, one.group))
+                one.first = min((one.first, *pages))
+            observations = list(self.executor.map(self._observe_one, chunk))
+            self.read_stream_up_to_now()
+            yield [
+                (one, None if observation is None else self._compare(one, observation))
+                for one, observation in zip(chunk, observations, strict=True)
+            ]
+
+    def read_stream_up_to_now(self) -> None:
+        """Reads the stream until everything written before now is known."""
+        moment = self.clock()
+        while not self.snapshot.has_passed(moment):
+            self.check_time()
+            if not self.snapshot.pump():
+                self.sleep(_POLL_SECONDS)
+
+    def read_stream_for(self, seconds: float) -> None:
+        """Waits; a position in the stream is lost if it is not used for 15 minutes."""
+        end = self.clock() + seconds
+        while (left := end - self.clock()) > 0:
+            self.check_time()
+            if not self.snapshot.pump():
+                self.sleep(min(left, _POLL_SECONDS))
+
+    def _observe_one(self, one: ObservedAggregate) -> Observation | None:
+        """Runs in a thread of the executor."""
+        self.check_time()
+        try:
+            return observe(self.client, self.ledger_table, one.aggregate, one.first, self.clock)
+        except ChangesTooFastError:
+            return None
+
+    def _compare(self, one: ObservedAggregate, observation: Observation) -> ComparedTotal | None:
+        later = self.snapshot.later(one.aggregation, one.group)
+        if any(page < one.first for page, _ in later):
+            return None  # a clock was wrong: receipts can stand before the first page that was read
+        baseline = self.snapshot.baseline(one.aggregation, one.group)
+        uncounted = self.uncounted.by_group.get((one.aggregation.name, one.group))
+        compared = ComparedTotal(observation, later, baseline if uncounted is None else sum_of([uncounted], baseline))
+        one.observations.add(compared.difference, compared.waiting, observation.seen_at)
+        return compared
+
+
+def settle(
+    observer: Observer,
+    aggregates: Sequence[ObservedAggregate],
+    *,
+    patience: float,
+    provable: Callable[[Aggregation], bool],
+    progress: Tell,
+) -> list[Finding]:
+    """Observes until each is equal, different for as long as the patience lasts, or still changing at the end.
+
+    Args:
+        patience: seconds that a difference must stay the same.
+        provable: whether a difference of an aggregation proves anything.
+
+    Returns:
+        A finding for each that is not equal.
+    """
+    findings: list[Finding] = []
+    from_now = observer.snapshot.reader.start == "LATEST"
+    any_counted = any_stuck = False
+    end: float | None = None
+    left = list(aggregates)
+    while left:
+        progress(Stage.OBSERVING, len(aggregates) - len(left), len(aggregates))
+        last = end is not None and observer.clock() > end
+        open_ = []
+        for one, compared in chain.from_iterable(observer.observe(left)):
+            verdict, stuck = one.observations.verdict_so_far(patience), one.observations.stuck(patience)
+            any_counted = any_counted or (compared is not None and compared.any_counted)
+            if compared is None or verdict is VerdictSoFar.OPEN:
+                if last:
+                    findings.append(_finding(one, compared, Verdict.UNSETTLED, _KEPT_CHANGING))
+                else:
+                    open_.append(one)
+            elif verdict is VerdictSoFar.DIFFERENT:
+                any_stuck = any_stuck or bool(stuck)
+                finding = _finding(one, compared, Verdict.DRIFT)
+                if not provable(one.aggregation):
+                    finding = replace(finding, verdict=Verdict.UNPROVABLE, note=NOT_PROVABLE)
+                elif finding.total is None:
+                    finding = replace(finding, note="a measure is not a number: remove the attribute by hand")
+                elif stuck and from_now:
+                    # What still waits from before the cut comes before what waits from after it.
+                    finding = replace(finding, verdict=Verdict.UNSETTLED, note=_behind(stuck))
+                findings.append(finding)
+            elif verdict is VerdictSoFar.BEHIND:
+                any_stuck = True
+                expected = sum_of((compared.later[key] for key in stuck), compared.expected)
+                findings.append(replace(_finding(one, compared, Verdict.UNSETTLED, _behind(stuck)), expected=expected))
+        left = open_
+        # One round can outlast the patience; those observed last in it are to have as much of it as the first.
+        end = end or observer.clock() + _LONGEST_PATIENCES * patience
+        if left:
+            observer.read_stream_for(min(patience / 5, 10.0))
+    if not (from_now and any_stuck and not any_counted):
+        return findings
+    # Of a worker that has counted nothing since the cut nobody knows what it still has to count from before.
+    note = "the worker has counted nothing since the run began"
+    return [
+        replace(one, verdict=Verdict.UNSETTLED, note=note) if one.verdict is Verdict.DRIFT else one for one in findings
+    ]
+
+
+def _finding(one: ObservedAggregate, compared: ComparedTotal | None, verdict: Verdict, note: str = "") -> Finding:
+    total, expected = (None, None) if compared is None else (compared.total, compared.expected)
+    return Finding(one.aggregation, one.group, verdict, total, expected, note)
+
+
+def _behind(stuck: Sequence[ReceiptKey]) -> str:
+    return f"{len(stuck)} {'record waits' if len(stuck) == 1 else 'records wait'} for the worker"

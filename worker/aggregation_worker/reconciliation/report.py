@@ -1,0 +1,99 @@
+"""What a reconcile tells: what it is doing and, at the end, what it found."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from aggregation_worker.aggregations.contributions import Aggregation, Group
+from aggregation_worker.aggregations.numbers import EXACT, Amounts
+
+
+class Stage(StrEnum):
+    """What a run is doing."""
+
+    ITEMS = "items"
+    STREAM = "stream"
+    SUMS = "sums"
+    TOTALS = "totals"
+    OBSERVING = "observing"
+    LETTERS = "letters"
+    CORRECTING = "correcting"
+
+
+class Verdict(StrEnum):
+    """What is said of an aggregate that is not simply equal."""
+
+    DRIFT = "drift"
+    WAITS = "waits in the dead-letter queue"  # a record of it does; replay or discard it first
+    UNSETTLED = "unsettled"  # the worker is behind, or the difference kept changing
+    UNPROVABLE = "unprovable"  # removed items may account for it, which the source cannot tell
+    REPAIRED = "repaired"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An aggregate that was not simply equal.
+
+    Attributes:
+        total: as stored; `None` if a measure is not a number, or if it changed too fast to be seen.
+        expected: what the total should be.
+        note: what was done, or is to be done.
+    """
+
+    aggregation: Aggregation
+    group: Group
+    verdict: Verdict
+    total: Amounts | None
+    expected: Amounts | None
+    note: str = ""
+
+    @property
+    def difference(self) -> Amounts | None:
+        """By how much the total is too high."""
+        if self.total is None or self.expected is None:
+            return None
+        return tuple(map(EXACT.subtract, self.total, self.expected))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run found.
+
+    Attributes:
+        findings: all aggregates that were not simply equal, by aggregation and group.
+        aggregates: how many were compared.
+        items, records: how many were read from the source and from its stream.
+        compared: the names of the aggregations that were compared.
+        left_out: the names of those of which nothing can be said.
+        hints: sentences about whole aggregations.
+    """
+
+    findings: tuple[Finding, ...]
+    aggregates: int
+    items: int
+    records: int
+    compared: tuple[str, ...]
+    left_out: tuple[str, ...]
+    hints: tuple[str, ...]
+    started_at: datetime
+    seconds: float
+
+    def count(self, *verdicts: Verdict) -> int:
+        """How many findings have one of these verdicts."""
+        return sum(finding.verdict in verdicts for finding in self.findings)
+
+    @property
+    def drifted(self) -> int:
+        """Aggregates whose totals are wrong and stay so: the metric's value."""
+        return self.count(Verdict.DRIFT, Verdict.WAITS)
+
+    @property
+    def undecided(self) -> int:
+        """Aggregates of which it is not known whether they are right."""
+        return self.count(Verdict.UNSETTLED)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether `drifted` is the whole truth: nothing is left open, and not all that differs is unprovable."""
+        unprovable = {finding.aggregation.name for finding in self.findings if finding.verdict is Verdict.UNPROVABLE}
+        return not self.undecided and not self.left_out and not unprovable >= set(self.compared)
