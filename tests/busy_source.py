@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 from aggregation_worker.aggregations.contributions import Source
 from aggregation_worker.reconciliation import snapshot
-from aggregation_worker.reconciliation.items import ItemPage
+from aggregation_worker.reconciliation.items import ItemPage, Pages
 from aggregation_worker.streams import reader as stream_reader
 from aggregation_worker.streams import shards as stream_shards
 from aggregation_worker.streams.records import Image, StreamRecord, from_get_records, read_record
@@ -164,7 +164,7 @@ class BusySource(FakeStreamsClient):
         return answer
 
     def written_after_latest(self) -> list[Written]:
-        """What stands in the stream behind the position of a reader that began at LATEST."""
+        """What stands in the stream after the position of a reader that began at LATEST."""
         return [one for one in self.written if one.index >= self._latest.get(one.shard_id, 0)]
 
     def get_records(self, **request: Any) -> dict[str, Any]:
@@ -247,7 +247,7 @@ class BusySource(FakeStreamsClient):
     estimated_items = None
     read_at = None
 
-    def pages(self, resume: Mapping[int, Any]) -> Iterator[ItemPage | None]:
+    def pages(self, resume: Mapping[int, Any]) -> Pages:
         """The items in pages of three segments, in any order of these; each page as the table is at its moment."""
         ends = {segment: (segment + 1) / 3 for segment in range(3)}
         places = {segment: segment / 3 for segment in ends} | {int(one): place for one, place in resume.items()}
@@ -265,7 +265,7 @@ class BusySource(FakeStreamsClient):
             places[segment] = page[-1][0] + 1e-12 if len(page) < len(inside) else ends[segment]
             if places[segment] == ends[segment]:
                 todo.remove(segment)
-            yield ItemPage(segment, [self.items[key] for _, key in page], places[segment], 1.0)
+            yield ItemPage(segment, [self.items[key] for _, key in page], places[segment])
 
 
 class _Datetime:

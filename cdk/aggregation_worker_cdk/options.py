@@ -83,7 +83,7 @@ def read_options(context: Mapping[str, object]) -> Options:
         raise OptionError('-c reconcileNothingRemoved=true: needs a schedule, as in -c reconcile="rate(1 day)"')
     return Options(
         _stack_name(context.get("stackName", default.stack_name)),
-        Path(str(context.get("definitions", default.definitions_file))),
+        _definitions(context.get("definitions")),
         _truth("throwaway", context.get("throwaway", default.throwaway)),
         _concurrency(context.get("reservedConcurrency", default.reserved_concurrency)),
         _email(context.get("alarmEmail", default.alarm_email)),
@@ -98,6 +98,14 @@ def _stack_name(value: object) -> str:
     raise OptionError(
         f"-c stackName={value}: a letter and up to 29 more letters, digits or hyphens, not ending in one, are needed"
     )
+
+
+def _definitions(value: object) -> Path:
+    if value is not None:
+        return Path(str(value))
+    if not DEFINITIONS_FILE.is_file():
+        raise OptionError("-c definitions=FILE: is needed outside a clone of the repository")
+    return DEFINITIONS_FILE
 
 
 def _truth(flag: str, value: object) -> bool:

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from aggregation_worker.deployment.settings import TableDefinition
 from aggregation_worker.local.pipeline import create_table
-from aggregation_worker.reconciliation.items import ItemPage, ScanSource
-from aggregation_worker.reconciliation.snapshot import Snapshot, take_snapshot
+from aggregation_worker.reconciliation.items import ItemPage, Pages
+from aggregation_worker.reconciliation.scan import ScanSource
+from aggregation_worker.reconciliation.snapshot import take_snapshot
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.streams.reader import StreamReader
 from aggregation_worker.streams.records import Image
@@ -70,7 +71,7 @@ class ItemsInMemory:
         self.seconds_to_make = 0.0
         self._items, self._groups = items, groups
 
-    def pages(self, resume: Mapping[int, Any]) -> Iterator[ItemPage | None]:
+    def pages(self, resume: Mapping[int, Any]) -> Pages:
         """All items, in pages."""
         for first in range(0, self._items, _PAGE_ITEMS):
             start = time.process_time()
@@ -102,8 +103,8 @@ def from_memory(items: int, groups: int, path: Path | None = None) -> dict[str, 
     stream: Any = _SilentStream()
     start = time.process_time()
     with Spool(path) as spool:
-        snapshot = take_snapshot(_DEFINITIONS.aggregations, _DEFINITIONS.source, source, stream, spool)
-        aggregates = sum(1 for _ in snapshot.baselines(_DEFINITIONS.aggregations[0]))
+        take_snapshot(_DEFINITIONS.aggregations, _DEFINITIONS.source, source, stream, spool)
+        aggregates = sum(1 for _ in spool.baselines(_DEFINITIONS.aggregations[0].name))
     seconds = time.process_time() - start - source.seconds_to_make
     return {
         "items": items,
@@ -198,17 +199,15 @@ def _snapshot(
     reader = StreamReader(streams, stream_arn, "LATEST", stream_lag=0, empty_pages=1, poll_interval=0.1)
     start = time.perf_counter()
     with Spool(None) as spool:
-        snapshot = take_snapshot(
-            _DEFINITIONS.aggregations, _DEFINITIONS.source, ScanSource(client, table), reader, spool
-        )
+        take_snapshot(_DEFINITIONS.aggregations, _DEFINITIONS.source, ScanSource(client, table), reader, spool)
         seconds = time.perf_counter() - start
-        _check(snapshot, items)
+        _check(spool, items)
     return seconds
 
 
-def _check(snapshot: Snapshot, items: int) -> None:
-    aggregation = _DEFINITIONS.aggregations[0]
-    total = sum(int(amounts[0]) for _, amounts in snapshot.baselines(aggregation))
+def _check(spool: Spool, items: int) -> None:
+    name = _DEFINITIONS.aggregations[0].name
+    total = sum(int(amounts[0]) for _, amounts in spool.baselines(name))
     assert total == sum(number % 97 + 1 for number in range(items)), "the totals are wrong"
 
 

@@ -87,6 +87,14 @@ def test_what_the_cdk_puts_into_the_context__is_no_mistyped_flag() -> None:
     assert read_options(context) == Options()
 
 
+def test_definitions_outside_a_clone__must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aggregation_worker_cdk.options.DEFINITIONS_FILE", tmp_path / "aggregations.toml")
+
+    with pytest.raises(OptionError, match="-c definitions=FILE: is needed"):
+        read_options({})
+    assert read_options({"definitions": "own.toml"}).definitions_file == Path("own.toml")
+
+
 @pytest.mark.parametrize(
     ("context", "message"),
     [

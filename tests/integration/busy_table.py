@@ -164,10 +164,10 @@ class Writer:
 
 @dataclass(slots=True)
 class Follower:
-    """The worker behind an event source mapping: applies the stream from its beginning.
+    """The worker of an event source mapping: applies the stream from its beginning.
 
     Attributes:
-        definitions: by which it counts; a new deployment sets others, and goes on where the last one was.
+        definitions: by which it counts; a new deployment sets others, and continues where the last one was.
     """
 
     world: World

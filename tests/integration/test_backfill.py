@@ -28,7 +28,7 @@ from aggregation_worker.ledger.receipts import BACKFILL_PAGE, aggregate_name, is
 from aggregation_worker.local.ministack import Ministack
 from aggregation_worker.local.recompute import scan, totals_of
 from aggregation_worker.operations.cli import main
-from aggregation_worker.reconciliation import backfill as core
+from aggregation_worker.reconciliation import snapshot, survey
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.streams import reader as stream_reader
 from aggregation_worker.streams.shards import Shard, StreamShards
@@ -241,7 +241,7 @@ KILLS = (
 
 
 @pytest.mark.long
-def test_adopting_a_busy_table__ends_without_drift_whatever_happens_to_the_tool(
+def test_adopting_a_busy_table__ends_without_drift(
     dynamodb_local: DynamoDBLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = random.randrange(10**6)
@@ -323,7 +323,8 @@ def test_since__is_exact_with_records_on_both_sides_of_it(
     ministack: Ministack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On ministack, whose stream has seconds, where DynamoDB Local's has minutes."""
-    monkeypatch.setattr(core, "SINCE_MARGIN", 2)
+    monkeypatch.setattr(snapshot, "SINCE_MARGIN", 2)
+    monkeypatch.setattr(survey, "SINCE_MARGIN", 2)
     environment = ministack.environment
     with a_shop(ministack, tmp_path, monkeypatch, BY_CUSTOMER, SOLD, existing=300, environment=environment) as shop:
         worker = shop.follower("by_customer")
@@ -442,9 +443,7 @@ def test_dry_run__writes_nothing_and_says_what_would_be_added(shop: Shop, capsys
     shop.assert_exact()
 
 
-def test_items_that_an_aggregation_cannot_use__count_nothing_and_are_told(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_items__count_nothing_and_are_told(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     shop.follower()
 
     assert shop.backfill() == 0
@@ -526,9 +525,7 @@ def test_backfill_begun_from_another_cut__is_refused(shop: Shop, capsys: pytest.
     assert "another cut (stream 2024-07-01T00:00:00.000, not stream 20" in told(capsys)
 
 
-def test_aggregate_with_another_starting_value__is_refused_and_not_touched(
-    shop: Shop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_aggregate_with_another_starting_value__is_not_touched(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     shop.follower()
     order = next(item for item in scan(shop.world.client, shop.source) if item["orderid"]["S"] == "7")
     name = aggregate_name("by_customer", (order["customer"]["N"],))

@@ -31,9 +31,11 @@ from aggregation_worker.operations.cli import main
 from aggregation_worker.operations.explain import ReceiptKind, explanations_of
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation import scheduled
-from aggregation_worker.reconciliation.items import ExportSource, ItemSource, ScanSource
+from aggregation_worker.reconciliation.export import ExportSource
+from aggregation_worker.reconciliation.items import ItemSource
 from aggregation_worker.reconciliation.reconcile import Reconciliation
 from aggregation_worker.reconciliation.report import Report, Verdict
+from aggregation_worker.reconciliation.scan import ScanSource
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.streams.reader import StreamReader
 from aggregation_worker.streams.records import from_get_records

@@ -117,10 +117,10 @@ MUTANTS = (
     _mutant(
         "delete a dead letter before its replay",
         "worker/aggregation_worker/operations/replaying.py",
-        "        for event in _events(to_send):\n            self._send(event)\n        for job in jobs:\n"
+        "        for event in _events(to_send):\n            self._send(send, event)\n        for job in jobs:\n"
         "            if job.problem is None:\n                self._delete(job.letter)\n            else:\n",
         "        for job in jobs:\n            if job.problem is None:\n                self._delete(job.letter)\n"
-        "        for event in _events(to_send):\n            self._send(event)\n        for job in jobs:\n"
+        "        for event in _events(to_send):\n            self._send(send, event)\n        for job in jobs:\n"
         "            if job.problem is not None:\n",
     ),
     _mutant(

@@ -11,14 +11,16 @@ from typing import Any
 import botocore.exceptions
 import pytest
 
-from aggregation_worker.ledger.markers import cut_of, read_marker
+from aggregation_worker.ledger.markers import MarkerError, cut_of, read_marker
 from aggregation_worker.ledger.receipts import BACKFILL_PAGE
 from aggregation_worker.reconciliation import backfill as core
-from aggregation_worker.reconciliation.backfill import Backfill, BackfillError, Result, Step, Target
-from aggregation_worker.reconciliation.items import ItemPage
+from aggregation_worker.reconciliation.backfill import Backfill, Result
+from aggregation_worker.reconciliation.items import ItemPage, Pages
+from aggregation_worker.reconciliation.progress import Stage
 from aggregation_worker.reconciliation.spool import Spool
+from aggregation_worker.reconciliation.survey import BackfillError, Target
 from aggregation_worker.streams.reader import HistoryLostError
-from aggregation_worker.streams.shards import TrimmedError
+from aggregation_worker.streams.shards import IncompleteDescriptionError, TrimmedError
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, cancelled, client_error
 from tests.records import CREATED_AT, STREAM_ARN, STREAM_LABEL, insert, modify, order
@@ -112,7 +114,7 @@ class Items:
     estimated_items = 10
     read_at = None
 
-    def pages(self, resume: Mapping[int, Any]) -> Iterator[ItemPage | None]:
+    def pages(self, resume: Mapping[int, Any]) -> Pages:
         if 0 not in resume:
             now = [CHANGED if item is ITEMS[3] else item for item in ITEMS]
             yield ItemPage(0, [*now, NEW], "end")
@@ -124,7 +126,7 @@ class Shop:
     def __init__(self) -> None:
         self.database = Ledger()
         self.clock = Clock(CREATED_AT + 5_000.0)
-        self.steps: list[Step] = []
+        self.stages: set[Stage] = set()
         self.known_since = LONG_AGO
         self.patience = 0.3
 
@@ -144,7 +146,7 @@ class Shop:
                 60,
                 executor,
                 patience=self.patience,
-                progress=self.steps.append,
+                progress=lambda stage, done, of: self.stages.add(stage),
                 sleep=self.clock.sleep,
                 now=self.clock,
             )
@@ -190,7 +192,7 @@ def test_starting_values__are_the_items_as_they_were_at_the_cut(shop: Shop) -> N
     assert (first.aggregates, first.added, second.aggregates, second.added) == (9, 9, 2, 2)
 
 
-def test_receipt_of_a_starting_value__is_named_by_the_cut_and_stays(shop: Shop) -> None:
+def test_starting_values_receipt__is_named_by_the_cut_and_stays(shop: Shop) -> None:
     shop.run()
 
     receipts = [receipt for receipt in shop.database.receipts() if receipt[0].startswith("by_day#")]
@@ -269,7 +271,7 @@ def test_lost_answers__add_nothing_twice(shop: Shop, expected: dict[str, Any]) -
     assert shop.database.totals() == expected
 
 
-def test_lost_answer_whose_token_is_forgotten__is_settled_by_the_receipt(shop: Shop, expected: dict[str, Any]) -> None:
+def test_lost_answer_and_forgotten_token__receipt_settles_it(shop: Shop, expected: dict[str, Any]) -> None:
     def lose(request: Any) -> Exception:
         shop.database.forget_tokens()
         return LOST
@@ -307,9 +309,7 @@ def test_marker_in_conflict_with_another_run__is_written_again(shop: Shop, expec
     assert all(marker.finished_at for marker in shop.markers())
 
 
-def test_other_run_that_posts_the_same_values_meanwhile__is_no_second_count(
-    shop: Shop, expected: dict[str, Any]
-) -> None:
+def test_other_run_posting_the_same_values__counts_nothing_twice(shop: Shop, expected: dict[str, Any]) -> None:
     other = Shop()
     other.database = shop.database
     once = iter([other.run])
@@ -328,7 +328,7 @@ def test_other_run_that_posts_the_same_values_meanwhile__is_no_second_count(
     assert shop.database.totals() == expected
 
 
-def test_other_run_that_is_done_with_one_aggregation__is_left_its_marker(shop: Shop, expected: dict[str, Any]) -> None:
+def test_aggregation_finished_by_another_run__keeps_its_marker(shop: Shop, expected: dict[str, Any]) -> None:
     shop.run()
     finished, by_day = shop.markers()
     unfinish(shop, "by_day")
@@ -341,9 +341,7 @@ def test_other_run_that_is_done_with_one_aggregation__is_left_its_marker(shop: S
     assert shop.database.totals() == expected
 
 
-def test_row_that_dynamodb_refuses__stops_the_run_and_is_added_when_it_is_put_right(
-    shop: Shop, expected: dict[str, Any]
-) -> None:
+def test_row_that_dynamodb_refuses__stops_the_run_until_it_is_mended(shop: Shop, expected: dict[str, Any]) -> None:
     row = {"item_number": {"S": "item0"}, "order_date": {"S": "2024-07-10"}}
     shop.database.put_item(TableName=TABLE, Item={**row, "quantity": {"S": "many"}})
 
@@ -357,7 +355,7 @@ def test_row_that_dynamodb_refuses__stops_the_run_and_is_added_when_it_is_put_ri
     assert shop.database.totals() == expected
 
 
-def test_nothing_goes_through__ends_the_run_which_can_be_repeated(shop: Shop, expected: dict[str, Any]) -> None:
+def test_nothing_goes_through__ends_the_run_to_be_repeated(shop: Shop, expected: dict[str, Any]) -> None:
     shop.database.before.extend([None, *([client_error("ThrottlingException")] * 1_000)])
 
     with pytest.raises(BackfillError, match="nothing could be written for 0 s"):
@@ -382,7 +380,7 @@ def test_another_starting_value__is_never_added_to(shop: Shop) -> None:
     assert shop.database.totals() == before
 
 
-def test_another_starting_value_that_comes_between_look_and_write__is_never_added_to(shop: Shop) -> None:
+def test_another_starting_value_just_before_the_write__is_kept(shop: Shop) -> None:
     def come_between(request: Any) -> None:
         for item in request.items:
             key = item["Update"]["Key"]
@@ -407,7 +405,7 @@ def test_dry_run__adds_up_and_writes_nothing(shop: Shop) -> None:
     assert shop.database.totals() == {TABLE: [], "by_day": []}
 
 
-def test_killed_run_that_had_read_everything__posts_without_the_stream(
+def test_killed_after_reading_everything__posts_without_the_stream(
     shop: Shop, expected: dict[str, Any], tmp_path: Path
 ) -> None:
     shop.database.before.extend([None, None, _kill])
@@ -430,9 +428,7 @@ def test_killed_run_that_had_read_everything__posts_without_the_stream(
     ("seconds", "posted"),
     [(-1, []), (0, [CREATED_AT]), (1, [CREATED_AT, CREATED_AT + 1]), (5, [CREATED_AT, CREATED_AT + 1])],
 )
-def test_records_created_until_the_takeover_is_over__are_posted_here(
-    shop: Shop, seconds: int, posted: list[int]
-) -> None:
+def test_records_created_during_the_takeover__are_posted_here(shop: Shop, seconds: int, posted: list[int]) -> None:
     shop.known_since = CREATED_AT + seconds - core.TAKEOVER
 
     first, _ = shop.run()
@@ -454,7 +450,7 @@ def test_record_that_a_worker_has_counted__is_not_posted_again(shop: Shop) -> No
     assert shop.database.totals() == before
 
 
-def test_snapshot_of_a_dry_run__says_nothing_of_records_written_after_it(shop: Shop, tmp_path: Path) -> None:
+def test_snapshot_of_a_dry_run__says_nothing_of_later_records(shop: Shop, tmp_path: Path) -> None:
     shop.run(tmp_path / "spool", Reader(()), dry_run=True)
     shop.known_since = CREATED_AT
 
@@ -481,12 +477,12 @@ def test_takeover_that_is_not_over__is_waited_for_and_read(shop: Shop) -> None:
     shop.run(reader=reader)
 
     assert shop.clock.time >= CREATED_AT + 1
-    assert "waiting" in {step.stage for step in shop.steps}
+    assert Stage.WAITING in shop.stages
     assert quantity(shop, "item3", "2024-07-11") == 100 - 13 + 100  # the fake table held the change from the beginning
 
 
 @pytest.mark.parametrize("checks", [0, 1, 2])
-def test_history_that_is_lost_at_any_time__is_refused_with_what_to_do(shop: Shop, checks: int) -> None:
+def test_lost_history__is_refused_with_what_to_do(shop: Shop, checks: int) -> None:
     """At the beginning, at the end of the reading, and when the takeover has been waited for."""
     shop.clock.time = CREATED_AT - 100.0
     shop.known_since = CREATED_AT - core.TAKEOVER
@@ -511,3 +507,58 @@ def test_trimmed_records__are_refused_with_what_to_do(shop: Shop) -> None:
         shop.run(reader=reader)
 
     assert shop.database.requests == []
+
+
+def test_shards_listed_in_the_wrong_order__is_refused_with_what_to_do(shop: Shop) -> None:
+    reader = Reader()
+    reader.error = IncompleteDescriptionError("a shard was listed late: run this again")
+
+    with pytest.raises(BackfillError, match=r"^a shard was listed late: run this again, and it continues where it is$"):
+        shop.run(reader=reader)
+
+    assert shop.database.requests == []
+
+
+# --- Markers --------------------------------------------------------------------------------------------------------
+
+
+def test_marker_of_another_cut_that_comes_meanwhile__is_refused(shop: Shop) -> None:
+    def come_between(request: Any) -> None:
+        shop.database.on_request = lambda request: None
+        marker = {"cut": {"S": "stream of old"}, "started_at": {"N": "1"}}
+        shop.database.put_item(TableName=LEDGER, Item=request.items[0]["Update"]["Key"] | marker)
+
+    shop.database.on_request = come_between
+
+    with pytest.raises(BackfillError, match=r"another cut \(stream of old, not stream"):
+        shop.run()
+
+    assert shop.database.totals() == {TABLE: [], "by_day": []}
+
+
+def test_marker_that_disappears__is_refused(shop: Shop) -> None:
+    def take_away(request: Any) -> None:
+        if "finished_at" in str(request.items):
+            shop.database.delete_item(TableName=LEDGER, Key=request.items[1]["Update"]["Key"])
+
+    shop.database.on_request = take_away
+
+    with pytest.raises(MarkerError, match="by_day: its marker has disappeared"):
+        shop.run()
+
+
+def test_markers_in_conflict_all_the_time__end_the_run(shop: Shop) -> None:
+    shop.database.before.extend([cancelled(["TransactionConflict"])] * 20)
+
+    with pytest.raises(MarkerError, match="markers in table ledger cannot be written now: run this again later"):
+        shop.run()
+
+
+def test_starting_values_that_cannot_be_read__end_the_run(shop: Shop) -> None:
+    shop.database.batch_get_item = lambda **request: {  # type: ignore[method-assign]
+        "Responses": {},
+        "UnprocessedKeys": request["RequestItems"],
+    }
+
+    with pytest.raises(MarkerError, match="table ledger is throttled all the time: run this again later"):
+        shop.run()

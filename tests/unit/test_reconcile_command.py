@@ -132,9 +132,19 @@ def test_status_and_metric__are_healthy_only_where_it_is_known(
 @pytest.mark.parametrize(
     "error", [OutOfTimeError("too late"), SnapshotError("no cut"), TrimmedError("records have left the stream")]
 )
-def test_error_of_a_run__ends_the_command_without_a_metric(run: Any, error: Exception) -> None:
-    with pytest.raises(type(error), match=str(error)):
-        run(error)
+def test_error_of_a_run__is_one_line_and_no_metric(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fail(*_: Any) -> Report:
+        raise error
+
+    published: list[int] = []
+    monkeypatch.setattr(command, "_run", fail)
+    monkeypatch.setattr(command, "publish", lambda _, value: published.append(value))
+
+    assert main(["reconcile"]) == 2
+    assert capsys.readouterr().err == f"aggregator: {error}\n"
+    assert published == []
 
 
 def test_json_and_csv_together__are_refused(run: Any) -> None:
@@ -437,7 +447,7 @@ def test_arguments__become_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     assert status == 1
     assert found == [
         (
-            Request(("sold",), True, True, 5.0, 2, 100.0, "s3://b/p", False, 0.5),
+            Request(("sold",), 2, 100.0, "s3://b/p", True, True, 5.0, False, 0.5),
             {"as_json": False, "as_csv": True},
         )
     ]

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -26,12 +27,16 @@ RUN = {"table": "orders", "stream": "one"}
 @pytest.fixture
 def spool() -> Iterator[Spool]:
     with Spool(None) as temporary:
-        temporary.begin(RUN, [0, 1])
+        temporary.begin(RUN, {"one": 0, "two": 1})
         yield temporary
 
 
 def key(number: int) -> bytes:
     return number.to_bytes(16)
+
+
+def nothing() -> None:
+    """Between the portions."""
 
 
 def amounts(*numbers: int | str) -> Amounts:
@@ -63,61 +68,61 @@ def test_items__summed_by_aggregation_and_group(spool: Spool) -> None:
         [(key(1), 0, '["a"]', "1.5"), (key(1), 1, '["a"]', "7"), (key(2), 0, '["b"]', "2"), (key(3), 0, '["a"]', "3")],
     )
 
-    spool.complete()
+    spool.complete(nothing)
 
-    assert list(spool.baselines(0)) == [(("a",), amounts("4.5")), (("b",), amounts(2))]
-    assert list(spool.baselines(1)) == [(("a",), amounts(7))]
-    assert (spool.number_of_baselines(0), spool.number_of_baselines(1)) == (2, 1)
-    assert (spool.baseline(0, ("b",)), spool.baseline(1, ("b",))) == (amounts(2), None)
+    assert list(spool.baselines("one")) == [(("a",), amounts("4.5")), (("b",), amounts(2))]
+    assert list(spool.baselines("two")) == [(("a",), amounts(7))]
+    assert (spool.number_of_baselines("one"), spool.number_of_baselines("two")) == (2, 1)
+    assert (spool.baseline("one", ("b",)), spool.baseline("two", ("b",))) == (amounts(2), None)
 
 
 def test_sum_of_more_digits_than_pythons_default__is_exact(spool: Spool) -> None:
     large = "12345678901234567890123456789012345678"
     spool.add_items(0, {}, 2, [(key(1), 0, '["a"]', large), (key(2), 0, '["a"]', "0.5")])
 
-    spool.complete()
+    spool.complete(nothing)
 
-    assert spool.baseline(0, ("a",)) == amounts(large + ".5")
+    assert spool.baseline("one", ("a",)) == amounts(large + ".5")
 
 
 def test_sum_of_zero__is_left_out(spool: Spool) -> None:
     spool.add_items(0, {}, 2, [(key(1), 0, '["a"]', "1 0"), (key(2), 0, '["a"]', "-1 0")])
 
-    spool.complete()
+    spool.complete(nothing)
 
-    assert (list(spool.baselines(0)), spool.number_of_baselines(0)) == ([], 0)
+    assert (list(spool.baselines("one")), spool.number_of_baselines("one")) == ([], 0)
 
 
-def test_key_with_later_records__counts_as_it_was_at_the_cut_of_its_aggregation(spool: Spool) -> None:
+def test_key_with_later_records__counts_as_it_was_at_the_cut(spool: Spool) -> None:
     assert spool.see(key(1), 1)
-    spool.add_at_cut(1, ("b",), amounts(5))
+    spool.add_at_cut("two", ("b",), amounts(5))
     spool.add_items(0, {}, 1, [(key(1), 0, '["a"]', "1"), (key(1), 1, '["a"]', "1")])
 
-    spool.complete()
+    spool.complete(nothing)
 
-    assert list(spool.baselines(0)) == [(("a",), amounts(1))]
-    assert list(spool.baselines(1)) == [(("b",), amounts(5))]
+    assert list(spool.baselines("one")) == [(("a",), amounts(1))]
+    assert list(spool.baselines("two")) == [(("b",), amounts(5))]
 
 
-def test_see__first_later_record_of_a_key_at_each_cut_is_told_apart(spool: Spool) -> None:
+def test_see__tells_a_keys_first_later_record_at_each_cut(spool: Spool) -> None:
     assert not spool.has_seen(key(1), 0)
 
     assert [spool.see(key(1), 0), spool.see(key(1), 0), spool.see(key(1), 1)] == [True, False, True]
     assert spool.has_seen(key(1), 0)
 
 
-def test_items_that_cannot_be_used__counted_as_they_were_at_the_cut(spool: Spool) -> None:
+def test_items_that_cannot_be_used__are_those_at_the_cut(spool: Spool) -> None:
     spool.see(key(1), 0)
     spool.add_items(0, {}, 3, [(key(number), 0, None, None) for number in (1, 2, 3)])
-    spool.add_at_cut(0, None, None)
+    spool.add_at_cut("one", None, None)
 
-    spool.complete()
+    spool.complete(nothing)
 
-    assert (spool.unusable(0), spool.unusable(1)) == (3, 0)
-    assert list(spool.baselines(0)) == []
+    assert (spool.unusable("one"), spool.unusable("two")) == (3, 0)
+    assert list(spool.baselines("one")) == []
 
 
-def test_page__is_there_with_the_position_behind_it_or_not_at_all(spool: Spool) -> None:
+def test_page__is_there_with_its_position_or_not_at_all(spool: Spool) -> None:
     def rows() -> Iterator[tuple[bytes, int, str, str]]:
         yield key(1), 0, '["a"]', "1"
         raise ValueError("an item that nobody can read")
@@ -126,8 +131,8 @@ def test_page__is_there_with_the_position_behind_it_or_not_at_all(spool: Spool) 
         spool.add_items(3, {"after": 1}, 1, rows())
 
     assert (spool.positions(), spool.items_read()) == ({}, 0)
-    spool.complete()
-    assert list(spool.baselines(0)) == []
+    spool.complete(nothing)
+    assert list(spool.baselines("one")) == []
 
 
 def test_positions__are_the_last_of_each_segment(spool: Spool) -> None:
@@ -141,50 +146,49 @@ def test_positions__are_the_last_of_each_segment(spool: Spool) -> None:
 def test_stream_forgotten__items_and_positions_stay(spool: Spool) -> None:
     spool.add_items(0, {"after": 1}, 1, [(key(1), 0, '["a"]', "1")])
     spool.see(key(1), 0)
-    spool.add_at_cut(0, ("b",), amounts(2))
-    spool.add_later(0, later(1))
+    spool.add_at_cut("one", ("b",), amounts(2))
+    spool.add_later("one", later(1))
 
     spool.forget_stream()
 
-    assert list(spool.later_receipts(0)) == []
+    assert list(spool.later_receipts("one")) == []
     assert spool.positions() == {0: {"after": 1}}
-    spool.complete()
-    assert list(spool.baselines(0)) == [(("a",), amounts(1))]
+    spool.complete(nothing)
+    assert list(spool.baselines("one")) == [(("a",), amounts(1))]
 
 
 def test_later_records__added_once_and_found_by_aggregate(spool: Spool) -> None:
     for receipt in (later(12), later(1), later(2, "b", 5), later(12)):
-        spool.add_later(0, receipt)
+        spool.add_later("one", receipt)
 
-    assert spool.later(0, ("a",)) == {("page-0", "receipt-1"): amounts(1), ("page-1", "receipt-12"): amounts(1)}
-    assert list(spool.later_receipts(0)) == [later(1), later(12), later(2, "b", 5)]
-    assert list(spool.later_totals(0)) == [(("a",), amounts(2)), (("b",), amounts(5))]
-    assert spool.later(1, ("a",)) == {}
-    assert spool.is_later(0, ("a",), "page-1", "receipt-12")
-    assert not spool.is_later(0, ("b",), "page-1", "receipt-12")
+    assert spool.later("one", ("a",)) == {("page-0", "receipt-1"): amounts(1), ("page-1", "receipt-12"): amounts(1)}
+    assert list(spool.later_receipts("one")) == [later(1), later(12), later(2, "b", 5)]
+    assert list(spool.compare("one")) == [
+        Comparison(("a",), amounts(2), None, touched=True),
+        Comparison(("b",), amounts(5), None, touched=True),
+    ]
+    assert spool.later("two", ("a",)) == {}
 
 
-def test_comparison__has_every_aggregate_with_a_baseline_a_later_record_or_a_total(spool: Spool) -> None:
+def test_comparison__has_every_aggregate_known_in_any_way(spool: Spool) -> None:
     spool.add_items(0, {}, 2, [(key(1), 0, '["a"]', "1"), (key(2), 0, '["c"]', "3")])
-    spool.add_later(0, later(1, "b", 2))
-    spool.add_later(0, later(2, "c", 4))
-    spool.complete()
-    spool.store_totals(0, [(("e",), amounts(9))])
+    spool.add_later("one", later(1, "b", 2))
+    spool.add_later("one", later(2, "c", 4))
+    spool.complete(nothing)
+    spool.store_totals("one", [(("e",), amounts(9))])
 
-    spool.store_totals(0, [(("d",), amounts(8)), (("c",), amounts(6))])
+    spool.store_totals("one", [(("d",), amounts(8)), (("c",), amounts(6))])
 
-    assert list(spool.compare(0, amounts(0))) == [
+    assert list(spool.compare("one")) == [
         Comparison(("a",), amounts(1), None, touched=False),
         Comparison(("b",), amounts(2), None, touched=True),
         Comparison(("c",), amounts(7), amounts(6), touched=True),
         Comparison(("d",), amounts(0), amounts(8), touched=False),
     ]
-    assert list(spool.compare(1, amounts(0))) == []
+    assert list(spool.compare("two")) == []
 
 
-def test_many_aggregates__read_in_portions_while_the_spool_is_written_to(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_aggregates__read_while_the_spool_is_written_to(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool_module, "_ROWS_AT_ONCE", 3)
     groups = [f"{number:03d}" for number in range(20)]
     spool.add_items(0, {}, 20, [(key(number), 0, f'["{group}"]', "1") for number, group in enumerate(groups)])
@@ -193,21 +197,20 @@ def test_many_aggregates__read_in_portions_while_the_spool_is_written_to(
     def between() -> None:
         calls.append(len(calls))
         with spool.together():
-            spool.add_later(0, later(len(calls), groups[-len(calls)]))
+            spool.add_later("one", later(len(calls), groups[-len(calls)]))
 
     spool.complete(between)
 
     assert len(calls) == 7
     found = []
-    for group, _ in spool.baselines(0):
+    for group, _ in spool.baselines("one"):
         found.append(group[0])
         with spool.together():
-            spool.add_later(0, later(100 + len(found), group[0]))
+            spool.add_later("one", later(100 + len(found), group[0]))
     assert found == groups
-    assert [one.group[0] for one in spool.later_receipts(0)] == sorted([*groups, *groups[-7:]])
-    assert [group[0] for group, _ in spool.baselines(0, after=("010",))] == groups[11:]
-    spool.store_totals(0, (((group,), amounts(1)) for group in groups))
-    assert [one.group[0] for one in spool.compare(0, amounts(0))] == groups
+    assert [one.group[0] for one in spool.later_receipts("one")] == sorted([*groups, *groups[-7:]])
+    spool.store_totals("one", (((group,), amounts(1)) for group in groups))
+    assert [one.group[0] for one in spool.compare("one")] == groups
 
 
 def test_summing_up_interrupted__begins_again(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,35 +224,35 @@ def test_summing_up_interrupted__begins_again(spool: Spool, monkeypatch: pytest.
         spool.complete(interrupt)
     assert not spool.is_complete
 
-    spool.complete()
+    spool.complete(nothing)
 
     assert spool.is_complete
-    assert list(spool.baselines(0)) == [(("a",), amounts(1)), (("b",), amounts(2))]
+    assert list(spool.baselines("one")) == [(("a",), amounts(1)), (("b",), amounts(2))]
 
 
 def test_file__keeps_everything_for_the_next_run(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool") as spool:
-        spool.begin(RUN, [0])
+        spool.begin(RUN, {"one": 0})
         spool.add_items(0, {"after": 1}, 1, [(key(1), 0, '["a"]', "1")])
-        spool.add_later(0, later(1))
+        spool.add_later("one", later(1))
         spool.set_note("posted", "a")
         spool.set_note("posted", "b")
 
     with Spool(tmp_path / "spool") as spool:
-        spool.begin(RUN, [0])
+        spool.begin(RUN, {"one": 0})
 
         assert (spool.positions(), spool.note("posted"), spool.note("nothing")) == ({0: {"after": 1}}, "b", None)
-        assert list(spool.later_receipts(0)) == [later(1)]
-        spool.complete()
-        assert list(spool.baselines(0)) == [(("a",), amounts(1))]
+        assert list(spool.later_receipts("one")) == [later(1)]
+        spool.complete(nothing)
+        assert list(spool.baselines("one")) == [(("a",), amounts(1))]
 
 
 def test_spool_of_another_run__refused_and_says_what_differs(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool") as spool:
-        spool.begin(RUN, [0])
+        spool.begin(RUN, {"one": 0})
 
     with Spool(tmp_path / "spool") as spool, pytest.raises(SpoolMismatchError) as refused:
-        spool.begin({"table": "orders", "stream": "two"}, [0])
+        spool.begin({"table": "orders", "stream": "two"}, {"one": 0})
 
     assert "stream was one, is two" in str(refused.value)
     assert "table" not in str(refused.value)
@@ -258,7 +261,7 @@ def test_spool_of_another_run__refused_and_says_what_differs(tmp_path: Path) -> 
 
 def test_spool_that_another_run_works_with__refused(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool") as spool:
-        spool.begin(RUN, [0])
+        spool.begin(RUN, {"one": 0})
 
         with pytest.raises(SpoolInUseError, match="in use by another run"):
             Spool(tmp_path / "spool")
@@ -271,24 +274,89 @@ def test_file_of_something_else__refused(tmp_path: Path) -> None:
         Spool(tmp_path / "spool")
 
 
-def test_folder_that_does_not_exist__is_named(tmp_path: Path) -> None:
-    with pytest.raises(SpoolError, match="nowhere/spool cannot be opened"):
-        Spool(tmp_path / "nowhere" / "spool")
+def test_other_programs_database__refused_and_left_as_it_is(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "books")) as other:
+        other.execute("CREATE TABLE book (title TEXT)")
+    before = (tmp_path / "books").read_bytes()
+
+    with pytest.raises(SpoolError, match=r"books is another program's database: name another file"):
+        Spool(tmp_path / "books")
+
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
+
+
+def test_database_with_a_table_of_the_same_name__refused(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "shop")) as other:
+        other.execute("CREATE TABLE item (name TEXT)")
+
+    with (  # noqa: PT012
+        pytest.raises(SpoolError, match=r"shop is not a spool, or is damaged: .*: name another file"),
+        Spool(tmp_path / "shop") as spool,
+    ):
+        spool.begin(RUN, {"one": 0})
+        spool.add_items(0, {}, 1, [(key(1), 0, '["a"]', "1")])
+
+
+@pytest.mark.parametrize("name", ["nowhere/spool", "folder"])
+def test_file_that_cannot_be_opened__is_named_with_what_to_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+
+    with pytest.raises(SpoolError, match=rf"{name} cannot be used: unable to open database file: .*or name another"):
+        Spool(tmp_path / name)
+
+
+def test_file_that_may_not_be_written_to__is_named_with_what_to_do(tmp_path: Path) -> None:
+    with (  # noqa: PT012
+        pytest.raises(SpoolError, match=r"spool cannot be used: .*readonly.*: check that"),
+        Spool(tmp_path / "spool") as spool,
+    ):
+        spool._db.execute("PRAGMA query_only = 1")  # as with a file of somebody else's
+        spool.begin(RUN, {"one": 0})
+
+
+def test_spool_that_is_damaged_meanwhile__refused(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        spool.begin(RUN, {"one": 0})
+        spool.add_items(0, {}, 1_000, [(key(number), 0, '["a"]', "1") for number in range(1_000)])
+    content = bytearray((tmp_path / "spool").read_bytes())
+    content[4096:] = b"?" * len(content[4096:])
+    (tmp_path / "spool").write_bytes(content)
+
+    with (  # noqa: PT012
+        pytest.raises(SpoolError, match=r"spool is not a spool, or is damaged: .*malformed"),
+        Spool(tmp_path / "spool") as spool,
+    ):
+        spool.begin(RUN, {"one": 0})
+        spool.complete(nothing)
 
 
 def test_disk_full__said_so_and_what_was_written_before_stays(tmp_path: Path) -> None:
-    with Spool(tmp_path / "spool") as spool:
-        spool.begin(RUN, [0])
+    with (  # noqa: PT012
+        pytest.raises(SpoolError, match=r"spool cannot be written: database or disk is full: make room and run this"),
+        Spool(tmp_path / "spool") as spool,
+    ):
+        spool.begin(RUN, {"one": 0})
         spool.add_items(0, {"after": 1}, 1, [(key(1), 0, '["a"]', "1")])
         spool._db.execute("PRAGMA max_page_count = 1")
+        spool.add_items(0, {"after": 2}, 1, [(key(1), 0, f'["{"b" * 1000}"]', "1") for _ in range(1000)])
 
-        with pytest.raises(SpoolError, match="cannot be written: database or disk is full"):
-            spool.add_items(0, {"after": 2}, 1, [(key(1), 0, f'["{"b" * 1000}"]', "1") for _ in range(1000)])
-
+    with Spool(tmp_path / "spool") as spool:
+        spool.begin(RUN, {"one": 0})
         assert spool.positions() == {0: {"after": 1}}
 
 
-def test_closed__cannot_be_used(tmp_path: Path) -> None:
+def test_disk_full_under_a_temporary_spool__says_which_folder_to_set() -> None:
+    with (  # noqa: PT012
+        pytest.raises(SpoolError, match=r"the temporary spool cannot be written: .*set SQLITE_TMPDIR to another"),
+        Spool(None) as spool,
+    ):
+        spool.begin(RUN, {"one": 0})
+        spool._db.execute("PRAGMA max_page_count = 1")
+        for number in range(10_000):
+            spool.see(key(number), 0)
+
+
+def test_closed__cannot_be_used() -> None:
     with Spool(None) as spool:
         pass
 

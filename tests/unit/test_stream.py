@@ -75,7 +75,8 @@ def test_image_that_an_event_cannot_have__does_not_count() -> None:
     assert removed.new_image is None
 
 
-def test_remove_without_an_old_image__is_read_since_it_may_be_ignored() -> None:
+def test_remove_without_an_old_image__is_read() -> None:
+    # An aggregation may ignore it.
     assert validated(stream_record("REMOVE")).old_image is None
 
 
@@ -102,7 +103,7 @@ def test_insert_with_the_identity_of_ttl__is_not_expired() -> None:
 
 
 @pytest.mark.parametrize("printed", ["1789651658", "1789651658.0", "1.789651658E9", "1789651658.999"])
-def test_creation_time__is_the_whole_second_however_it_is_printed(printed: str) -> None:
+def test_creation_time__is_the_whole_second_however_printed(printed: str) -> None:
     raw = json.loads(json.dumps(insert(created_at=0)).replace('ateTime": 0', f'ateTime": {printed}'))
 
     record = validated(raw)
@@ -116,8 +117,8 @@ def test_sequence_number__can_have_any_usual_length(digits: int) -> None:
     assert validated(changed(insert(), "dynamodb.SequenceNumber", "7" * digits)).sequence_number == "7" * digits
 
 
-def test_record_without_an_event_source__is_read_since_a_replay_may_lack_it() -> None:
-    raw = changed(insert(), "eventSource")
+def test_record_without_an_event_source__is_read() -> None:
+    raw = changed(insert(), "eventSource")  # a replayed record may lack it
 
     assert records_of(event(raw)) == [raw]
     assert validated(raw).event_name is EventName.INSERT
@@ -188,7 +189,7 @@ def test_record_with_a_damaged_part__is_malformed_and_names_it(path: str, value:
 
 
 @pytest.mark.parametrize("raw", [None, 5, "text", [], [insert()], True, float("nan")])
-def test_record_that_is_no_object__is_malformed(raw: object) -> None:
+def test_record_that_is_not_an_object__is_malformed(raw: object) -> None:
     with pytest.raises(MalformedRecordError, match="not a JSON object"):
         validated(raw)
 
@@ -211,7 +212,7 @@ def test_creation_time_at_the_ends_of_the_calendar__is_read(moment: float) -> No
         (stream_record("MODIFY"), "MODIFY record .* has no NewImage"),
     ],
 )
-def test_record_without_an_image_that_it_must_have__raises_what_to_set(raw: dict[str, Any], missing: str) -> None:
+def test_record_without_a_needed_image__raises_what_to_set(raw: dict[str, Any], missing: str) -> None:
     with pytest.raises(StreamViewTypeError, match=missing + ".* NEW_AND_OLD_IMAGES"):
         validated(raw)
 
@@ -290,11 +291,11 @@ NO_SEQUENCE_NUMBERS: list[Any] = [None, 5, "", "x", "1" * 65, ["1"], {}]
         *({"dynamodb": {"SequenceNumber": number}} for number in NO_SEQUENCE_NUMBERS),
     ],
 )
-def test_sequence_number_of_a_record_without_a_valid_one__is_none(raw: object) -> None:
+def test_sequence_number__is_none_where_there_is_no_valid_one(raw: object) -> None:
     assert sequence_number_of(raw) is None
 
 
-def test_sequence_number_of_a_malformed_record__is_known_if_it_is_there() -> None:
+def test_sequence_number_of_a_malformed_record__is_known() -> None:
     assert sequence_number_of({"dynamodb": {"SequenceNumber": "123"}}) == "123"
 
 
@@ -357,7 +358,7 @@ def test_record_from_get_records__becomes_what_lambda_delivers() -> None:
     }
 
 
-def test_record_from_get_records__is_json_and_is_read_as_any_other() -> None:
+def test_record_from_get_records__is_json_and_can_be_read() -> None:
     delivered = json.loads(json.dumps(from_get_records(get_records_record(), STREAM_ARN)))
 
     record = validated(delivered)
@@ -367,7 +368,7 @@ def test_record_from_get_records__is_json_and_is_read_as_any_other() -> None:
 
 
 @pytest.mark.parametrize("part", ["NewImage", "OldImage"])
-def test_each_image_from_get_records__has_its_binary_values_as_base64(part: str) -> None:
+def test_image_from_get_records__has_binary_values_as_base64(part: str) -> None:
     original = get_records_record()
     original["dynamodb"] = {part: {"picture": {"B": b"\x00\x01"}}}
 
@@ -382,7 +383,7 @@ def test_record_from_get_records__is_left_as_it_was() -> None:
     assert original == get_records_record()
 
 
-def test_record_from_get_records_without_identity_or_images__gets_none() -> None:
+def test_record_from_get_records__gets_no_identity_or_images() -> None:
     original = get_records_record()
     del original["userIdentity"]
     del original["dynamodb"]["OldImage"]
@@ -396,7 +397,7 @@ def test_record_from_get_records_without_identity_or_images__gets_none() -> None
 
 
 @given(st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(2100, 1, 1), timezones=st.timezones()))  # noqa: DTZ001 - hypothesis wants naive bounds
-def test_creation_time_from_get_records__is_the_second_in_any_zone(moment: datetime) -> None:
+def test_creation_time_from_get_records__ignores_the_zone(moment: datetime) -> None:
     original = get_records_record()
     original["dynamodb"]["ApproximateCreationDateTime"] = moment
 

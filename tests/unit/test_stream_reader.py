@@ -45,20 +45,25 @@ def reader_of(client: FakeStreamsClient, start: StartingPosition = "TRIM_HORIZON
     return StreamReader(typed, STREAM_ARN, start, stream_lag=LAG, empty_pages=EMPTY_PAGES, poll_interval=1.0)
 
 
+def read(reader: StreamReader) -> list[dict[str, Any]]:
+    """One round."""
+    return [record for page in reader.pages() for record in page]
+
+
 def read_numbers(reader: StreamReader) -> list[int]:
-    return [int(record["dynamodb"]["SequenceNumber"]) for record in reader.read()]
+    return [int(record["dynamodb"]["SequenceNumber"]) for record in read(reader)]
 
 
 def read_empty_pages(reader: StreamReader, clock: Clock, pages: int) -> None:
     for _ in range(pages):
-        assert reader.read() == []
+        assert read(reader) == []
         clock.now += 1
 
 
 def test_read__gives_records_as_lambda_delivers_them() -> None:
     reader = reader_of(FakeStreamsClient(FakeShard("only").put(get_records_record(1, created_at=NOW))))
 
-    (record,) = reader.read()
+    (record,) = read(reader)
 
     assert record["eventSourceARN"] == STREAM_ARN
     assert record["dynamodb"]["ApproximateCreationDateTime"] == NOW
@@ -86,14 +91,14 @@ def test_latest__position_is_fixed_when_it_is_opened() -> None:
         assert read_numbers(reader) == [2]
 
 
-def test_record_met_while_opening__is_returned_by_the_first_reading() -> None:
+def test_record_met_while_opening__is_in_the_first_round() -> None:
     reader = reader_of(FakeStreamsClient(FakeShard("only").put(*map(get_records_record, range(1, 4)))))
     reader.open()
 
     assert read_numbers(reader) == [1, 2, 3]
 
 
-def test_iterator_expires_while_opening__position_is_fixed_all_the_same() -> None:
+def test_iterator_expires_while_opening__position_is_fixed() -> None:
     class Expiring(FakeStreamsClient):
         def get_records(self, **request: Any) -> dict[str, Any]:
             if not self.limits:
@@ -116,7 +121,7 @@ def test_records_trimmed__refused() -> None:
     shard.trimmed = 3
 
     with pytest.raises(TrimmedError):
-        reader.read()
+        read(reader)
 
 
 def test_shard_that_gave_an_empty_page__left_alone_for_a_while() -> None:
@@ -126,15 +131,15 @@ def test_shard_that_gave_an_empty_page__left_alone_for_a_while() -> None:
         reader.open()
         asked = len(client.limits)
 
-        reader.read()
+        read(reader)
         assert len(client.limits) == asked
         clock.now += 1
-        reader.read()
+        read(reader)
 
         assert len(client.limits) == asked + 1
 
 
-def test_quiet_shard__moment_passed_after_several_empty_pages_later_than_the_lag() -> None:
+def test_quiet_shard__moment_passed_after_several_late_empty_pages() -> None:
     with a_clock() as clock:
         reader = reader_of(FakeStreamsClient(FakeShard("only")))
         reader.open()
@@ -171,7 +176,7 @@ def test_record_between_empty_pages__they_are_counted_anew() -> None:
         assert reader.has_passed(moment)
 
 
-def test_busy_shard__moment_passed_with_a_record_created_later_than_the_lag() -> None:
+def test_busy_shard__moment_passed_with_a_record_after_the_lag() -> None:
     with a_clock() as clock:
         shard = FakeShard("only")
         reader = reader_of(FakeStreamsClient(shard))
@@ -181,15 +186,15 @@ def test_busy_shard__moment_passed_with_a_record_created_later_than_the_lag() ->
         assert not reader.has_passed(moment)
 
         shard.put(get_records_record(1, created_at=NOW + LAG))
-        reader.read()
+        read(reader)
         assert not reader.has_passed(moment)  # whole seconds: it may have been created a second earlier
         shard.put(get_records_record(2, created_at=NOW + LAG + 1))
-        reader.read()
+        read(reader)
 
         assert reader.has_passed(moment)
 
 
-def test_this_machines_clock_is_wrong__creation_times_are_compared_with_the_services() -> None:
+def test_wrong_clock_here__creation_times_use_the_services_clock() -> None:
     with a_clock() as clock:
         shard = FakeShard("only")
         client = TellingTheTime(shard)
@@ -201,15 +206,15 @@ def test_this_machines_clock_is_wrong__creation_times_are_compared_with_the_serv
         assert not reader.has_passed(moment)
 
         shard.put(get_records_record(1, created_at=NOW + 290))  # by the service's clock 10 s before `moment`
-        reader.read()
+        read(reader)
 
         assert not reader.has_passed(moment)
         shard.put(get_records_record(2, created_at=NOW + 300 + LAG + 2))
-        reader.read()
+        read(reader)
         assert reader.has_passed(moment)
 
 
-def test_one_of_two_shards_behind__moment_not_passed() -> None:
+def test_one_of_two_shards_late__moment_not_passed() -> None:
     with a_clock() as clock:
         busy = FakeShard("busy")
         reader = reader_of(FakeStreamsClient(FakeShard("quiet"), busy))
@@ -228,7 +233,7 @@ def test_one_of_two_shards_behind__moment_not_passed() -> None:
         assert reader.has_passed(moment)
 
 
-def test_shard_closed__moment_passed_only_when_its_child_is_listed_and_read() -> None:
+def test_shard_closed__moment_passed_when_its_child_is_read() -> None:
     with a_clock() as clock:
         parent = FakeShard("parent")
         client = FakeStreamsClient(parent)
@@ -294,7 +299,7 @@ def test_stream_is_disabled_meanwhile__refused() -> None:
             read_empty_pages(reader, clock, EMPTY_PAGES)
 
 
-def test_record_that_was_met_while_opening_and_not_returned__moment_not_passed() -> None:
+def test_record_met_while_opening_not_returned__moment_not_passed() -> None:
     with a_clock() as clock:
         reader = reader_of(FakeStreamsClient(FakeShard("only").put(get_records_record(1, created_at=NOW))))
         reader.open()
@@ -306,7 +311,7 @@ def test_record_that_was_met_while_opening_and_not_returned__moment_not_passed()
 
 
 @freeze_time("2024-07-15T12:00:00Z")
-def test_history__complete_while_it_is_younger_than_the_stream_keeps_less_a_margin() -> None:
+def test_history__complete_until_a_margin_before_its_end() -> None:
     reader = reader_of(FakeStreamsClient())
     now = datetime.now(UTC)
 

@@ -49,7 +49,7 @@ def test_children__readable_only_after_their_parent_is_finished() -> None:
     assert ids(shards) == ["child-1", "child-2"]
 
 
-def test_one_of_two_parents_finished__its_child_is_readable_beside_the_other_parent() -> None:
+def test_one_parent_of_two_finished__its_child_is_readable() -> None:
     client = FakeStreamsClient(
         FakeShard("parent-1", closed=True), FakeShard("parent-2"), FakeShard("child", "parent-1")
     )
@@ -83,7 +83,7 @@ def test_shards_known__description_is_not_asked_for_each_round() -> None:
     assert client.describe_calls == 1
 
 
-def test_stream_without_shards_yet__first_one_is_found_when_it_comes() -> None:
+def test_stream_without_shards__first_one_is_found_when_it_comes() -> None:
     client = FakeStreamsClient()
     shards = shards_of(client)
     assert ids(shards) == []
@@ -109,7 +109,7 @@ def test_latest__skips_what_was_there_and_closed_shards() -> None:
     assert read_numbers(shard) == [3]
 
 
-def test_latest__a_shard_that_appears_later_is_read_from_its_beginning() -> None:
+def test_latest__later_shard_is_read_from_its_beginning() -> None:
     parent = FakeShard("parent")
     client = FakeStreamsClient(parent)
     shards = shards_of(client, "LATEST")
@@ -150,7 +150,7 @@ def test_closed_shard__exhausted_after_its_last_page() -> None:
     assert read_numbers(shard) == []
 
 
-def test_iterator_expired__reading_goes_on_behind_the_last_record() -> None:
+def test_iterator_expired__reading_continues_after_the_last_record() -> None:
     client = FakeStreamsClient(FakeShard("only").put(get_records_record(1), get_records_record(2)))
     (shard,) = shards_of(client).readable()
     assert read_numbers(shard, 1) == [1]
@@ -162,7 +162,7 @@ def test_iterator_expired__reading_goes_on_behind_the_last_record() -> None:
     assert client.iterator_requests[-1] == ("only", "AFTER_SEQUENCE_NUMBER")
 
 
-def test_iterator_expired_before_any_record__starting_position_is_asked_for_again() -> None:
+def test_iterator_expired_before_any_record__start_is_asked_for_again() -> None:
     client = FakeStreamsClient(FakeShard("only").put(get_records_record(1)))
     (shard,) = shards_of(client).readable()
 
@@ -172,7 +172,7 @@ def test_iterator_expired_before_any_record__starting_position_is_asked_for_agai
 
 
 @pytest.mark.parametrize("expired", [True, False])
-def test_records_trimmed_before_they_were_read__reading_goes_on_with_the_oldest_left(
+def test_unread_records_trimmed__reading_continues_with_the_oldest(
     expired: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = FakeShard("only").put(*(get_records_record(number) for number in range(1, 6)))
@@ -195,7 +195,7 @@ def strict_shards_of(client: FakeStreamsClient, start: StartingPosition = "TRIM_
 
 
 @pytest.mark.parametrize("expired", [True, False])
-def test_records_trimmed_before_they_were_read__refused_where_none_may_be_missed(expired: bool) -> None:
+def test_unread_records_trimmed__refused_where_none_may_be_missed(expired: bool) -> None:
     source = FakeShard("only").put(*(get_records_record(number) for number in range(1, 6)))
     client = FakeStreamsClient(source)
     (shard,) = strict_shards_of(client).readable()
@@ -209,7 +209,7 @@ def test_records_trimmed_before_they_were_read__refused_where_none_may_be_missed
         read_numbers(shard)
 
 
-def test_records_trimmed_before_the_first_answer__horizon_is_where_the_oldest_is_left() -> None:
+def test_trimmed_before_the_first_answer__horizon_is_the_oldest_left() -> None:
     source = FakeShard("only").put(*(get_records_record(number) for number in range(1, 6)))
     (shard,) = strict_shards_of(FakeStreamsClient(source)).readable()
 
@@ -218,7 +218,7 @@ def test_records_trimmed_before_the_first_answer__horizon_is_where_the_oldest_is
     assert (read_numbers(shard), read_numbers(shard)) == ([], [4, 5])
 
 
-def test_child_trimmed_before_its_first_answer__refused_where_none_may_be_missed() -> None:
+def test_child_trimmed_before_its_first_answer__refused() -> None:
     child = FakeShard("child", "parent").put(get_records_record(1), get_records_record(2))
     client = FakeStreamsClient(FakeShard("parent", closed=True), child)
     shards = strict_shards_of(client)
@@ -231,7 +231,7 @@ def test_child_trimmed_before_its_first_answer__refused_where_none_may_be_missed
         read_numbers(shard)
 
 
-def test_latest_expired_before_any_record__position_is_lost_and_that_is_refused() -> None:
+def test_latest_expired_before_any_record__refused() -> None:
     client = FakeStreamsClient(FakeShard("only"))
     (shard,) = strict_shards_of(client, "LATEST").readable()
     assert read_numbers(shard) == []
@@ -242,7 +242,7 @@ def test_latest_expired_before_any_record__position_is_lost_and_that_is_refused(
         read_numbers(shard)
 
 
-def test_latest_expired_behind_a_record__reading_goes_on_there() -> None:
+def test_latest_expired_after_a_record__reading_continues_there() -> None:
     source = FakeShard("only")
     client = FakeStreamsClient(source)
     (shard,) = strict_shards_of(client, "LATEST").readable()
@@ -255,7 +255,7 @@ def test_latest_expired_behind_a_record__reading_goes_on_there() -> None:
     assert (read_numbers(shard), read_numbers(shard)) == ([], [2])
 
 
-def test_shard_gone_before_it_was_read__refused_where_none_may_be_missed() -> None:
+def test_shard_gone_before_it_was_read__refused() -> None:
     client = FakeStreamsClient(FakeShard("parent"), FakeShard("child", "parent", closed=True))
     shards = strict_shards_of(client)
     assert ids(shards) == ["parent"]
@@ -283,7 +283,7 @@ def test_parent_listed_later_than_its_child__child_waits_for_it() -> None:
     assert ids(shards) == ["grandchild"]
 
 
-def test_parent_listed_after_its_child_was_read__refused_since_the_order_is_lost() -> None:
+def test_parent_listed_after_its_child_was_read__refused() -> None:
     client = FakeStreamsClient(FakeShard("child", "parent"))
     shards = strict_shards_of(client)
     assert ids(shards) == ["child"]
@@ -308,7 +308,7 @@ def test_successors__known_once_every_closed_shard_has_one() -> None:
     assert before <= shards.successors_known_at <= time.monotonic()
 
 
-def test_successors_after_a_shard_is_finished__unknown_until_the_next_description() -> None:
+def test_successors_of_a_finished_shard__unknown_until_described() -> None:
     client = FakeStreamsClient(FakeShard("closed", closed=True), FakeShard("next", "closed"), status="ENABLED")
     shards = strict_shards_of(client)
     (closed,) = shards.readable()

@@ -67,13 +67,13 @@ def process(
     dead_letters: DeadLetterQueue,
     deadline: Deadline,
 ) -> BatchResult:
-    """Brings every record of a batch into the totals, or parks it, or says that it must come again.
+    """Brings every record of a batch into the totals, or parks it, or says that it must be delivered again.
 
     A record counts as done only when all its contributions are in the ledger, or it is parked. One that some
     aggregation refuses is parked after the contributions to the others are in; replaying it adds only what is missing.
 
     Raises:
-        UnexpectedEventError, StreamViewTypeError: the records are not such as this worker can ever count.
+        UnexpectedEventError, StreamViewTypeError: this worker cannot count these records: the deployment is wrong.
         CommitError: nothing can be committed before an operator acts.
     """
     refusals = _Refusals()

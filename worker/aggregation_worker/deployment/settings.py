@@ -88,7 +88,7 @@ RECONCILE_MEMORY_MB = 1_769
 RECONCILE_STORAGE_MB = 10_240
 # Two at once would read the table twice, to say the same.
 RECONCILE_CONCURRENCY = 1
-# One that failed would read the whole table again, and fail again: somebody must look, and the schedule comes again.
+# One that failed would read the whole table and fail again: an operator must act, and the schedule runs it again.
 RECONCILE_RETRY_ATTEMPTS = 0
 # Seconds that a run waits for the one before it to end, if the two would otherwise be at work at once.
 RECONCILE_WAITS_SECONDS = 1_800
@@ -109,7 +109,7 @@ STACK_NAME = "DynamoDBAggregationWorker"
 
 
 class Output(StrEnum):
-    """The stack's outputs that the `aggregator` command reads, so that nobody copies ARNs by hand."""
+    """The stack's outputs that the `aggregator` command reads, so that ARNs need not be copied by hand."""
 
     SOURCE_TABLE = "SourceTableName"
     LEDGER_TABLE = "LedgerTableName"
@@ -161,7 +161,7 @@ def check_scheduled_reconcile(definitions: Definitions, *, nothing_removed: bool
     """Refuses a schedule that could never find anything: what an aggregation keeps of deleted items has no source.
 
     Raises:
-        DeploymentError: no aggregation's totals can be told from the source alone.
+        DeploymentError: no aggregation's totals can be computed from the source alone.
     """
     if nothing_removed or any(one.remove is RemovePolicy.RETRACT for one in definitions.aggregations):
         return

@@ -1,21 +1,36 @@
-"""Backfill markers: from which cut an aggregation was or is being filled, and when that was finished."""
+"""What a backfill leaves in the ledger: an aggregation's marker, and the starting values of its aggregates.
+
+The marker says from which cut the aggregation was or is being filled, and when that was finished.
+"""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.contributions import Aggregation
 from aggregation_worker.aggregations.definitions import moment_text
-from aggregation_worker.ledger.receipts import AGGREGATE_KEY, BACKFILL_PAGE, PAGE_KEY
+from aggregation_worker.aggregations.numbers import Amounts
+from aggregation_worker.aws_errors import (
+    ACTION_CONDITION_FAILED,
+    ACTION_CONFLICT,
+    ACTION_THROTTLED,
+    CONDITION_FAILED,
+    cancellation_reasons,
+    code_of,
+)
+from aggregation_worker.errors import WorkerError
+from aggregation_worker.ledger.receipts import AGGREGATE_KEY, BACKFILL_PAGE, NO_RECEIPTS, PAGE_KEY, read_receipt
 from aggregation_worker.streams.reader import stream_began
 from aggregation_worker.streams.records import table_and_label
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
 
 # The marker's attributes.
 CUT = "cut"
@@ -24,8 +39,19 @@ FINISHED_AT = "finished_at"
 AGGREGATES = "aggregates"
 UNUSABLE = "unusable"
 
+# Most keys of a BatchGetItem (API reference).
+KEYS_PER_READ = 100
+# Markers in one transaction, and how often it is tried again when another run writes the same ones.
+_MARKERS_PER_TRANSACTION = 100
+_ATTEMPTS = 20
+_POLL = 0.2  # seconds
+
 # The cut of an aggregation whose totals were corrected instead of being backfilled.
 REPAIR_CUT = "repair"
+
+
+class MarkerError(WorkerError):
+    """Markers or starting values cannot be read or written now; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +81,20 @@ class Marker:
     unusable: int
 
 
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """An aggregation, by its name, whose starting values are all in.
+
+    Attributes:
+        aggregates: how many have a starting value.
+        unusable: items, as they were at the cut, that it cannot use.
+    """
+
+    aggregation: str
+    aggregates: int
+    unusable: int
+
+
 def cut_of(aggregation: Aggregation, stream_arn: str) -> Cut:
     """Where an aggregation begins to count the records of a stream."""
     if aggregation.since is not None:
@@ -68,14 +108,141 @@ def read_marker(client: "DynamoDBClient", ledger_table: str, aggregation: str) -
     Raises:
         ClientError: the ledger cannot be read.
     """
-    item = client.get_item(TableName=ledger_table, Key=marker_key(aggregation), ConsistentRead=True).get("Item")
+    item = client.get_item(TableName=ledger_table, Key=_key(aggregation), ConsistentRead=True).get("Item")
     return None if item is None else _marker(item)
 
 
-def marker_key(aggregation: str) -> dict[str, Any]:
-    """The key of an aggregation's marker, in DynamoDB's typed JSON."""
-    # An aggregate's name has a `#`, an aggregation's has none: the marker is no aggregate's page.
-    return {AGGREGATE_KEY: {"S": aggregation}, PAGE_KEY: {"S": BACKFILL_PAGE}}
+def begin_backfill(
+    client: "DynamoDBClient", ledger_table: str, aggregation: str, cut: Cut, now: float, sleep: Callable[[float], None]
+) -> Marker:
+    """Writes an aggregation's marker unless there is one; returns the one that stands.
+
+    Raises:
+        MarkerError: another run writes it all the time.
+    """
+    values = {CUT: {"S": cut.name}, STARTED_AT: {"N": str(int(now))}}
+    refused = _write(client, ledger_table, [_mark(ledger_table, aggregation, values, absent=CUT)], sleep)
+    return _marker(values if not refused else refused[0] or {})
+
+
+def finish_backfills(
+    client: "DynamoDBClient",
+    ledger_table: str,
+    filled: Sequence[Filled],
+    now: float,
+    sleep: Callable[[float], None],
+) -> None:
+    """Marks aggregations as finished, all of them at once (up to a hundred), except those that are already.
+
+    So a run that is killed here has the same aggregations to fill the next time, and finds its spool.
+
+    Raises:
+        MarkerError: another run writes the markers all the time, or one has gone.
+    """
+    for start in range(0, len(filled), _MARKERS_PER_TRANSACTION):
+        left = filled[start : start + _MARKERS_PER_TRANSACTION]
+        while left and (
+            refused := _write(client, ledger_table, [_finish(ledger_table, one, now) for one in left], sleep)
+        ):
+            for one, found in zip(left, refused, strict=True):
+                if found is not None and FINISHED_AT not in found:
+                    raise MarkerError(
+                        f"{one.aggregation}: its marker has disappeared from table {ledger_table}: something other "
+                        "than the worker is changing it"
+                    )
+            left = [one for one, found in zip(left, refused, strict=True) if found is None]
+
+
+def _finish(ledger_table: str, filled: Filled, now: float) -> "TransactWriteItemTypeDef":
+    numbers = {FINISHED_AT: int(now), AGGREGATES: filled.aggregates, UNUSABLE: filled.unusable}
+    values = {name: {"N": str(number)} for name, number in numbers.items()}
+    return _mark(ledger_table, filled.aggregation, values, absent=FINISHED_AT, present=CUT)
+
+
+def _mark(
+    ledger_table: str, aggregation: str, values: Mapping[str, Any], *, absent: str, present: str | None = None
+) -> "TransactWriteItemTypeDef":
+    """Sets attributes of a marker under the condition that one is absent and, if given, one is there."""
+    condition = f"attribute_not_exists(#{absent})" + (f" AND attribute_exists(#{present})" if present else "")
+    return {
+        "Update": {
+            "TableName": ledger_table,
+            "Key": _key(aggregation),
+            "UpdateExpression": "SET " + ", ".join(f"#{name} = :{name}" for name in values),
+            "ConditionExpression": condition,
+            "ExpressionAttributeNames": {
+                f"#{name}": name for name in (*values, absent, *((present,) if present else ()))
+            },
+            "ExpressionAttributeValues": {f":{name}": value for name, value in values.items()},
+            "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+        }
+    }
+
+
+def _write(
+    client: "DynamoDBClient",
+    ledger_table: str,
+    updates: "Sequence[TransactWriteItemTypeDef]",
+    sleep: Callable[[float], None],
+) -> list[Mapping[str, Any] | None]:
+    """Writes markers together, through conflicts with other runs.
+
+    Returns:
+        Nothing or, where conditions do not hold, for each marker what stands there, `None` where its condition holds.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            client.transact_write_items(TransactItems=updates, ClientRequestToken=str(uuid4()))
+        except ClientError as error:
+            reasons = cancellation_reasons(error)
+            codes = [reason.get("Code") for reason in reasons]
+            if ACTION_CONDITION_FAILED in codes:
+                return [
+                    reason.get("Item", {}) if code == ACTION_CONDITION_FAILED else None
+                    for code, reason in zip(codes, reasons, strict=True)
+                ]
+            if ACTION_CONFLICT not in codes and ACTION_THROTTLED.isdisjoint(codes):
+                raise
+            sleep(_POLL)
+        else:
+            return []
+    raise MarkerError(f"the markers in table {ledger_table} cannot be written now: run this again later")
+
+
+def read_starting_values(
+    client: "DynamoDBClient",
+    ledger_table: str,
+    aggregates: Sequence[str],
+    patience: float,
+    sleep: Callable[[float], None],
+) -> dict[str, dict[str, Amounts]]:
+    """The starting values that stand in the ledger, by aggregate's and receipt's name, of up to `KEYS_PER_READ`.
+
+    Raises:
+        MarkerError: the ledger has been throttled for `patience` seconds.
+    """
+    keys: Sequence[Mapping[str, Any]] = [_key(aggregate) for aggregate in aggregates]
+    found: dict[str, dict[str, Amounts]] = {}
+    given_up_at = time.monotonic() + patience
+    while True:
+        request: Any = {ledger_table: {"Keys": keys, "ConsistentRead": True}}
+        answer = client.batch_get_item(RequestItems=request)
+        for item in answer["Responses"].get(ledger_table, []):
+            receipts = {name: read_receipt(value) for name, value in item.items() if name not in NO_RECEIPTS}
+            found[item[AGGREGATE_KEY]["S"]] = receipts
+        left = answer.get("UnprocessedKeys", {}).get(ledger_table)
+        if left is None:
+            return found
+        if time.monotonic() > given_up_at:
+            raise MarkerError(f"table {ledger_table} is throttled all the time: run this again later")
+        keys = left["Keys"]
+        sleep(_POLL)
+
+
+def _key(name: str) -> dict[str, Any]:
+    """The key of an aggregation's marker, or of an aggregate's starting value."""
+    # An aggregate's name has a `#`, an aggregation's has none: a marker is not an aggregate's page.
+    return {AGGREGATE_KEY: {"S": name}, PAGE_KEY: {"S": BACKFILL_PAGE}}
 
 
 def _marker(item: Mapping[str, Any]) -> Marker:
@@ -111,8 +278,7 @@ def close_to_backfill(
         client.put_item(
             TableName=ledger_table,
             Item={
-                AGGREGATE_KEY: {"S": aggregation.name},
-                PAGE_KEY: {"S": BACKFILL_PAGE},
+                **_key(aggregation.name),
                 CUT: {"S": REPAIR_CUT},
                 STARTED_AT: now,
                 FINISHED_AT: now,
@@ -124,7 +290,7 @@ def close_to_backfill(
             **({"ExpressionAttributeValues": values} if values else {}),  # type: ignore[arg-type]  # no empty ones
         )
     except ClientError as error:
-        if error.response.get("Error", {}).get("Code") != "ConditionalCheckFailedException":
+        if code_of(error) != CONDITION_FAILED:
             raise
         standing = read_marker(client, ledger_table, aggregation.name)  # another repair, or a backfill
         return standing is not None and standing.finished_at is not None

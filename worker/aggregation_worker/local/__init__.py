@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-# What the demo counts: the reference scenario, whatever stands in the user's own file.
+# What the demo counts: the reference scenario, whatever the user's own file says.
 SAMPLE_FILE = Path(__file__).with_name("sample.toml")

@@ -1,7 +1,7 @@
 """A handler run as Lambda would run it: JSON in, JSON out, a context that counts down, and a time limit.
 
 One difference: Lambda stops a function at its timeout, while here it runs to its end and the invocation then counts as
-failed. What the handler still did meanwhile has been done, as after a timeout that came a moment late.
+failed. What the handler did until then stays done, as after a timeout that came a moment late.
 """
 
 import json

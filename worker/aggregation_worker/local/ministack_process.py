@@ -1,6 +1,6 @@
 """Runs ministack in this process until standard input ends, then removes its state directory and exits.
 
-Started by `ministack` as a script of its own. The pipe behind standard input closes when the starting process ends, in
+Started by `ministack` as a script of its own. The pipe to standard input closes when the starting process ends, in
 whatever way, so no server is ever left behind; that holds on every platform, unlike a parent-death signal.
 """
 

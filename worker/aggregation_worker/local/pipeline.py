@@ -60,7 +60,7 @@ def running_pipeline(
     environment: Mapping[str, str] | None = None,
     port: int | None = None,
 ) -> Iterator[Pipeline]:
-    """Starts everything, and stops it at the end; nothing is left behind.
+    """Starts everything, and stops it at the end, without leaving anything.
 
     While it runs, this process's environment is the function's: the endpoint of ministack and the worker's settings.
     The mapping delivers only while its `run` or `drain` is called.

@@ -46,7 +46,7 @@ def scan(client: "DynamoDBClient", table: str) -> Iterator[Image]:
 
 
 def stored_totals(client: "DynamoDBClient", aggregation: Aggregation) -> dict[Group, tuple[Decimal, ...]]:
-    """An aggregation's totals as they stand in its table.
+    """An aggregation's totals as stored in its table.
 
     Rows that hold none of its measures are left out, and those under another prefix: they are of an aggregation that
     shares the table, maybe with measures of the same names.

@@ -7,7 +7,6 @@ progress on standard error, and the report.
 import argparse
 import hashlib
 import os
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,28 +21,24 @@ from aggregation_worker.aggregations.numbers import Amounts, canonical_text
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
 from aggregation_worker.ledger.definition_guard import fingerprint
 from aggregation_worker.ledger.markers import Marker
-from aggregation_worker.ledger.settlement import CommitError
 from aggregation_worker.operations.errors import CommandError
-from aggregation_worker.operations.options import add_deployment_options, add_source_options
+from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import console, print_json, print_table
 from aggregation_worker.operations.resources import Resources
-from aggregation_worker.operations.source import chosen_aggregations, items_of, shown_progress, stream_arn_of
-from aggregation_worker.reconciliation.backfill import Backfill, BackfillError, Result, Target, survey
-from aggregation_worker.reconciliation.items import ExportError, ItemSource
-from aggregation_worker.reconciliation.snapshot import SnapshotError
-from aggregation_worker.reconciliation.spool import Spool, SpoolError
+from aggregation_worker.operations.source import (
+    SourceRequest,
+    add_source_options,
+    chosen_aggregations,
+    items_of,
+    request_of,
+    shown_progress,
+    stream_arn_of,
+)
+from aggregation_worker.reconciliation.backfill import Backfill, Result
+from aggregation_worker.reconciliation.items import ItemSource
+from aggregation_worker.reconciliation.spool import Spool
+from aggregation_worker.reconciliation.survey import Target, survey
 from aggregation_worker.streams.reader import StreamReader
-from aggregation_worker.streams.records import StreamViewTypeError, UnexpectedEventError
-from aggregation_worker.streams.shards import IncompleteDescriptionError, StreamGapError
-
-_STAGES = {
-    "items": "reading items",
-    "stream": "reading the stream up to now",
-    "sums": "adding up",
-    "waiting": "waiting for workers that do not know the aggregation yet",
-    "catching up": "posting records that such workers may have left out",
-    "posting": "posting starting values",
-}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -76,16 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs `backfill` as the command line says."""
-    request = Request(
-        tuple(options.names),
-        options.segments,
-        options.rate,
-        options.export,
-        options.state,
-        options.dry_run,
-        options.catch_up_until,
-    )
-    return backfill(Resources.of(options), request, as_json=options.json)
+    return backfill(Resources.of(options), request_of(Request, options), as_json=options.json)
 
 
 def _moment(text: str) -> int:
@@ -100,22 +86,14 @@ def _moment(text: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What the command line asks for.
+class Request(SourceRequest):
+    """What the command line asks for; no names mean all aggregations that are not finished.
 
     Attributes:
-        names: aggregations; none means all that are not finished.
-        segments: parallel readers of the table.
-        rate: read units a second at most, or `None`.
-        export: `s3://bucket/prefix` of a table export to read in place of the table.
         state: the spool's file; `None` for one in the user's cache folder, named by table, aggregations and cut.
         catch_up_until: epoch seconds, or `None`; see `Backfill`.
     """
 
-    names: tuple[str, ...] = ()
-    segments: int = 4
-    rate: float | None = None
-    export: str | None = None
     state: Path | None = None
     dry_run: bool = False
     catch_up_until: int | None = None
@@ -125,29 +103,8 @@ def backfill(resources: Resources, request: Request, *, as_json: bool) -> int:
     """Fills aggregations, or says what it would add; returns 0.
 
     Raises:
-        CommandError: it cannot be done, or not now.
+        WorkerError: it cannot be done, or not now.
     """
-    try:
-        return _backfill(resources, request, as_json=as_json)
-    except (
-        BackfillError,
-        CommitError,
-        ExportError,
-        SnapshotError,
-        SpoolError,
-        StreamViewTypeError,
-        UnexpectedEventError,
-    ) as error:
-        raise CommandError(str(error)) from error
-    except IncompleteDescriptionError as error:
-        raise CommandError(f"{error}; run this again, and it goes on where it is") from error
-    except StreamGapError as error:
-        raise CommandError(str(error)) from error
-    except sqlite3.Error as error:
-        raise CommandError(f"the file of --state cannot be used: {error}") from error
-
-
-def _backfill(resources: Resources, request: Request, *, as_json: bool) -> int:
     aggregations = chosen_aggregations(resources, request.names)
     stream_arn = stream_arn_of(resources)
     found = survey(
@@ -156,12 +113,12 @@ def _backfill(resources: Resources, request: Request, *, as_json: bool) -> int:
     if not found.targets:
         _report(found.finished, [], request, as_json=as_json)
         return 0
-    items = items_of(resources, segments=request.segments, rate=request.rate, export=request.export)
+    items = items_of(resources, request)
     state = request.state or _state_file(stream_arn, resources.ledger_table, found.targets, items)
     reader = StreamReader(resources.client("dynamodbstreams"), stream_arn, "TRIM_HORIZON")
     with (
         ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="commit") as executor,
-        shown_progress(_STAGES) as tell,
+        shown_progress() as tell,
         Spool(state) as spool,
     ):
         run = Backfill(
@@ -170,7 +127,7 @@ def _backfill(resources: Resources, request: Request, *, as_json: bool) -> int:
             resources.ledger_retention_days,
             executor,
             request.catch_up_until,
-            progress=lambda step: tell(step.stage, step.done, step.of),
+            progress=tell,
         )
         results = run.run(found.targets, resources.definitions, items, reader, spool, dry_run=request.dry_run)
     if not request.dry_run:

@@ -32,17 +32,6 @@ def add_definitions_option(parser: "argparse._ActionsContainer") -> None:
     )
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """How the source table's items are read."""
-    parser.add_argument(
-        "--segments", type=positive(int), default=4, metavar="N", help="parallel readers of the table (default: 4)"
-    )
-    parser.add_argument("--rate", type=positive(float), metavar="RCU", help="read units a second, at most")
-    parser.add_argument(
-        "--export", metavar="s3://BUCKET/PREFIX", help="read a table export (DynamoDB JSON) in place of the table"
-    )
-
-
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     """A number above 0, of a kind."""
 

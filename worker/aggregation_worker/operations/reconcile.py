@@ -1,7 +1,7 @@
 """`aggregator reconcile`: are the totals right? Compares them with the source, and with `--repair` corrects them.
 
-What is done, and why it is exact, stands in `reconciliation`; here are the command line's choices, the dead letters
-that speak against a correction, and the metric.
+`reconciliation` does the work, and explains why it is exact; here are the command line, the dead letters that prevent a
+correction, and the metric.
 """
 
 import argparse
@@ -17,17 +17,25 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from aggregation_worker.operations.errors import CommandError, explain_aws_error
 from aggregation_worker.operations.letters import HeldMessages, resolve_letter
-from aggregation_worker.operations.options import add_deployment_options, add_source_options, positive
+from aggregation_worker.operations.options import add_deployment_options, positive
 from aggregation_worker.operations.output import print_json
 from aggregation_worker.operations.reconcile_report import print_report, report_as_json, write_csv
 from aggregation_worker.operations.resources import Resources
-from aggregation_worker.operations.source import chosen_aggregations, items_of, shown_progress, stream_arn_of
+from aggregation_worker.operations.source import (
+    SourceRequest,
+    add_source_options,
+    chosen_aggregations,
+    items_of,
+    request_of,
+    shown_progress,
+    stream_arn_of,
+)
 from aggregation_worker.operations.status import service_of
 from aggregation_worker.reconciliation.observer import OBSERVED_AT_ONCE
 from aggregation_worker.reconciliation.reconcile import PATIENCE, Reconciliation
-from aggregation_worker.reconciliation.report import Report, Stage
+from aggregation_worker.reconciliation.report import Report
 from aggregation_worker.reconciliation.spool import Spool
-from aggregation_worker.streams.reader import StreamReader
+from aggregation_worker.streams.reader import STREAM_LAG, StreamReader
 from aggregation_worker.telemetry import NAMESPACE, SERVICE, Metric
 
 if TYPE_CHECKING:
@@ -35,15 +43,6 @@ if TYPE_CHECKING:
 
     from aggregation_worker.streams.shards import StartingPosition
 
-_STAGES: dict[str, str] = {
-    Stage.ITEMS: "reading items",
-    Stage.STREAM: "reading the stream up to now",
-    Stage.SUMS: "adding up",
-    Stage.TOTALS: "reading the totals",
-    Stage.OBSERVING: "looking again at totals that differ or are being written",
-    Stage.LETTERS: "reading the dead letters",
-    Stage.CORRECTING: "correcting",
-}
 # Seconds that the letters are invisible to others, should this command be killed before it gives them back.
 _VISIBILITY_TIMEOUT = 60
 # Seconds in which the queue's own count of its messages, which lags, must agree with what was read.
@@ -51,8 +50,26 @@ _COUNT_PATIENCE = 90
 _POLL_SECONDS = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Request(SourceRequest):
+    """What the command line asks for.
+
+    Attributes:
+        patience: seconds that a difference must stay the same to be drift.
+        metric: whether to publish `AggregateDrift`.
+        stream_lag: seconds; see `StreamReader`.
+    """
+
+    repair: bool = False
+    nothing_removed: bool = False
+    patience: float = PATIENCE
+    metric: bool = True
+    stream_lag: float = STREAM_LAG
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
+    """The command line; its defaults are those of `Request`."""
+    default = Request()
     parser.description = (
         "Recomputes every total from the source table while it is written to, and lists those that differ: drift is a "
         "difference that no record on its way accounts for. With --repair each is corrected, with a receipt that "
@@ -68,62 +85,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patience",
         type=positive(float),
-        default=PATIENCE,
+        default=default.patience,
         metavar="SECONDS",
-        help=f"how long a difference must stay the same to be drift (default: {PATIENCE:.0f})",
+        help=f"how long a difference must stay the same to be drift (default: {default.patience:.0f})",
     )
     add_source_options(parser)
     parser.add_argument("--csv", action="store_true", help="CSV on standard output: a line for each measure")
-    parser.add_argument("--no-metric", action="store_true", help="leave out the metric AggregateDrift")
+    parser.add_argument("--no-metric", action="store_false", dest="metric", help="leave out the metric AggregateDrift")
     parser.add_argument(
         "--stream-lag",
         type=positive(float),
-        default=10.0,
+        default=default.stream_lag,
         metavar="SECONDS",
-        help="how long a record may take to appear in the stream (default: 10)",
+        help=f"how long a record may take to appear in the stream (default: {default.stream_lag:.0f})",
     )
     add_deployment_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs `reconcile` as the command line says."""
-    request = Request(
-        tuple(options.names),
-        repair=options.repair,
-        nothing_removed=options.nothing_removed,
-        patience=options.patience,
-        segments=options.segments,
-        rate=options.rate,
-        export=options.export,
-        metric=not options.no_metric,
-        stream_lag=options.stream_lag,
-    )
-    return reconcile(Resources.of(options), request, as_json=options.json, as_csv=options.csv)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the command line asks for.
-
-    Attributes:
-        names: aggregations; none means all.
-        patience: seconds that a difference must stay the same to be drift.
-        segments: parallel readers of the table.
-        rate: read units a second at most, or `None`.
-        export: `s3://bucket/prefix` of a table export to read in place of the table.
-        metric: whether to publish `AggregateDrift`.
-        stream_lag: seconds; see `StreamReader`.
-    """
-
-    names: tuple[str, ...] = ()
-    repair: bool = False
-    nothing_removed: bool = False
-    patience: float = PATIENCE
-    segments: int = 4
-    rate: float | None = None
-    export: str | None = None
-    metric: bool = True
-    stream_lag: float = 10.0
+    return reconcile(Resources.of(options), request_of(Request, options), as_json=options.json, as_csv=options.csv)
 
 
 def reconcile(resources: Resources, request: Request, *, as_json: bool, as_csv: bool) -> int:
@@ -148,7 +129,7 @@ def reconcile(resources: Resources, request: Request, *, as_json: bool, as_csv: 
 
 def _run(resources: Resources, request: Request) -> Report:
     aggregations = chosen_aggregations(resources, request.names)
-    items = items_of(resources, segments=request.segments, rate=request.rate, export=request.export)
+    items = items_of(resources, request)
     stream_arn = stream_arn_of(resources)
     streams = resources.client("dynamodbstreams")
     if request.repair:
@@ -157,7 +138,7 @@ def _run(resources: Resources, request: Request) -> Report:
     reader = StreamReader(streams, stream_arn, start, stream_lag=request.stream_lag)
     with (
         ThreadPoolExecutor(OBSERVED_AT_ONCE, thread_name_prefix="observation") as executor,
-        shown_progress(_STAGES) as tell,
+        shown_progress() as tell,
         Spool(None) as spool,
     ):
         return Reconciliation(
@@ -176,7 +157,7 @@ def _run(resources: Resources, request: Request) -> Report:
 
 
 def check_only_stream(streams: "DynamoDBStreamsClient", table: str, stream_arn: str) -> None:
-    """Refuses to correct while records of an earlier stream can still come: nobody could tell which.
+    """Refuses to correct while records of an earlier stream can still come: which, is not known.
 
     A stream that was switched off can be read for 24 hours more ("Change data capture for DynamoDB Streams", Amazon
     DynamoDB developer guide).
@@ -211,8 +192,8 @@ def records_of_letters(
         if unreadable:
             reasons = "; ".join(unreadable[0].reasons)
             raise CommandError(
-                f"nothing was corrected: {len(unreadable)} of {len(letters)} dead letters cannot be read, so nobody "
-                f"knows which totals they change ({reasons}); discard or replay them first"
+                f"nothing was corrected: {len(unreadable)} of {len(letters)} dead letters cannot be read, so it is "
+                f"not known which totals they change ({reasons}); discard or replay them first"
             )
         deadline = clock() + _COUNT_PATIENCE
         while (waiting := held.waiting()) != len(letters):

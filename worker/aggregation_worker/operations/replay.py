@@ -75,7 +75,7 @@ def worker_environment(resources: Resources) -> dict[str, str]:
     """The environment of a function that runs in this process.
 
     Raises:
-        DefinitionError: the definitions file holds a mistake, which is no letter's fault.
+        DefinitionError: the definitions file holds a mistake.
     """
     options = resources.options
     _ = resources.definitions

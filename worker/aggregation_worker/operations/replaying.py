@@ -62,7 +62,7 @@ class Selection:
 
 @dataclass(slots=True)
 class Summary:
-    """What a replay did: records by outcome, letters by fate.
+    """What a replay did: records by outcome, letters by result.
 
     Attributes:
         records: how many records had each outcome.

@@ -1,9 +1,11 @@
 """What `backfill` and `reconcile` choose from the definitions and the source table: aggregations, stream, items."""
 
+import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -11,13 +13,56 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from aggregation_worker.aggregations.contributions import Aggregation
 from aggregation_worker.deployment.settings import STREAM_VIEW_TYPE
 from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.operations.options import positive
 from aggregation_worker.operations.resources import Resources
-from aggregation_worker.reconciliation.items import ExportSource, ItemSource, ScanSource
+from aggregation_worker.reconciliation.export import ExportSource
+from aggregation_worker.reconciliation.items import ItemSource
+from aggregation_worker.reconciliation.progress import Stage, Tell
+from aggregation_worker.reconciliation.scan import SEGMENTS, ScanSource
 
 _S3 = "s3://"
 
-Tell = Callable[[str, int, int | None], None]
-"""Told the stage, and how much of it is done, of about how much or `None`."""
+
+@dataclass(frozen=True, slots=True)
+class SourceRequest:
+    """What both commands can be asked for.
+
+    Attributes:
+        names: aggregations; none means all.
+        segments: parallel readers of the table.
+        rate: read units a second at most, or `None`.
+        export: `s3://bucket/prefix` of a table export to read in place of the table.
+    """
+
+    names: tuple[str, ...] = ()
+    segments: int = SEGMENTS
+    rate: float | None = None
+    export: str | None = None
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """How the source table's items are read."""
+    default = SourceRequest()
+    parser.add_argument(
+        "--segments",
+        type=positive(int),
+        default=default.segments,
+        metavar="N",
+        help=f"parallel readers of the table (default: {default.segments})",
+    )
+    parser.add_argument("--rate", type=positive(float), metavar="RCU", help="read units a second, at most")
+    parser.add_argument(
+        "--export", metavar="s3://BUCKET/PREFIX", help="read a table export (DynamoDB JSON) in place of the table"
+    )
+
+
+R = TypeVar("R", bound=SourceRequest)
+
+
+def request_of(kind: type[R], options: argparse.Namespace) -> R:
+    """What the command line asks for: options bear the names of the request's fields."""
+    values = {field.name: getattr(options, field.name) for field in fields(kind)}
+    return kind(**values | {"names": tuple(options.names)})
 
 
 def chosen_aggregations(resources: Resources, names: Sequence[str]) -> list[Aggregation]:
@@ -61,16 +106,16 @@ def stream_arn_of(resources: Resources) -> str:
     return latest
 
 
-def items_of(resources: Resources, *, segments: int, rate: float | None, export: str | None) -> ItemSource:
-    """A scan of the source table or, with `export` (`s3://bucket/prefix`), an export of it.
+def items_of(resources: Resources, request: SourceRequest) -> ItemSource:
+    """A scan of the source table, or an export of it.
 
     Raises:
-        CommandError: `export` is not of this form.
+        CommandError: `export` is not of its form.
         ExportError: there is no usable export.
     """
-    table = resources.definitions.source.table
+    table, export = resources.definitions.source.table, request.export
     if export is None:
-        return ScanSource(resources.dynamodb, table, segments=segments, rate=rate)
+        return ScanSource(resources.dynamodb, table, segments=request.segments, rate=request.rate)
     bucket, _, prefix = export.removeprefix(_S3).partition("/")
     if not export.startswith(_S3) or not bucket or not prefix:
         raise CommandError(f"--export: s3://bucket/prefix is needed, not {export!r}")
@@ -78,48 +123,41 @@ def items_of(resources: Resources, *, segments: int, rate: float | None, export:
 
 
 @contextmanager
-def shown_progress(stages: Mapping[str, str]) -> Iterator[Tell]:
-    """Bars on a terminal; elsewhere a line when a stage begins. On standard error.
-
-    Args:
-        stages: what to call each stage.
-    """
+def shown_progress() -> Iterator[Tell]:
+    """Bars on a terminal; elsewhere a line when a stage begins. On standard error."""
     terminal = Console(stderr=True, highlight=False)
     if not terminal.is_terminal:
-        yield _Lines(stages)
+        yield _Lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal, transient=True) as bars:
-        yield _Bars(stages, bars)
+        yield _Bars(bars)
 
 
 @dataclass(slots=True)
 class _Lines:
     """Says which stage a run is in."""
 
-    stages: Mapping[str, str]
-    stage: str = ""
+    stage: Stage | None = None
 
-    def __call__(self, stage: str, done: int, of: int | None) -> None:  # noqa: ARG002 - a line has no room for them
-        if stage != self.stage:
+    def __call__(self, stage: Stage, done: int, of: int | None) -> None:  # noqa: ARG002 - a line has no room for them
+        if stage is not self.stage:
             self.stage = stage
-            sys.stderr.write(f"aggregator: {self.stages[stage]}\n")
+            sys.stderr.write(f"aggregator: {stage}\n")
             sys.stderr.flush()
 
 
+@dataclass(slots=True)
 class _Bars:
     """A bar for each stage."""
 
-    def __init__(self, stages: Mapping[str, str], bars: Progress) -> None:
-        self._stages = stages
-        self._bars = bars
-        self._stage = ""
-        self._task = TaskID(0)
+    bars: Progress
+    stage: Stage | None = None
+    task: TaskID | None = None
 
-    def __call__(self, stage: str, done: int, of: int | None) -> None:
-        if stage != self._stage:
-            self._stage = stage
-            self._task = self._bars.add_task(self._stages[stage])
+    def __call__(self, stage: Stage, done: int, of: int | None) -> None:
+        if self.task is None or stage is not self.stage:
+            self.stage, self.task = stage, self.bars.add_task(stage)
         # DynamoDB counts a table's items every six hours or so: there can be more.
         total = None if of is None else max(of, done)
-        self._bars.update(self._task, completed=done, total=total)
+        self.bars.update(self.task, completed=done, total=total)

@@ -134,7 +134,7 @@ def _query(name: str, namespace: str, metric: str, dimensions: list[dict[str, st
 
 
 def service_of(resources: Resources) -> str:
-    """The dimension under which this deployment's metrics stand: what the function's environment says."""
+    """The dimension of this deployment's metrics: what the function's environment says."""
     try:
         configuration = resources.client("lambda").get_function_configuration(FunctionName=resources.function)
     except (BotoCoreError, ClientError):

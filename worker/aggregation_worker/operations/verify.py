@@ -1,8 +1,8 @@
 """`aggregator verify`: puts a canary order through a running deployment and waits for its total.
 
-The canary has source keys and group values of its own, so that it touches nobody's totals, and it is removed again: the
-order, and the rows of its totals. Its receipts stay until they expire as all do, so that whoever reads the stream again
-does not count it anew.
+The canary has source keys and group values of its own, so no other total changes, and it is removed again: the order,
+and the rows of its totals. Its receipts stay until they expire as all do, so that reading the stream again does not
+count it once more.
 """
 
 import argparse
@@ -126,7 +126,7 @@ class Verification:
 
 
 def canary_item(resources: Resources) -> dict[str, Any]:
-    """The example item with keys and groups that nobody else has."""
+    """The example item with keys and groups of its own."""
     item = example_item(resources.definitions)
     mark = uuid.uuid4()
     text, number = f"{CANARY_TEXT}{mark.hex[:12]}", str(CANARY_NUMBER - mark.int % 10**12)

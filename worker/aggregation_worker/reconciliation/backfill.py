@@ -18,50 +18,33 @@ aggregation's **marker** in the ledger says from which cut it was or is being fi
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from datetime import datetime
 from decimal import Decimal
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import uuid4
+from functools import partial
+from typing import TYPE_CHECKING
 
-from botocore.exceptions import ClientError
-
-from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group
-from aggregation_worker.aggregations.definitions import moment_text
-from aggregation_worker.aggregations.numbers import EXACT, Amounts, canonical_text
+from aggregation_worker.aggregations.contributions import Definitions, Group
+from aggregation_worker.aggregations.numbers import Amounts, canonical_text, sum_of
 from aggregation_worker.ledger.commit import Committer, Deadline, Outcome
-from aggregation_worker.ledger.definition_guard import DefinitionChangedError, check_definitions, recorded_at
 from aggregation_worker.ledger.markers import (
-    AGGREGATES,
-    CUT,
-    FINISHED_AT,
-    STARTED_AT,
-    UNUSABLE,
-    Cut,
-    Marker,
-    cut_of,
-    marker_key,
-    read_marker,
+    KEYS_PER_READ,
+    Filled,
+    begin_backfill,
+    finish_backfills,
+    read_starting_values,
 )
-from aggregation_worker.ledger.receipts import (
-    AGGREGATE_KEY,
-    BACKFILL_PAGE,
-    NO_RECEIPTS,
-    PAGE_KEY,
-    Aggregate,
-    Posting,
-    aggregate_of,
-    read_receipt,
-)
+from aggregation_worker.ledger.receipts import BACKFILL_PAGE, Aggregate, Posting, aggregate_of
 from aggregation_worker.ledger.transactions import Transaction, plan, starting_value_items, transact_items
 from aggregation_worker.reconciliation.items import ItemSource
-from aggregation_worker.reconciliation.snapshot import Progress, Snapshot, take_snapshot
+from aggregation_worker.reconciliation.portions import portions
+from aggregation_worker.reconciliation.progress import Stage, Tell
+from aggregation_worker.reconciliation.snapshot import Snapshot, take_snapshot
 from aggregation_worker.reconciliation.spool import Spool
-from aggregation_worker.streams.reader import HistoryLostError, StreamReader, stream_began
-from aggregation_worker.streams.shards import TrimmedError
+from aggregation_worker.reconciliation.survey import WHAT_ELSE, BackfillError, Target, check_same_cut
+from aggregation_worker.streams.reader import HistoryLostError, StreamReader
+from aggregation_worker.streams.shards import IncompleteDescriptionError, TrimmedError
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -70,59 +53,13 @@ if TYPE_CHECKING:
 # Seconds. How long after the first worker that knows an aggregation others may still be at work: deployments, event
 # source mappings and invocations under way take a few minutes at most.
 TAKEOVER = 600
-# Seconds that a `since` must lie in the past before the first item is read, so that every write before it is done and
-# stands in the items, whatever the clocks say.
-SINCE_MARGIN = 120
-
 # Postings at a time: 20 transactions of 50 aggregates.
 _CHUNK = 1_000
-# Most keys of a BatchGetItem (API reference).
-_KEYS_PER_READ = 100
 _ROUND = 60.0  # seconds: one round of commits
-# Markers in one transaction, and how often it is tried again when another run writes the same ones.
-_MARKERS_PER_TRANSACTION = 100
-_ATTEMPTS = 20
 _POLL = 0.2  # seconds
 _EXAMPLES = 10
 # The spool's note of the moment, in epoch seconds, before which all records are in it.
 _READ_UNTIL = "read until"
-
-WHAT_ELSE = (
-    "give the aggregation a new name and a since that lies in the last hours, deploy, and backfill it under that name "
-    "(the records from since on are counted by the worker, everything before it by the backfill)"
-)
-
-T = TypeVar("T")
-
-
-class BackfillError(Exception):
-    """It cannot be done, or not now; the message says why and what to do. Nothing was counted twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """An aggregation to be filled.
-
-    Attributes:
-        known_since: when the first worker that knows it began, in epoch seconds.
-    """
-
-    aggregation: Aggregation
-    cut: Cut
-    known_since: int
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What there is to do.
-
-    Attributes:
-        targets: the aggregations to be filled.
-        finished: those that are filled already, by name.
-    """
-
-    targets: tuple[Target, ...]
-    finished: Mapping[str, Marker]
 
 
 @dataclass(slots=True)
@@ -149,118 +86,6 @@ class Result:
     examples: list[tuple[Group, Amounts]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """How far a run is.
-
-    Attributes:
-        stage: `items`, `stream` and `sums` of the snapshot, `waiting`, `catching up`, `posting`.
-        done, of: items, records, seconds, receipts or aggregates; `of` is an estimate, or `None`.
-    """
-
-    stage: str
-    done: int
-    of: int | None
-
-
-def survey(
-    client: "DynamoDBClient",
-    ledger_table: str,
-    definitions: Definitions,
-    stream_arn: str,
-    aggregations: Sequence[Aggregation],
-    now: float,
-) -> Survey:
-    """What is to be done for these aggregations, from the ledger alone.
-
-    Args:
-        now: epoch seconds.
-
-    Raises:
-        BackfillError: one of them cannot be filled: no worker knows it, its definition has changed, it was begun from
-            another cut, or its cut proves nothing.
-        ClientError: the ledger cannot be read.
-    """
-    targets = []
-    finished = {}
-    for aggregation in aggregations:
-        cut = cut_of(aggregation, stream_arn)
-        marker = read_marker(client, ledger_table, aggregation.name)
-        if marker is not None and marker.finished_at is not None:
-            finished[aggregation.name] = marker
-            continue
-        if marker is not None:
-            _check_same_cut(aggregation, cut, marker)
-        known_since = _known_since(client, ledger_table, aggregation)
-        if known_since is None:
-            raise BackfillError(
-                f"{aggregation.name}: no worker has started with this aggregation yet: deploy it first, and invoke the "
-                "function once (an empty batch will do, see runbooks/add-an-aggregation.md), so that it is known from "
-                "when on the worker counts"
-            )
-        targets.append(Target(aggregation, cut, known_since))
-    for target in targets:
-        since = target.aggregation.since
-        if since is None:
-            _check_no_earlier_stream(client, ledger_table, definitions, target)
-        else:
-            _check_since(target, since, stream_began(stream_arn), now)
-    return Survey(tuple(targets), finished)
-
-
-def _known_since(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregation) -> int | None:
-    """When the first worker that knows the aggregation as it is began."""
-    known_since = recorded_at(client, ledger_table, aggregation)
-    if known_since is not None:
-        try:
-            check_definitions(client, ledger_table, [aggregation])
-        except DefinitionChangedError as error:
-            raise BackfillError(str(error)) from error
-    return known_since
-
-
-def _check_same_cut(aggregation: Aggregation, cut: Cut, marker: Marker) -> None:
-    if marker.cut != cut.name:
-        raise BackfillError(
-            f"{aggregation.name}: a backfill from another cut ({marker.cut}, not {cut.name}) was begun "
-            f"at {moment_text(marker.started_at)} and not finished: some totals have that starting value. Let "
-            f"aggregator reconcile --repair set them right, or {WHAT_ELSE}"
-        )
-
-
-def _check_no_earlier_stream(
-    client: "DynamoDBClient", ledger_table: str, definitions: Definitions, target: Target
-) -> None:
-    """Refuses a cut at the stream's beginning if workers may have counted records of an earlier one.
-
-    What those changed is in the items, too. Dead letters of that stream can come at any time, to every aggregation that
-    the worker knows by then, so the oldest aggregation tells.
-    """
-    for aggregation in definitions.aggregations:
-        known_since = recorded_at(client, ledger_table, aggregation)
-        if known_since is not None and known_since < int(target.cut.began.timestamp()):
-            raise BackfillError(
-                f"{target.aggregation.name}: the stream began at {target.cut.began.isoformat(timespec='seconds')}, but "
-                f"a worker with {aggregation.name} is older: it has read an earlier stream, whose records have changed "
-                f"the items, too. To count nothing twice, {WHAT_ELSE}"
-            )
-
-
-def _check_since(target: Target, since: int, began: datetime, now: float) -> None:
-    """Refuses a `since` whose earlier records may not be written yet, or whose later ones another stream has."""
-    earliest = since + SINCE_MARGIN
-    if now < earliest:
-        raise BackfillError(
-            f"{target.aggregation.name}: its since, {moment_text(since)}, "
-            f"{'lies in the future' if since > now else 'was just now'}: run this again after {moment_text(earliest)}"
-        )
-    if target.cut.began < began:
-        raise BackfillError(
-            f"{target.aggregation.name}: its since, {moment_text(since)}, is older than the stream, which began at "
-            f"{began.isoformat(timespec='seconds')}: {WHAT_ELSE}"
-        )
-
-
 @dataclass(slots=True)
 class Backfill:
     """One run.
@@ -281,7 +106,7 @@ class Backfill:
     executor: Executor
     catch_up_until: int | None = None
     patience: float = 300.0
-    progress: Callable[[Step], None] = lambda _: None
+    progress: Tell = lambda *_: None
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], float] = time.time
 
@@ -299,8 +124,8 @@ class Backfill:
 
         Raises:
             BackfillError: it cannot be done, or not now.
-            SnapshotError, SpoolError, ExportError: the items or the spool cannot be used.
-            CommitError, ClientError: nothing can be written before an operator acts.
+            WorkerError: the items, the stream, the spool or the ledger cannot be used.
+            ClientError: nothing can be read or written before an operator acts.
         """
         complete = spool.is_complete
         started_at = self.now()
@@ -312,29 +137,31 @@ class Backfill:
                 reader,
                 spool,
                 whole_history=True,
-                progress=self._snapshot_progress,
-                since_margin=SINCE_MARGIN,
+                progress=self.progress,
             )
-            results = [Result(target, snapshot.number_of_baselines(target.aggregation)) for target in targets]
+            results = [Result(target, spool.number_of_baselines(target.aggregation.name)) for target in targets]
             if not dry_run:
                 # A snapshot that stood here already says nothing of the records that came after it.
                 self._read_the_takeover(targets, snapshot, reader, spool, 0.0 if complete else started_at)
         except (HistoryLostError, TrimmedError) as error:
             raise BackfillError(f"{error}: {WHAT_ELSE}") from error
+        except IncompleteDescriptionError as error:
+            raise BackfillError(f"{error}, and it continues where it is") from error
         for result in results:
-            result.unusable = snapshot.unusable(result.target.aggregation)
+            result.unusable = spool.unusable(result.target.aggregation.name)
             result.refused = snapshot.refused(result.target.aggregation)
             if dry_run:
-                _add_up(result, snapshot)
+                _add_up(result, spool)
             else:
-                self._catch_up(result, snapshot)
+                self._catch_up(result, spool)
         if not dry_run:
-            self._finish([result for result in results if self._post(result, snapshot)])
+            filled = [
+                Filled(result.target.aggregation.name, result.aggregates, result.unusable)
+                for result in results
+                if self._post(result, spool)
+            ]
+            finish_backfills(self.client, self.ledger_table, filled, self.now(), self.sleep)
         return results
-
-    def _snapshot_progress(self, progress: Progress) -> None:
-        done = progress.records if progress.stage == "stream" else progress.items
-        self.progress(Step(progress.stage, done, progress.estimated_items if progress.stage == "items" else None))
 
     # --- Records that workers without the aggregation may have handled -----------------------------------------------
 
@@ -345,7 +172,7 @@ class Backfill:
     def _read_the_takeover(
         self, targets: Sequence[Target], snapshot: Snapshot, reader: StreamReader, spool: Spool, read_until: float
     ) -> None:
-        """Goes on reading until every record is spooled that is to be posted here; waits where it is not written yet.
+        """Reads on until every record is spooled that is to be posted here; waits for those that are not written yet.
 
         Args:
             read_until: epoch seconds; every record created before has been read in this run.
@@ -355,7 +182,7 @@ class Backfill:
         if read_until <= until + 1:
             started_at = self.now()
             while (left := until + 1 - self.now()) > 0:
-                self.progress(Step("waiting", round(self.now() - started_at), round(until + 1 - started_at)))
+                self.progress(Stage.WAITING, round(self.now() - started_at), round(until + 1 - started_at))
                 if not snapshot.pump():
                     self.sleep(min(_POLL, left))
             snapshot.pump_until(time.monotonic())
@@ -363,17 +190,18 @@ class Backfill:
             read_until = until + 2
         spool.set_note(_READ_UNTIL, str(read_until))
 
-    def _catch_up(self, result: Result, snapshot: Snapshot) -> None:
-        """Posts the records of the takeover; of those that a worker has counted the receipts are there."""
+    def _catch_up(self, result: Result, spool: Spool) -> None:
+        """Posts the records of the takeover; those that a worker has counted have their receipts already."""
         aggregation, until = result.target.aggregation, self._until(result.target)
         done = 0
-        for chunk in _chunks(snapshot.later_receipts(aggregation, before=until + 1), _CHUNK):
-            places: dict[Group, Aggregate] = {}
+        handled = (later for later in spool.later_receipts(aggregation.name) if later.created_at <= until)
+        for chunk in portions(handled, _CHUNK):
+            aggregates: dict[Group, Aggregate] = {}
             postings = [
                 Posting(
                     number,
                     later.created_at,
-                    places.setdefault(later.group, aggregate_of(aggregation, later.group)),
+                    aggregates.setdefault(later.group, aggregate_of(aggregation, later.group)),
                     later.page,
                     later.receipt,
                     later.amounts,
@@ -382,23 +210,26 @@ class Backfill:
             ]
             result.caught_up += len(self._settle(postings, transact_items).applied)
             done += len(chunk)
-            self.progress(Step("catching up", done, None))
+            self.progress(Stage.CATCHING_UP, done, None)
 
     # --- Starting values ----------------------------------------------------------------------------------------------
 
-    def _post(self, result: Result, snapshot: Snapshot) -> bool:
+    def _post(self, result: Result, spool: Spool) -> bool:
         """Posts the starting values of one aggregation; `False` if another run has finished it.
 
         What an earlier run has posted only the ledger says: it is asked before anything is sent.
         """
         target = result.target
-        if not self._begin(target):
+        name = target.aggregation.name
+        marker = begin_backfill(self.client, self.ledger_table, name, target.cut, self.now(), self.sleep)
+        if marker.finished_at is not None:
             return False
+        check_same_cut(target.aggregation, target.cut, marker)
         done = 0
-        for chunk in _chunks(snapshot.baselines(target.aggregation), _CHUNK):
+        for chunk in portions(spool.baselines(name), _CHUNK):
             result.added += self._post_values(target, chunk)
             done += len(chunk)
-            self.progress(Step("posting", done, result.aggregates))
+            self.progress(Stage.POSTING, done, result.aggregates)
         return True
 
     def _post_values(self, target: Target, values: Sequence[tuple[Group, Amounts]]) -> int:
@@ -425,44 +256,19 @@ class Backfill:
         Raises:
             BackfillError: an aggregate has another starting value.
         """
-        parts = list(_chunks(postings, _KEYS_PER_READ))
-        standing: dict[str, Mapping[str, Any]] = {}
-        for found in self.executor.map(self._standing, parts):
-            standing |= found
-        missing = []
+        names = portions((posting.aggregate.name for posting in postings), KEYS_PER_READ)
+        read = partial(read_starting_values, self.client, self.ledger_table, patience=self.patience, sleep=self.sleep)
+        standing = {name: receipts for found in self.executor.map(read, names) for name, receipts in found.items()}
         for posting in postings:
-            item = standing.get(posting.aggregate.name)
-            if item is None:
-                missing.append(posting)
-                continue
-            receipts = {name: read_receipt(value) for name, value in item.items() if name not in NO_RECEIPTS}
-            if receipts != {posting.receipt: posting.amounts}:
+            receipts = standing.get(posting.aggregate.name)
+            if receipts not in (None, {posting.receipt: posting.amounts}):
                 there = "; ".join(f"{name}: {_shown(amounts)}" for name, amounts in receipts.items())
                 raise BackfillError(
                     f"{posting.aggregate.name}: has another starting value already ({there}) than the one found now "
                     f"({posting.receipt}: {_shown(posting.amounts)}): nothing was added to it. Let aggregator "
                     "reconcile --repair set it right"
                 )
-        return missing
-
-    def _standing(self, postings: Sequence[Posting]) -> dict[str, Mapping[str, Any]]:
-        """The starting values' items in the ledger, by the aggregate's name."""
-        keys: Sequence[Mapping[str, Any]] = [
-            {AGGREGATE_KEY: {"S": posting.aggregate.name}, PAGE_KEY: {"S": BACKFILL_PAGE}} for posting in postings
-        ]
-        found: dict[str, Mapping[str, Any]] = {}
-        given_up_at = time.monotonic() + self.patience
-        while keys:
-            request: Any = {self.ledger_table: {"Keys": keys, "ConsistentRead": True}}
-            answer = self.client.batch_get_item(RequestItems=request)
-            found |= {item[AGGREGATE_KEY]["S"]: item for item in answer["Responses"].get(self.ledger_table, [])}
-            left = answer.get("UnprocessedKeys", {}).get(self.ledger_table)
-            keys = [] if left is None else left["Keys"]
-            if keys:
-                if time.monotonic() > given_up_at:
-                    raise BackfillError(f"table {self.ledger_table} is throttled all the time: run this again later")
-                self.sleep(_POLL)
-        return found
+        return [posting for posting in postings if posting.aggregate.name not in standing]
 
     def _settle(
         self,
@@ -500,88 +306,13 @@ class Backfill:
             )
         return whole
 
-    # --- Markers --------------------------------------------------------------------------------------------------
 
-    def _begin(self, target: Target) -> bool:
-        """Writes the marker unless it is there; `False` if it says that all is done.
-
-        Raises:
-            BackfillError: it says that the aggregation is being filled from another cut.
-        """
-        values = {CUT: {"S": target.cut.name}, STARTED_AT: {"N": str(int(self.now()))}}
-        if self._marked([self._mark(target, values, absent=(CUT,))]):
-            return True
-        marker = self._read_marker(target)
-        if marker.finished_at is None:
-            _check_same_cut(target.aggregation, target.cut, marker)
-        return marker.finished_at is None
-
-    def _finish(self, results: Sequence[Result]) -> None:
-        """Marks aggregations as finished, all of them at once (up to a hundred).
-
-        So a run that is killed here has the same aggregations before it the next time, and finds its spool.
-        """
-        for chunk in _chunks(results, _MARKERS_PER_TRANSACTION):
-            left = chunk
-            while left and not self._marked([self._finished(result) for result in left]):
-                # Another run was quicker with some of them.
-                left = [result for result in left if self._read_marker(result.target).finished_at is None]
-
-    def _finished(self, result: Result) -> "TransactWriteItemTypeDef":
-        numbers = {FINISHED_AT: int(self.now()), AGGREGATES: result.aggregates, UNUSABLE: result.unusable}
-        values = {name: {"N": str(number)} for name, number in numbers.items()}
-        return self._mark(result.target, values, absent=(FINISHED_AT,), present=(CUT,))
-
-    def _mark(
-        self, target: Target, values: Mapping[str, Any], *, absent: Sequence[str], present: Sequence[str] = ()
-    ) -> "TransactWriteItemTypeDef":
-        """Sets attributes of the marker under the condition that others are absent, or there."""
-        names = {f"#{name}": name for name in (*values, *absent, *present)}
-        conditions = [f"attribute_not_exists(#{name})" for name in absent]
-        conditions += [f"attribute_exists(#{name})" for name in present]
-        return {
-            "Update": {
-                "TableName": self.ledger_table,
-                "Key": marker_key(target.aggregation.name),
-                "UpdateExpression": "SET " + ", ".join(f"#{name} = :{name}" for name in values),
-                "ConditionExpression": " AND ".join(conditions),
-                "ExpressionAttributeNames": names,
-                "ExpressionAttributeValues": {f":{name}": value for name, value in values.items()},
-            }
-        }
-
-    def _marked(self, items: "Sequence[TransactWriteItemTypeDef]") -> bool:
-        """Writes markers together, through conflicts with other runs; `False` if a condition does not hold."""
-        for _ in range(_ATTEMPTS):
-            try:
-                self.client.transact_write_items(TransactItems=items, ClientRequestToken=str(uuid4()))
-            except ClientError as error:
-                codes = {reason.get("Code") for reason in error.response.get("CancellationReasons", [])}
-                if "ConditionalCheckFailed" in codes:
-                    return False
-                if not codes & {"TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"}:
-                    raise
-                self.sleep(_POLL)
-            else:
-                return True
-        raise BackfillError(f"the markers in table {self.ledger_table} cannot be written now: run this again later")
-
-    def _read_marker(self, target: Target) -> Marker:
-        marker = read_marker(self.client, self.ledger_table, target.aggregation.name)
-        if marker is None:
-            raise BackfillError(
-                f"{target.aggregation.name}: its marker has disappeared from the ledger: something other than the "
-                "worker is changing it"
-            )
-        return marker
-
-
-def _add_up(result: Result, snapshot: Snapshot) -> None:
-    """What a dry run tells of the starting values."""
-    measures = result.target.aggregation.measures
-    totals: Amounts = tuple(Decimal(0) for _ in measures)
-    for group, amounts in snapshot.baselines(result.target.aggregation):
-        totals = tuple(map(EXACT.add, totals, amounts))
+def _add_up(result: Result, spool: Spool) -> None:
+    """What a dry run says of the starting values."""
+    aggregation = result.target.aggregation
+    totals: Amounts = (Decimal(0),) * len(aggregation.measures)
+    for group, amounts in spool.baselines(aggregation.name):
+        totals = sum_of([amounts], totals)
         if len(result.examples) < _EXAMPLES:
             result.examples.append((group, amounts))
     result.totals = totals
@@ -594,9 +325,3 @@ def _shown(amounts: Amounts) -> str:
 def _deadline(seconds: float) -> Deadline:
     end = time.monotonic() + seconds
     return Deadline(lambda: end - time.monotonic(), stop_sending=0.0, stop_waiting=0.0)
-
-
-def _chunks(entries: Iterable[T], size: int) -> Iterator[list[T]]:
-    left = iter(entries)
-    while chunk := list(islice(left, size)):
-        yield chunk

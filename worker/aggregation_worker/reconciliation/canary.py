@@ -1,6 +1,6 @@
-"""What tells the canary order of `aggregator verify` from all others: its keys.
+"""How the canary order of `aggregator verify` is recognized: by its keys.
 
-A canary is put and removed within seconds, and its rows are removed with it, so it is no part of any total: a snapshot
+A canary is put and removed within seconds, and its rows are removed with it, so it is not part of any total: a snapshot
 leaves it out.
 """
 

@@ -11,9 +11,10 @@ from decimal import Decimal
 from aggregation_worker.aggregations.numbers import EXACT, Amounts, sum_of
 from aggregation_worker.ledger.pages import ReceiptKey, first_page
 from aggregation_worker.reconciliation.observation import ComparedTotal
-from aggregation_worker.reconciliation.observer import ObservedAggregate, Observer, Tell
+from aggregation_worker.reconciliation.observer import ObservedAggregate, Observer
+from aggregation_worker.reconciliation.progress import Stage, Tell
 from aggregation_worker.reconciliation.repair import CorrectionOutcome, CorrectionRefusedError, Repairer, described
-from aggregation_worker.reconciliation.report import Finding, Stage, Verdict
+from aggregation_worker.reconciliation.report import Finding, Verdict
 
 # The times of a stream's records are in disorder by less. So many seconds' receipts are read before every attempt to
 # correct a total, which must not take long where it is written many times a second.

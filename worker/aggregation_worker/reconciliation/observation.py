@@ -2,7 +2,7 @@
 
 For an aggregate at the moment t of an observation,
 
-    difference(t) = total(t) - contributions of the later records whose receipts stand in the ledger at t - baseline,
+    difference(t) = total(t) - contributions of the later records whose receipts are in the ledger at t - baseline,
 
 where a *later record* is one that follows the cut, and the *baseline* is what the items were worth at the cut. A later
 record's contribution enters total and ledger in one transaction, so whatever is being written, the difference stays as
@@ -48,7 +48,7 @@ class ChangesTooFastError(WorkerError):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The measures of a row as they stand.
+    """The measures of a row as stored.
 
     Attributes:
         amounts: what is absent counts as zero; `None` where a measure is not a number, on which the worker fails, too.
@@ -82,7 +82,7 @@ def observe(
     """Sees a total together with its receipts, those on page `first` and after it.
 
     Where receipts arrive while the pages are read, those that they arrive on are read apart: they are few and quick to
-    read, while the many before them are read once more at the end, to see that they have not changed meanwhile.
+    read, while the many before them are read once more at the end, to see that they have not changed in between.
 
     Raises:
         ChangesTooFastError: the receipts changed during every reading.

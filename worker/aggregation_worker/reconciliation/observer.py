@@ -1,4 +1,4 @@
-"""Observes aggregates again and again, side by side, until it is clear which they are: equal, drift, or not to be told.
+"""Observes aggregates again and again, side by side, until it is clear which they are: equal, drift or undecided.
 
 `observation` says what one observation shows and what several say together; here they are made, while the stream is
 read on.
@@ -25,7 +25,9 @@ from aggregation_worker.reconciliation.observation import (
     VerdictSoFar,
     observe,
 )
-from aggregation_worker.reconciliation.report import Finding, Stage, Verdict
+from aggregation_worker.reconciliation.portions import portions
+from aggregation_worker.reconciliation.progress import Stage, Tell
+from aggregation_worker.reconciliation.report import Finding, Verdict
 from aggregation_worker.reconciliation.snapshot import Snapshot
 from aggregation_worker.streams.records import StreamRecord
 
@@ -43,9 +45,6 @@ _ZERO = Decimal(0)
 
 NOT_PROVABLE = "removed items may account for it"
 _KEPT_CHANGING = "the difference kept changing; the worker may be behind"
-
-Tell = Callable[[str, int, int | None], None]
-"""Told the stage, and how much of it is done, of about how much or `None`."""
 
 
 @dataclass(slots=True)
@@ -97,7 +96,7 @@ class ObservedAggregate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observer:
-    """Makes the observations of one run, and reads the stream meanwhile.
+    """Makes the observations of one run, and reads the stream at the same time.
 
     Attributes:
         recent: the first page of records created shortly before the run.
@@ -127,10 +126,9 @@ class Observer:
             Each with what it showed, compared when the stream has passed the observation; `None` if it changed too
             fast.
         """
-        for start in range(0, len(aggregates), _CHUNK):
-            chunk = aggregates[start : start + _CHUNK]
+        for chunk in portions(aggregates, _CHUNK):
             for one in chunk:
-                pages = (page for page, _ in self.snapshot.later(one.aggregation, one.group))
+                pages = (page for page, _ in self.snapshot.spool.later(one.aggregation.name, one.group))
                 one.first = min((one.first, *pages))
             observations = list(self.executor.map(self._observe_one, chunk))
             self.read_stream_up_to_now()
@@ -141,11 +139,7 @@ class Observer:
 
     def read_stream_up_to_now(self) -> None:
         """Reads the stream until everything written before now is known."""
-        moment = self.clock()
-        while not self.snapshot.has_passed(moment):
-            self.check_time()
-            if not self.snapshot.pump():
-                self.sleep(_POLL_SECONDS)
+        self.snapshot.pump_until(self.clock(), self.check_time)
 
     def read_stream_for(self, seconds: float) -> None:
         """Waits; a position in the stream is lost if it is not used for 15 minutes."""
@@ -164,12 +158,15 @@ class Observer:
             return None
 
     def _compare(self, one: ObservedAggregate, observation: Observation) -> ComparedTotal | None:
-        later = self.snapshot.later(one.aggregation, one.group)
+        later = self.snapshot.spool.later(one.aggregation.name, one.group)
         if any(page < one.first for page, _ in later):
             return None  # a clock was wrong: receipts can stand before the first page that was read
-        baseline = self.snapshot.baseline(one.aggregation, one.group)
-        uncounted = self.uncounted.by_group.get((one.aggregation.name, one.group))
-        compared = ComparedTotal(observation, later, baseline if uncounted is None else sum_of([uncounted], baseline))
+        parts = (
+            self.snapshot.spool.baseline(one.aggregation.name, one.group),
+            self.uncounted.by_group.get((one.aggregation.name, one.group)),
+        )
+        zero = (_ZERO,) * len(one.aggregation.measures)
+        compared = ComparedTotal(observation, later, sum_of((part for part in parts if part is not None), zero))
         one.observations.add(compared.difference, compared.waiting, observation.seen_at)
         return compared
 
@@ -230,7 +227,7 @@ def settle(
             observer.read_stream_for(min(patience / 5, 10.0))
     if not (from_now and any_stuck and not any_counted):
         return findings
-    # Of a worker that has counted nothing since the cut nobody knows what it still has to count from before.
+    # While the worker has counted nothing since the cut, it is not known what it still has to count from before.
     note = "the worker has counted nothing since the run began"
     return [
         replace(one, verdict=Verdict.UNSETTLED, note=note) if one.verdict is Verdict.DRIFT else one for one in findings

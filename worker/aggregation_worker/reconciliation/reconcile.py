@@ -27,13 +27,13 @@ from aggregation_worker.reconciliation.observer import (
     NOT_PROVABLE,
     ObservedAggregate,
     Observer,
-    Tell,
     UncountedChanges,
     settle,
 )
+from aggregation_worker.reconciliation.progress import Stage, Tell
 from aggregation_worker.reconciliation.repair import Repairer
-from aggregation_worker.reconciliation.report import Finding, Report, Stage, Verdict
-from aggregation_worker.reconciliation.snapshot import Progress, Snapshot, take_snapshot
+from aggregation_worker.reconciliation.report import Finding, Report, Verdict
+from aggregation_worker.reconciliation.snapshot import Snapshot, take_snapshot
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.reconciliation.waiting_letters import groups_waiting
 from aggregation_worker.streams.reader import StreamReader
@@ -120,7 +120,7 @@ class Reconciliation:
     patience: float = PATIENCE
     letters: Callable[[], Sequence[Any]] | None = None
     seconds_left: Callable[[], float] = lambda: float("inf")
-    progress: Tell = lambda _, __, ___: None
+    progress: Tell = lambda *_: None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
@@ -148,7 +148,7 @@ class Reconciliation:
             self.items,
             self.reader,
             spool,
-            progress=self._tell_of_snapshot,
+            progress=self._tell_in_time,
             on_refused=uncounted.note,
         )
         observer = Observer(
@@ -175,7 +175,7 @@ class Reconciliation:
         return Report(
             tuple(findings),
             aggregates,
-            snapshot.items_read,
+            spool.items_read(),
             snapshot.records_read,
             tuple(aggregation.name for aggregation in compared),
             left_out,
@@ -188,12 +188,9 @@ class Reconciliation:
         if self.seconds_left() <= 0:
             raise OutOfTimeError("the time was up before every total was decided")
 
-    def _tell_of_snapshot(self, found: Progress) -> None:
+    def _tell_in_time(self, stage: Stage, done: int, of: int | None) -> None:
         self._check_time()
-        if found.stage == "items":
-            self.progress(found.stage, found.items, found.estimated_items)
-        else:
-            self.progress(found.stage, found.records, None)
+        self.progress(stage, done, of)
 
     def _subject(self, aggregation: Aggregation) -> _Subject:
         is_counted = recorded_at(self.client, self.ledger_table, aggregation) is not None
@@ -208,8 +205,7 @@ class Reconciliation:
         def numbers(aggregation: Aggregation) -> Iterator[tuple[Group, Amounts]]:
             for number, (group, amounts) in enumerate(rows_of(self.client, aggregation)):
                 if number % 1_000 == 0:
-                    self._check_time()
-                    self.progress(Stage.TOTALS, number, None)
+                    self._tell_in_time(Stage.TOTALS, number, None)
                     snapshot.pump()  # a position in the stream is lost if it is not used for 15 minutes
                 if amounts is None:
                     not_numbers.append((aggregation, group))
@@ -217,7 +213,7 @@ class Reconciliation:
                     yield group, amounts
 
         for aggregation in aggregations:
-            snapshot.store_totals(aggregation, numbers(aggregation))
+            snapshot.spool.store_totals(aggregation.name, numbers(aggregation))
         return not_numbers
 
     def _compare(
@@ -233,7 +229,7 @@ class Reconciliation:
         findings: list[Finding] = []
         for aggregation in aggregations:
             unprovable = []
-            for found in observer.snapshot.compare(aggregation):
+            for found in observer.snapshot.spool.compare(aggregation.name):
                 aggregates += 1
                 total = found.total or (_ZERO,) * len(aggregation.measures)
                 differs = total != found.expected
@@ -308,7 +304,7 @@ class Reconciliation:
         for name, subject in subjects.items():
             if not subject.can_be_compared:
                 continue
-            if unusable := snapshot.unusable(subject.aggregation):
+            if unusable := snapshot.spool.unusable(name):
                 yield f"{name}: cannot use {unusable} items, which count nothing; correct them"
             if refused := snapshot.refused(subject.aggregation):
                 yield f"{name}: cannot use {refused} of the stream's records, which the worker parks"

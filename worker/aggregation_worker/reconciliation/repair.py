@@ -1,4 +1,4 @@
-"""Corrects one total: adds what it lacks, once, while everything goes on.
+"""Corrects one total: adds what it lacks, once, while everything keeps running.
 
 A correction is one transaction: a receipt page of its own in the ledger, under the condition that it is not there, and
 an ADD to the row, under the condition that the measures still are what was seen just before. Source rows need no
@@ -22,10 +22,19 @@ from enum import Enum
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import botocore.exceptions
 from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.numbers import EXACT, Amounts, amount_text, canonical_text, fits, sum_of
+from aggregation_worker.aws_errors import (
+    ACTION_CONDITION_FAILED,
+    ACTION_CONFLICT,
+    ACTION_REFUSED,
+    ACTION_THROTTLED,
+    NO_ANSWER,
+    cancellation_reasons,
+    code_of,
+    is_transient,
+)
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.corrections import correction_number, correction_page, correction_put, is_of_run
 from aggregation_worker.ledger.pages import Pages, ReceiptKey, read_pages
@@ -42,30 +51,8 @@ MOST_ATTEMPTS = 60
 # Seconds: the first pause between attempts, and the longest; jittered between half and the whole.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
 
-_CANCELLED = "TransactionCanceledException"
 # Another attempt can do better: the observation was overtaken, or DynamoDB is busy.
-_AGAIN = frozenset(
-    (
-        "None",
-        "ConditionalCheckFailed",
-        "TransactionConflict",
-        "ProvisionedThroughputExceeded",
-        "ThrottlingError",
-        "RequestLimitExceeded",
-        "InternalServerError",
-        "TransactionConflictException",
-        "TransactionInProgressException",
-        "ThrottlingException",
-        "Throttling",
-        "ProvisionedThroughputExceededException",
-        "InternalFailure",
-        "ServiceUnavailable",
-        "ServiceUnavailableException",
-    )
-)
-_REFUSED = frozenset(("ValidationError", "ItemCollectionSizeLimitExceeded", "ValidationException"))
-_NO_ANSWER = (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError)
-_SERVER_ERROR = 500  # HTTP status
+_AGAIN = ACTION_THROTTLED | {"None", ACTION_CONDITION_FAILED, ACTION_CONFLICT}
 _ZERO = Decimal(0)
 # Sorts before every page of a stream.
 _FIRST_OF_ALL = "0"
@@ -88,7 +75,7 @@ class Repairer:
     """Makes corrections in the name of one run.
 
     Attributes:
-        run: tells runs apart; stands in every receipt.
+        run: the run's name, which is in every receipt.
         now: the time of day, which the receipts show.
     """
 
@@ -158,16 +145,15 @@ class Repairer:
         """Sends the transaction; `False` if another attempt is due, after which the ledger tells what became of it."""
         try:
             self.client.transact_write_items(TransactItems=transaction, ClientRequestToken=str(uuid4()))
-        except _NO_ANSWER:
+        except NO_ANSWER:
             return False
         except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
-            reasons = error.response.get("CancellationReasons", []) if code == _CANCELLED else []
-            codes = {reason.get("Code") or "None" for reason in reasons} or {code}
-            if codes <= _AGAIN or error.response["ResponseMetadata"].get("HTTPStatusCode", 0) >= _SERVER_ERROR:
+            code, reasons = code_of(error), cancellation_reasons(error)
+            codes = {reason.get("Code") or "None" for reason in reasons}
+            if is_transient(error) or code == "TransactionConflictException" or (codes and codes <= _AGAIN):
                 return False
-            if codes & _REFUSED:
-                messages = [reason["Message"] for reason in reasons if reason.get("Code") in _REFUSED]
+            if code == "ValidationException" or codes & ACTION_REFUSED:
+                messages = [reason["Message"] for reason in reasons if reason.get("Code") in ACTION_REFUSED]
                 raise CorrectionRefusedError("; ".join(messages) or error.response["Error"]["Message"]) from error
             raise
         return True

@@ -1,4 +1,4 @@
-"""What a reconcile tells: what it is doing and, at the end, what it found."""
+"""What a reconcile found."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,18 +6,6 @@ from enum import StrEnum
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.numbers import EXACT, Amounts
-
-
-class Stage(StrEnum):
-    """What a run is doing."""
-
-    ITEMS = "items"
-    STREAM = "stream"
-    SUMS = "sums"
-    TOTALS = "totals"
-    OBSERVING = "observing"
-    LETTERS = "letters"
-    CORRECTING = "correcting"
 
 
 class Verdict(StrEnum):

@@ -18,13 +18,13 @@ import boto3
 from botocore.config import Config
 
 from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE, load_definitions
-from aggregation_worker.reconciliation.items import ScanSource
 from aggregation_worker.reconciliation.observer import OBSERVED_AT_ONCE
 from aggregation_worker.reconciliation.reconcile import PATIENCE, ReconcileError, Reconciliation
 from aggregation_worker.reconciliation.report import Report, Verdict
+from aggregation_worker.reconciliation.scan import SEGMENTS, ScanSource
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.settings import SettingsError
-from aggregation_worker.streams.reader import StreamReader
+from aggregation_worker.streams.reader import STREAM_LAG, StreamReader
 from aggregation_worker.telemetry import Metric, emit, new_logger, new_metrics
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 STOP_BEFORE_END = 15.0
 # Seconds assumed where no context tells, as in a call by hand.
 _DEFAULT_REMAINING = 900.0
-_SEGMENTS = 4
 
 logger = new_logger()
 metrics = new_metrics()
@@ -160,7 +159,7 @@ def reconcile(
     *,
     seconds_left: Callable[[], float],
     patience: float = PATIENCE,
-    stream_lag: float = 10.0,
+    stream_lag: float = STREAM_LAG,
 ) -> Report:
     """One run, over all aggregations, from now on in the stream.
 
@@ -183,7 +182,7 @@ def reconcile(
             definitions=definitions,
             aggregations=definitions.aggregations,
             ledger_table=settings.ledger_table,
-            items=ScanSource(client, table, segments=_SEGMENTS),
+            items=ScanSource(client, table, segments=SEGMENTS),
             reader=StreamReader(streams, settings.stream_arn, "LATEST", stream_lag=stream_lag),
             executor=executor,
             nothing_removed=settings.nothing_removed,
@@ -197,5 +196,5 @@ def _config() -> Config:
         retries={"mode": "standard", "total_max_attempts": 5},
         connect_timeout=2,
         read_timeout=5,
-        max_pool_connections=OBSERVED_AT_ONCE + _SEGMENTS,
+        max_pool_connections=OBSERVED_AT_ONCE + SEGMENTS,
     )

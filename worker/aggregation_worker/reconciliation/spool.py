@@ -1,7 +1,7 @@
 """The spool: all that a snapshot has read so far, on disk, so that memory stays bounded and a killed run can go on.
 
 One sqlite3 file (standard library). Items are only ever appended; the sums over them are made at the end, by sorting on
-disk. What is written in one transaction belongs together: a page's contributions and the position behind it, a round of
+disk. What is written in one transaction belongs together: a page's contributions and the position after it, a round of
 the stream's records. Knows nothing of AWS.
 
 A spool belongs to the thread that opened it: one consumer writes and reads it, so nothing here is locked.
@@ -9,18 +9,20 @@ A spool belongs to the thread that opened it: one consumer writes and reads it, 
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from heapq import merge
-from itertools import groupby, islice
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
 from aggregation_worker.aggregations.contributions import Group
-from aggregation_worker.aggregations.numbers import EXACT, Amounts
+from aggregation_worker.aggregations.numbers import Amounts, sum_of
+from aggregation_worker.errors import WorkerError
+from aggregation_worker.reconciliation.portions import portions
 
 ItemRow = tuple[bytes, int, str | None, str | None]
 """What an item contributes: the digest of its key, the aggregation's number, group and amounts as texts.
@@ -54,6 +56,8 @@ CREATE TABLE IF NOT EXISTS total (
 ) WITHOUT ROWID;
 """
 
+_TABLE_NAMES = frozenset(("meta", "position", "item", "seen", "at_cut", "later", "baseline", "total"))
+
 _ROWS_AT_CUT = """
 SELECT aggregation, grp, amounts FROM (
     SELECT aggregation, grp, amounts FROM item
@@ -63,7 +67,7 @@ SELECT aggregation, grp, amounts FROM (
 """
 
 
-class SpoolError(Exception):
+class SpoolError(WorkerError):
     """The spool cannot be used; the message says why and what to do."""
 
 
@@ -123,54 +127,58 @@ def read_amounts(text: str) -> Amounts:
 
 
 class Spool:
-    """What a run has read so far, by the number that each of its aggregations has in the order given to `begin`.
+    """What a run has read so far, by the names of its aggregations, as given to `begin`.
+
+    To be used in a `with` block, which turns whatever sqlite3 raises inside into a `SpoolError`.
 
     Args:
         path: the file, which outlives the process; `None` for a temporary one, in sqlite3's folder for these
             (`SQLITE_TMPDIR`), that goes with it.
 
     Raises:
-        SpoolError: the file cannot be opened, or is no spool.
+        SpoolError: the file cannot be opened, or is not a spool.
         SpoolInUseError: another process has it open.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self._numbers: dict[str, int] = {}
         self._cuts: tuple[int, ...] = ()
-        # An empty name is sqlite3's own word for a temporary database on disk.
         try:
+            # An empty name is sqlite3's own word for a temporary database on disk.
             self._db = sqlite3.connect("" if path is None else path, timeout=0, isolation_level=None)
-        except sqlite3.OperationalError as error:
-            raise SpoolError(f"{path} cannot be opened: {error}") from error
-        try:
+        except sqlite3.Error as error:
+            raise self._spool_error(error) from error
+        with ExitStack() as on_failure:
+            on_failure.push(self)
             self._set_up()
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                raise SpoolInUseError(f"{path} is in use by another run") from error
-            raise SpoolError(f"{path} cannot be used as a spool ({error}): name another file") from error
+            on_failure.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self.close()
+        if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.ProgrammingError):  # a mistake made here
+            raise self._spool_error(error) from error
 
     def close(self) -> None:
         """Closes the file, which stays (unless it is a temporary one)."""
         self._db.close()
 
-    def begin(self, run: Mapping[str, str], cuts: Sequence[int]) -> None:
+    def begin(self, run: Mapping[str, str], cuts: Mapping[str, int]) -> None:
         """Says what run this is: a new spool keeps it, that of another run is refused.
 
         Args:
             run: whatever decides what the spool's content means: table, stream, cut, definitions.
-            cuts: for each aggregation, by its number, which cut is its own; aggregations can share one.
+            cuts: for each aggregation, by its name, which cut is its own; aggregations can share one. The items' rows
+                have the aggregations' numbers in this order.
 
         Raises:
             SpoolMismatchError: the spool is another run's; the message says what differs.
         """
-        self._cuts = tuple(cuts)
+        self._numbers = {name: number for number, name in enumerate(cuts)}
+        self._cuts = tuple(cuts.values())
         self._db.create_function("cut_of", 1, lambda aggregation: self._cuts[aggregation], deterministic=True)
         wanted = {"format": _FORMAT, **run}
         kept: dict[str, str] = json.loads(self.note("run") or "null") or wanted
@@ -196,20 +204,14 @@ class Spool:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is written inside is written as a whole or not at all.
-
-        Raises:
-            SpoolError: it cannot be written, because the disk is full, for instance.
-        """
+        """What is written inside is written as a whole or not at all."""
         try:
             self._db.execute("BEGIN")
             yield
             self._db.execute("COMMIT")
-        except BaseException as error:
+        except BaseException:
             if self._db.in_transaction:  # sqlite3 itself has rolled back some
                 self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError):
-                raise SpoolError(f"the spool {self._path or ''} cannot be written: {error}") from error
             raise
 
     # Items.
@@ -226,7 +228,7 @@ class Spool:
         return int(self._db.execute("SELECT COALESCE(SUM(items), 0) FROM position").fetchone()[0])
 
     def add_items(self, segment: int, position: Any, items: int, rows: Iterable[ItemRow]) -> None:
-        """Adds what a page of `items` items contributes, and the position behind it."""
+        """Adds what a page of `items` items contributes, and the position after it."""
         with self.together():
             self._db.executemany("INSERT INTO item VALUES (?, ?, ?, ?)", rows)
             self._db.execute(
@@ -252,23 +254,23 @@ class Spool:
         found = self._db.execute("SELECT 1 FROM seen WHERE digest = ? AND cut = ?", (digest, cut)).fetchone()
         return found is not None
 
-    def add_at_cut(self, aggregation: int, group: Group | None, amounts: Amounts | None) -> None:
+    def add_at_cut(self, aggregation: str, group: Group | None, amounts: Amounts | None) -> None:
         """Adds to the baseline what an item was at the cut; `None` if the aggregation cannot use it."""
         self._db.execute(
             "INSERT INTO at_cut VALUES (?, ?, ?)",
             (
-                aggregation,
+                self._numbers[aggregation],
                 None if group is None else group_text(group),
                 None if amounts is None else amounts_text(amounts),
             ),
         )
 
-    def add_later(self, aggregation: int, receipt: LaterReceipt) -> None:
+    def add_later(self, aggregation: str, receipt: LaterReceipt) -> None:
         """Adds what a later record contributes; a receipt that is known is not added again."""
         self._db.execute(
             "INSERT OR IGNORE INTO later VALUES (?, ?, ?, ?, ?, ?)",
             (
-                aggregation,
+                self._numbers[aggregation],
                 group_text(receipt.group),
                 receipt.page,
                 receipt.receipt,
@@ -279,7 +281,7 @@ class Spool:
 
     # What comes of it.
 
-    def complete(self, between: Callable[[], object] = lambda: None) -> None:
+    def complete(self, between: Callable[[], object]) -> None:
         """Makes the baselines: what every item was at the cut, summed by aggregate. Zeros are left out.
 
         Sorted on disk, so memory does not grow with items or aggregates. `between` is called now and then, and may add
@@ -287,14 +289,13 @@ class Spool:
         """
         unusable: dict[int, int] = {}
         self._db.execute("DELETE FROM baseline")
-        sums = self._sums_at_cut(unusable)
-        while portion := list(islice(sums, _ROWS_AT_ONCE)):
+        for portion in portions(self._sums_at_cut(unusable), _ROWS_AT_ONCE):
             with self.together():
                 self._db.executemany("INSERT INTO baseline VALUES (?, ?, ?)", portion)
             between()
         with self.together():
-            for aggregation in range(len(self._cuts)):
-                self.set_note(f"unusable {aggregation}", str(unusable.get(aggregation, 0)))
+            for number, count in unusable.items():
+                self.set_note(f"unusable {number}", str(count))
             self.set_note("complete", "")
         with self.together():
             # Their work is done, and they are the largest part of the file.
@@ -302,139 +303,137 @@ class Spool:
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - a name from the line above
 
     def _sums_at_cut(self, unusable: dict[int, int]) -> Iterator[tuple[int, str, str]]:
-        add = EXACT.add
         rows = self._db.execute(_ROWS_AT_CUT)
-        for (aggregation, group), contributions in groupby(rows, itemgetter(0, 1)):
+        for (number, group), contributions in groupby(rows, itemgetter(0, 1)):
             if group is None:
-                unusable[aggregation] = sum(1 for _ in contributions)
+                unusable[number] = sum(1 for _ in contributions)
                 continue
-            total: Amounts | None = None
-            for _, _, text in contributions:
-                amounts = read_amounts(text)
-                total = amounts if total is None else tuple(map(add, total, amounts))
-            if total is not None and any(total):
-                yield aggregation, group, amounts_text(total)
+            total = _sum(read_amounts(text) for _, _, text in contributions)
+            if any(total):
+                yield number, group, amounts_text(total)
 
-    def unusable(self, aggregation: int) -> int:
+    def unusable(self, aggregation: str) -> int:
         """How many items, as they were at the cut, an aggregation cannot use."""
-        return int(self.note(f"unusable {aggregation}") or 0)
+        return int(self.note(f"unusable {self._numbers[aggregation]}") or 0)
 
-    def baseline(self, aggregation: int, group: Group) -> Amounts | None:
-        """One aggregate's baseline; `None` if it is zero."""
-        return self._amounts("baseline", aggregation, group)
+    def baseline(self, aggregation: str, group: Group) -> Amounts | None:
+        """What one aggregate's items were worth at the cut; `None` if that is zero."""
+        found = self._db.execute(
+            "SELECT amounts FROM baseline WHERE aggregation = ? AND grp = ?",
+            (self._numbers[aggregation], group_text(group)),
+        ).fetchone()
+        return None if found is None else read_amounts(found[0])
 
-    def baselines(self, aggregation: int, after: Group | None = None) -> Iterator[tuple[Group, Amounts]]:
-        """All baselines of an aggregation that are not zero, or those behind a group, in the spool's order."""
-        for text, amounts in self._in_order("baseline", aggregation, after):
+    def baselines(self, aggregation: str) -> Iterator[tuple[Group, Amounts]]:
+        """All baselines of an aggregation that are not zero, in the spool's order."""
+        for text, amounts in self._in_order("baseline", aggregation):
             yield read_group(text), read_amounts(amounts)
 
-    def number_of_baselines(self, aggregation: int) -> int:
+    def number_of_baselines(self, aggregation: str) -> int:
         """How many aggregates have a baseline that is not zero."""
-        return self._count("baseline", aggregation)
+        query = "SELECT COUNT(*) FROM baseline WHERE aggregation = ?"
+        return int(self._db.execute(query, (self._numbers[aggregation],)).fetchone()[0])
 
-    def later(self, aggregation: int, group: Group) -> dict[tuple[str, str], Amounts]:
-        """One aggregate's receipts of later records, by page and receipt."""
+    def later(self, aggregation: str, group: Group) -> dict[tuple[str, str], Amounts]:
+        """One aggregate's receipts of later records, by page and receipt in the ledger."""
         found = self._db.execute(
             "SELECT page, receipt, amounts FROM later WHERE aggregation = ? AND grp = ?",
-            (aggregation, group_text(group)),
+            (self._numbers[aggregation], group_text(group)),
         )
         return {(page, receipt): read_amounts(amounts) for page, receipt, amounts in found.fetchall()}
 
-    def is_later(self, aggregation: int, group: Group, page: str, receipt: str) -> bool:
-        """Whether a receipt is a later record's."""
-        found = self._db.execute(
-            "SELECT 1 FROM later WHERE aggregation = ? AND grp = ? AND page = ? AND receipt = ?",
-            (aggregation, group_text(group), page, receipt),
-        )
-        return found.fetchone() is not None
-
-    def later_receipts(self, aggregation: int) -> Iterator[LaterReceipt]:
+    def later_receipts(self, aggregation: str) -> Iterator[LaterReceipt]:
         """All receipts of later records, aggregate by aggregate."""
         for text, page, receipt, created_at, amounts in self._later_rows(aggregation):
             yield LaterReceipt(read_group(text), page, receipt, created_at, read_amounts(amounts))
 
-    def later_totals(self, aggregation: int) -> Iterator[tuple[Group, Amounts]]:
-        """What later records contribute in all, aggregate by aggregate."""
-        for text, amounts in self._later_sums(aggregation):
-            yield read_group(text), amounts
-
-    def store_totals(self, aggregation: int, rows: Iterable[tuple[Group, Amounts]]) -> None:
+    def store_totals(self, aggregation: str, rows: Iterable[tuple[Group, Amounts]]) -> None:
         """Keeps totals as they stand in a target table, in place of those kept before, for `compare`.
 
         In portions, so that the spool can be written to while `rows` are read.
         """
-        self._db.execute("DELETE FROM total WHERE aggregation = ?", (aggregation,))
-        left = iter(rows)
-        while portion := list(islice(left, _ROWS_AT_ONCE)):
+        number = self._numbers[aggregation]
+        self._db.execute("DELETE FROM total WHERE aggregation = ?", (number,))
+        for portion in portions(rows, _ROWS_AT_ONCE):
             with self.together():
                 self._db.executemany(
                     "INSERT INTO total VALUES (?, ?, ?)",
-                    ((aggregation, group_text(group), amounts_text(amounts)) for group, amounts in portion),
+                    ((number, group_text(group), amounts_text(amounts)) for group, amounts in portion),
                 )
 
-    def compare(self, aggregation: int, zero: Amounts) -> Iterator[Comparison]:
-        """Every aggregate with a baseline, a later record or a total, in the spool's order."""
-        tagged = [
-            ((text, 0, read_amounts(amounts)) for text, amounts in self._in_order("baseline", aggregation, None)),
-            ((text, 1, amounts) for text, amounts in self._later_sums(aggregation)),
-            ((text, 2, read_amounts(amounts)) for text, amounts in self._in_order("total", aggregation, None)),
-        ]
-        for text, parts in groupby(merge(*tagged, key=itemgetter(0, 1)), itemgetter(0)):
+    def compare(self, aggregation: str) -> Iterator[Comparison]:
+        """Every aggregate that has a baseline, a later record or a total, in the spool's order.
+
+        Expected is the total once every later record read so far is applied, so a difference may be in flight.
+        """
+        baselines = ((text, 0, read_amounts(amounts)) for text, amounts in self._in_order("baseline", aggregation))
+        later = (
+            (text, 1, _sum(read_amounts(row[4]) for row in rows))
+            for text, rows in groupby(self._later_rows(aggregation), itemgetter(0))
+        )
+        totals = ((text, 2, read_amounts(amounts)) for text, amounts in self._in_order("total", aggregation))
+        for text, parts in groupby(merge(baselines, later, totals, key=itemgetter(0, 1)), itemgetter(0)):
             found = {kind: amounts for _, kind, amounts in parts}
-            expected = tuple(map(EXACT.add, found.get(0, zero), found.get(1, zero)))
-            yield Comparison(read_group(text), expected, found.get(2), 1 in found)
+            total = found.pop(2, None)
+            expected = _sum(found.values()) if found else tuple(Decimal(0) for _ in total or ())
+            yield Comparison(read_group(text), expected, total, 1 in found)
 
-    def _later_sums(self, aggregation: int) -> Iterator[tuple[str, Amounts]]:
-        for text, rows in groupby(self._later_rows(aggregation), itemgetter(0)):
-            total: Amounts | None = None
-            for row in rows:
-                amounts = read_amounts(row[4])
-                total = amounts if total is None else tuple(map(EXACT.add, total, amounts))
-            if total is not None:
-                yield text, total
-
-    def _later_rows(self, aggregation: int) -> Iterator[tuple[str, str, str, int, str]]:
+    def _later_rows(self, aggregation: str) -> Iterator[tuple[str, str, str, int, str]]:
         """In portions, so that the spool can be written to meanwhile."""
-        behind = ("", "", "")
+        last = ("", "", "")
         while True:
             rows = self._db.execute(
                 "SELECT grp, page, receipt, created_at, amounts FROM later "
                 "WHERE aggregation = ? AND (grp, page, receipt) > (?, ?, ?) ORDER BY grp, page, receipt LIMIT ?",
-                (aggregation, *behind, _ROWS_AT_ONCE),
+                (self._numbers[aggregation], *last, _ROWS_AT_ONCE),
             ).fetchall()
             yield from rows
             if len(rows) < _ROWS_AT_ONCE:
                 return
-            behind = rows[-1][:3]
+            last = rows[-1][:3]
 
-    def _in_order(self, table: str, aggregation: int, after: Group | None) -> Iterator[tuple[str, str]]:
+    def _in_order(self, table: str, aggregation: str) -> Iterator[tuple[str, str]]:
         """In portions, so that the spool can be written to meanwhile."""
-        behind = "" if after is None else group_text(after)
+        last = ""
         while True:
             rows = self._db.execute(
                 f"SELECT grp, amounts FROM {table} WHERE aggregation = ? AND grp > ? ORDER BY grp LIMIT ?",  # noqa: S608 - a table of this module
-                (aggregation, behind, _ROWS_AT_ONCE),
+                (self._numbers[aggregation], last, _ROWS_AT_ONCE),
             ).fetchall()
             yield from rows
             if len(rows) < _ROWS_AT_ONCE:
                 return
-            behind = rows[-1][0]
-
-    def _amounts(self, table: str, aggregation: int, group: Group) -> Amounts | None:
-        found = self._db.execute(
-            f"SELECT amounts FROM {table} WHERE aggregation = ? AND grp = ?",  # noqa: S608 - a table of this module
-            (aggregation, group_text(group)),
-        ).fetchone()
-        return None if found is None else read_amounts(found[0])
-
-    def _count(self, table: str, aggregation: int) -> int:
-        query = f"SELECT COUNT(*) FROM {table} WHERE aggregation = ?"  # noqa: S608 - a table of this module
-        return int(self._db.execute(query, (aggregation,)).fetchone()[0])
+            last = rows[-1][0]
 
     def _set_up(self) -> None:
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables - _TABLE_NAMES:
+            raise SpoolError(f"{self._path} is another program's database: name another file")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("PRAGMA temp_store = FILE")
         self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._db.executescript(_TABLES)
+
+    def _spool_error(self, error: sqlite3.Error) -> SpoolError:
+        """What sqlite3 says, with the file and what to do."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the rest says where in sqlite3
+        file, another = f"the spool {self._path}", "name another file"
+        if self._path is None:
+            file, another = "the temporary spool", "set SQLITE_TMPDIR to another folder"
+        if code == sqlite3.SQLITE_BUSY:
+            return SpoolInUseError(f"{file} is in use by another run: wait until that is done, or {another}")
+        if code == sqlite3.SQLITE_FULL:
+            return SpoolError(f"{file} cannot be written: {error}: make room and run this again, or {another}")
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
+            return SpoolError(f"{file} is not a spool, or is damaged: {error}: {another}")
+        return SpoolError(
+            f"{file} cannot be used: {error}: check that its folder exists and can be written to, or {another}"
+        )
+
+
+def _sum(amounts: Iterable[Amounts]) -> Amounts:
+    """The sum of at least one."""
+    left = iter(amounts)
+    return sum_of(left, next(left))

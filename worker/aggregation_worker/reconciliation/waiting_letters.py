@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class UnreadableLetterError(WorkerError):
-    """A dead letter's record cannot be read, so nobody knows which totals it could still change."""
+    """A dead letter's record cannot be read, so it is not known which totals it could still change."""
 
 
 def groups_waiting(
@@ -36,7 +36,7 @@ def groups_waiting(
         records: raw records as Lambda delivers them.
 
     Raises:
-        UnreadableLetterError: it cannot be told which.
+        UnreadableLetterError: a record cannot be read.
     """
     found: set[tuple[str, Group]] = set()
     pages: dict[tuple[str, str], frozenset[str]] = {}

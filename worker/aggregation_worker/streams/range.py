@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
+from aggregation_worker.aws_errors import code_of
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.streams.records import from_get_records
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 _MAX_PAGES_WITHOUT_RECORDS = 1_000
 
 
-class StreamRangeError(Exception):
+class StreamRangeError(WorkerError):
     """The range cannot be read whole; nothing of it may be taken as replayed."""
 
 
@@ -44,8 +46,7 @@ def read_range(
             if number == end:
                 return records
     except ClientError as error:
-        code = error.response.get("Error", {}).get("Code")
-        if code in ("TrimmedDataAccessException", "ResourceNotFoundException", "ExpiredIteratorException"):
+        if code_of(error) in ("TrimmedDataAccessException", "ResourceNotFoundException", "ExpiredIteratorException"):
             raise StreamRangeError(
                 f"the stream no longer holds records {first} to {last} (it keeps them for 24 hours): "
                 "reconcile the totals with the source"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.streams.records import from_get_records, table_and_label
 from aggregation_worker.streams.shards import Page, Shard, StartingPosition, StreamShards
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 # "Change data capture for DynamoDB Streams", Amazon DynamoDB developer guide: what is older can go at any moment.
 RETENTION = timedelta(hours=24)
 MARGIN = timedelta(minutes=30)
+# Seconds after its write within which a record appears in the stream.
+STREAM_LAG = 10.0
 
 
-class HistoryLostError(Exception):
+class HistoryLostError(WorkerError):
     """The stream may no longer hold all records from the cut on, so nothing exact can be said about it."""
 
 
@@ -37,7 +40,7 @@ class _Progress:
     def note(self, page: Page, stream_lag: float) -> None:
         """Takes note of a page.
 
-        Several empty pages in a row, or a record created later than a moment, show that the moment lies behind; a
+        Several empty pages in a row, or a record created later than a moment, show that the moment has passed; a
         record may appear up to `stream_lag` seconds after it was written.
         """
         if not page.records:
@@ -74,7 +77,7 @@ class StreamReader:
         stream_arn: str,
         start: StartingPosition,
         *,
-        stream_lag: float = 10.0,
+        stream_lag: float = STREAM_LAG,
         empty_pages: int = 10,
         poll_interval: float = 0.25,
     ) -> None:
@@ -105,20 +108,16 @@ class StreamReader:
             if page is not None:
                 self._first_round += self._take(shard, page)
 
-    def read(self) -> list[dict[str, Any]]:
-        """One round: the next page of each shard that is due, at most 1,000 records each.
+    def pages(self) -> Iterator[list[dict[str, Any]]]:
+        """One round: the next page of each shard that is due, at most 1,000 records or 1 MB each.
 
-        No records is no end: nothing was there now, or no shard was due.
+        No pages does not mean the end: nothing was there now, or no shard was due.
 
         Raises:
             StreamGapError: records have left the stream before they were read, or it is disabled, or its shards came to
                 light in the wrong order.
             botocore.exceptions.ClientError: the stream cannot be read.
         """
-        return [record for page in self.pages() for record in page]
-
-    def pages(self) -> Iterator[list[dict[str, Any]]]:
-        """As `read`, shard by shard, so that only one page of 1 MB is held at a time."""
         self.open()
         if self._first_round:
             first, self._first_round = self._first_round, []
@@ -190,7 +189,7 @@ def stream_began(stream_arn: str) -> datetime:
     """When the stream was enabled, which is what its label says.
 
     Raises:
-        ValueError: it is not the ARN of a DynamoDB stream, or its label is no time.
+        ValueError: it is not the ARN of a DynamoDB stream, or its label is not a time.
     """
     label = table_and_label(stream_arn)[1]
     return datetime.fromisoformat(label).replace(tzinfo=UTC)

@@ -15,6 +15,8 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+from aggregation_worker.errors import WorkerError
+
 Image = Mapping[str, Any]
 """An item in DynamoDB's typed JSON: attribute name to `{type: value}`."""
 
@@ -34,15 +36,15 @@ class EventName(StrEnum):
     REMOVE = "REMOVE"
 
 
-class MalformedRecordError(ValueError):
+class MalformedRecordError(WorkerError):
     """A record that cannot be read; it can never be applied as it is."""
 
 
-class UnexpectedEventError(Exception):
+class UnexpectedEventError(WorkerError):
     """The event does not come from the source table's stream: the function is wired to something else."""
 
 
-class StreamViewTypeError(Exception):
+class StreamViewTypeError(WorkerError):
     """The stream does not deliver both images (its view type must be NEW_AND_OLD_IMAGES), so nothing can be exact."""
 
     @classmethod

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from aggregation_worker.errors import WorkerError
+
 if TYPE_CHECKING:
     from mypy_boto3_dynamodbstreams.client import DynamoDBStreamsClient
     from mypy_boto3_dynamodbstreams.type_defs import GetShardIteratorInputTypeDef
@@ -25,7 +27,7 @@ _DESCRIBE_EVERY_SECONDS = 5.0
 MAX_PAGE_RECORDS = 1000
 
 
-class StreamGapError(Exception):
+class StreamGapError(WorkerError):
     """The stream cannot be read without a gap, in order; the message says why and what to do."""
 
 
@@ -38,7 +40,7 @@ class StreamDisabledError(StreamGapError):
 
 
 class IncompleteDescriptionError(StreamGapError):
-    """The stream's description left out a shard whose child has been read by now; reading must begin again."""
+    """The stream's description left out a shard whose child has been read by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Page:
     """One answer of `GetRecords`.
 
     Attributes:
-        records: as the API returns them; none is no end.
+        records: as the API returns them; none does not mean the end.
         asked_at: when the request began, by `time.monotonic`.
         server_time: the service's own clock as it answered, in epoch seconds; `None` if the answer does not say.
     """
@@ -59,8 +61,8 @@ class Page:
 class Shard:
     """One shard and how far it has been read.
 
-    With `refuse_trimmed` records that cannot be read any more raise `TrimmedError`; otherwise reading goes on with the
-    oldest that is left. At its first answer a shard `at_horizon` may begin with whatever is the oldest by then.
+    With `refuse_trimmed` records that cannot be read any more raise `TrimmedError`; otherwise reading continues with
+    the oldest that is left. At its first answer a shard `at_horizon` may begin with whatever is the oldest by then.
     """
 
     def __init__(
@@ -84,10 +86,10 @@ class Shard:
         self._iterator = self._new_iterator()
 
     def read(self, limit: int) -> list[dict[str, Any]]:
-        """The next records as `GetRecords` returns them, at most `limit`; an empty page is no end.
+        """The next records as `GetRecords` returns them, at most `limit`; an empty page is not the end.
 
         Sets `exhausted` once the shard is closed and read to its end. An iterator that has expired (after 15 minutes)
-        is replaced by one behind the last record read. When the records there have been trimmed, reading goes on with
+        is replaced by one after the last record read. When the records there have been trimmed, reading continues with
         the oldest that is left.
 
         Raises:
@@ -110,7 +112,7 @@ class Shard:
         except self._client.exceptions.ExpiredIteratorException:
             if self._refuse_trimmed and self._last_sequence_number is None and self._start == "LATEST":
                 raise TrimmedError(
-                    f"shard {self.shard_id} was not read for 15 minutes, and its position is lost: begin again"
+                    f"shard {self.shard_id} was not read for 15 minutes, and its position is lost: run this again"
                 ) from None
             self._iterator = self._new_iterator()
             return None
@@ -153,7 +155,7 @@ class Shard:
         if self._refuse_trimmed and not self._at_horizon:
             raise TrimmedError(f"shard {self.shard_id}: records that were not read yet have left the stream")
         logger.warning(
-            "shard %s: records that were not read yet have left the stream; reading goes on with the oldest left",
+            "shard %s: records that were not read yet have left the stream; reading continues with the oldest left",
             self.shard_id,
         )
         self._start = "TRIM_HORIZON"
@@ -174,7 +176,7 @@ class StreamShards:
 
     A shard becomes readable when its parent is finished, or is no longer listed. With `refuse_trimmed` a parent that is
     not listed can be one that left the stream only at the first look; later it must be one that is still to be listed,
-    since descriptions lag behind.
+    since descriptions are late.
     """
 
     def __init__(
@@ -201,7 +203,7 @@ class StreamShards:
     def successors_known_at(self) -> float | None:
         """When the stream was last described whole, by `time.monotonic`; `None` if it has to be described again.
 
-        A description can lag behind: while a shard is closed but the one that follows it is not listed, more must come
+        A description can be late: while a shard is closed but the one that follows it is not listed, more must come
         (the DynamoDB Streams Kinesis adapter, too, asks again then).
         """
         return None if self._stale else self._successors_known_at
@@ -284,7 +286,9 @@ class StreamShards:
         if lost := self._unread.difference(listed):
             raise TrimmedError(f"shard {min(lost)} has left the stream before it was read")
         if late := self._taken_as_trimmed.intersection(listed):
-            raise IncompleteDescriptionError(f"shard {min(late)} was not listed before its child was read: begin again")
+            raise IncompleteDescriptionError(
+                f"shard {min(late)} was not listed before its child was read: run this again"
+            )
 
     def _listed_shards(self) -> tuple[dict[str, dict[str, Any]], str | None]:
         """All shards by their id, and the stream's status."""
