@@ -11,7 +11,7 @@ from typing import Any
 
 import botocore.exceptions
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.contributions import Definitions
@@ -25,6 +25,7 @@ from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, ImmediateExecutor, Request, cancelled, client_error
 from tests.postings import REFERENCE, postings
 from tests.records import CREATED_AT, DAY, insert, modify, order
+from tests.sizes import examples
 
 TARGET = "item_count_by_date"
 TIMED_OUT = botocore.exceptions.ReadTimeoutError(endpoint_url="http://127.0.0.1")
@@ -1001,7 +1002,7 @@ FAULTS: list[Callable[[Request], Exception | None] | None] = [
 faults: st.SearchStrategy[list[int]] = st.just([]) | st.lists(st.sampled_from(range(len(FAULTS))), max_size=25)
 
 
-@settings(max_examples=150)
+@examples(50, long=1000)
 @given(st.data())
 def test_any_faults_and_any_overlap__count_every_record_once(data: st.DataObject) -> None:
     """Rows and pages hold one receipt and more, aggregations share the rows, and rows are read as they once were."""

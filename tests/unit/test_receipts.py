@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.definitions import RESERVED_PREFIXES
@@ -39,6 +39,7 @@ from aggregation_worker.ledger.receipts import (
 from tests.definition_texts import aggregation_text, definitions
 from tests.postings import postings
 from tests.records import CREATED_AT, DAY, insert, modify, order, remove, validated
+from tests.sizes import examples
 
 NAMES = st.from_regex(r"[A-Za-z0-9_.-]{1,128}", fullmatch=True)
 # Anything that could be mistaken for a separator, an escape or a digest, and long values around the plain limit.
@@ -52,7 +53,7 @@ LATEST = 0xFFFF_FFFF  # in 2106
 # --- Names in the ledger --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=500)
+@examples(100, long=1000)
 @given(NAMES, GROUPS, NAMES, GROUPS)
 def test_different_groups__never_share_a_ledger_key(
     first_name: str, first: tuple[str, ...], second_name: str, second: tuple[str, ...]
