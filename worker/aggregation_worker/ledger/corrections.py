@@ -7,6 +7,7 @@ corrected add up to it, whichever of the two was wrong.
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from aggregation_worker.aggregations.numbers import Amounts, fits
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 # The end of a receipt's name that says what a correction found in a total without a receipt.
 FOUND = "found"
+_ONE = Decimal(1)
 
 
 def correction_page(number: int) -> str:
@@ -64,7 +66,8 @@ class Correction:
 
         Not only its measures must: a transaction's items do not appear at one moment, so an archive or a late write may
         have been seen on its pages and not yet in the row. Its part of the row is still to come then, and changes
-        generation, watermark or late writes; the condition on these makes the correction wait for it.
+        generation, watermark or late writes; the condition on these makes the correction wait for it. The correction itself
+        counts as a late write, so that whoever reads the aggregate notices it.
 
         Args:
             found: what was found in the total without a receipt.
@@ -83,6 +86,7 @@ class Correction:
             update.add(measure.name, amount)
         for name in (attribute(aggregation.name) for attribute in versions):
             update.equals(update.name(name), seen.item.get(name))
+        update.add(late_attribute(aggregation.name), _ONE)
         stamp = f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}|{self.run}"
         on_page: dict[str, Any] = {stamp: receipt_value(self.added)}
         if any(found) and all(map(fits, found)):
@@ -99,4 +103,5 @@ class Correction:
                 "ExpressionAttributeNames": {"#page": PAGE_KEY},
             }
         }
-        return [put, {"Update": {"TableName": row.table, "Key": row.key(), **update.parts()}}]
+        update_row: Any = {"TableName": row.table, "Key": row.key(), **update.parts()}
+        return [put, {"Update": update_row}]

@@ -1,4 +1,4 @@
-"""An aggregation's marker: what the ledger says of its backfill, from which cut it was or is being filled and since when.
+"""An aggregation's marker in the ledger: from which cut it was or is being filled, and when that was finished.
 
 The starting values themselves have their receipts in the rows (`writes.Start`).
 """

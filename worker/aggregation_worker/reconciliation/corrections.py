@@ -1,7 +1,8 @@
 """Corrects what drifts, round by round: each total is observed, corrected, and observed again to see that it is right.
 
 What the worker will never bring is counted first, by the worker's own writes, so that it is not counted twice whatever
-comes; what differs then is corrected. Which totals may be corrected, `reconcile` decides; how one correction is written, `repair` knows.
+comes; what differs then is corrected. Which totals may be corrected, `reconcile` decides; how one correction is
+written, `repair` knows.
 """
 
 from collections.abc import Mapping, Sequence

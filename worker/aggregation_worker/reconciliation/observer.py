@@ -5,7 +5,7 @@ read on.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -214,30 +214,21 @@ def settle(
         open_ = []
         for one, compared in chain.from_iterable(observer.observe(left)):
             verdict, stuck = one.observations.verdict_so_far(patience), one.observations.stuck(patience)
-            waiting = {} if compared is None else {name: compared.later[name] for name in stuck}
             any_counted = any_counted or (compared is not None and compared.any_counted)
             if compared is None or verdict is VerdictSoFar.OPEN:
                 if last:
                     findings.append(_finding(one, compared, Verdict.UNSETTLED, _KEPT_CHANGING))
                 else:
                     open_.append(one)
-            elif verdict is VerdictSoFar.DIFFERENT:
+            elif verdict is not VerdictSoFar.EQUAL:
                 any_stuck = any_stuck or bool(stuck)
-                finding = _finding(one, compared, Verdict.DRIFT)
-                if not provable(one.aggregation):
-                    finding = replace(finding, verdict=Verdict.UNPROVABLE, note=NOT_PROVABLE)
-                elif finding.total is None:
-                    finding = replace(finding, note="a measure is not a number: remove the attribute by hand")
-                elif stuck and from_now:
-                    # What still waits from before the cut comes before what waits from after it.
-                    finding = replace(finding, verdict=Verdict.UNSETTLED, note=_behind(stuck))
+                waiting = {name: compared.later[name] for name in stuck}
+                if verdict is VerdictSoFar.DIFFERENT:
+                    findings.append(_different(one, compared, waiting, from_now=from_now, provable=provable))
                 else:
-                    finding = replace(finding, lost=waiting)
-                findings.append(finding)
-            elif verdict is VerdictSoFar.BEHIND:
-                any_stuck = True
-                finding = _finding(one, compared, Verdict.UNSETTLED, _behind(stuck))
-                findings.append(replace(finding, expected=sum_of(waiting.values(), compared.expected), lost=waiting))
+                    finding = _finding(one, compared, Verdict.UNSETTLED, _behind(waiting))
+                    expected = sum_of(waiting.values(), compared.expected)
+                    findings.append(replace(finding, expected=expected, lost=waiting))
         left = open_
         # One round can outlast the patience; those observed last in it are to have as much of it as the first.
         end = end or observer.clock() + _LONGEST_PATIENCES * patience
@@ -259,6 +250,26 @@ def _finding(one: ObservedAggregate, compared: ComparedTotal | None, verdict: Ve
     return Finding(one.aggregation, one.group, verdict, total, expected, note)
 
 
+def _different(
+    one: ObservedAggregate,
+    compared: ComparedTotal,
+    waiting: Mapping[str, Amounts],
+    *,
+    from_now: bool,
+    provable: Callable[[Aggregation], bool],
+) -> Finding:
+    """What is said of a difference that stays, while some later records wait."""
+    finding = _finding(one, compared, Verdict.DRIFT)
+    if not provable(one.aggregation):
+        return replace(finding, verdict=Verdict.UNPROVABLE, note=NOT_PROVABLE)
+    if finding.total is None:
+        return replace(finding, note="a measure is not a number: remove the attribute by hand")
+    if waiting and from_now:
+        # What still waits from before the cut comes before what waits from after it.
+        return replace(finding, verdict=Verdict.UNSETTLED, note=_behind(waiting))
+    return replace(finding, lost=waiting)
+
+
 def _with_what_is_lost(finding: Finding, passed: float) -> Finding:
     """Tells the records that the worker will never count from those that it has still to come to.
 
@@ -275,5 +286,5 @@ def _with_what_is_lost(finding: Finding, passed: float) -> Finding:
     return replace(finding, verdict=Verdict.DRIFT, expected=expected, note=note, lost=lost)
 
 
-def _behind(stuck: Sequence[str]) -> str:
-    return f"{len(stuck)} {'record waits' if len(stuck) == 1 else 'records wait'} for the worker"
+def _behind(waiting: Mapping[str, Amounts]) -> str:
+    return f"{len(waiting)} {'record waits' if len(waiting) == 1 else 'records wait'} for the worker"
