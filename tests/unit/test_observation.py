@@ -11,7 +11,13 @@ from aggregation_worker.aggregations.contributions import Contribution, Group
 from aggregation_worker.aggregations.definitions import load_definitions, parse_definitions
 from aggregation_worker.ledger.corrections import Correction
 from aggregation_worker.ledger.reading import ChangesTooFastError, Stored
-from aggregation_worker.ledger.receipts import aggregate_of, backfill_attribute, backfill_value, first_position, postings
+from aggregation_worker.ledger.receipts import (
+    aggregate_of,
+    backfill_attribute,
+    backfill_value,
+    first_position,
+    postings,
+)
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.reconciliation.observation import (
     ComparedTotal,
@@ -87,9 +93,7 @@ def test_observation__tells_starting_value_and_corrections_from_records() -> Non
     totals.apply([AGGREGATION], record(1))
     starting_value = {backfill_attribute(AGGREGATION.name): backfill_value("stream 2024", amounts(7))}
     totals.set(AGGREGATION, GROUP, starting_value)
-    totals.put_page(
-        totals.partition(AGGREGATION, GROUP), "repair|000001", {"2024-07-15T00:00:00Z|run": {"N": "-2"}}
-    )
+    totals.put_page(totals.partition(AGGREGATION, GROUP), "repair|000001", {"2024-07-15T00:00:00Z|run": {"N": "-2"}})
 
     found = observed(totals)
 
