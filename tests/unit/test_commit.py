@@ -5,12 +5,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import botocore.exceptions
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.contributions import Definitions
@@ -19,11 +20,12 @@ from aggregation_worker.ledger import writes
 from aggregation_worker.ledger.commit import EXPIRED, MAX_IN_FLIGHT, RESTORED, Committer, Deadline, Outcome
 from aggregation_worker.ledger.failures import CommitError, Throttle
 from aggregation_worker.ledger.receipts import Posting, aggregate_name, partition_of, row_receipts
-from aggregation_worker.ledger.writes import Add, Archive, Late
+from aggregation_worker.ledger.writes import Add, Archive, Late, next_start
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, ImmediateExecutor, Request, cancelled, client_error
 from tests.postings import REFERENCE, postings
 from tests.records import CREATED_AT, DAY, insert, modify, order
+from tests.sizes import examples
 
 TARGET = "item_count_by_date"
 TIMED_OUT = botocore.exceptions.ReadTimeoutError(endpoint_url="http://127.0.0.1")
@@ -237,6 +239,20 @@ def test_pages__expire_after_the_retention_counted_from_now() -> None:
     assert expires == {str(CREATED_AT + 1_000 + 60 * 86_400)}
 
 
+def test_starting_values__go_in_once_beside_the_records() -> None:
+    commits = Commits(defined=SHARED)
+    commits.run(insert())
+    values = [replace(one, receipt="stream") for one in postings(insert(order(quantity=1_000)), defined=SHARED)]
+    commits.committer.plan = next_start
+    commits.client.after.extend([TIMED_OUT, None])
+
+    first, second = (commits.committer.commit(values, commits.deadline(60)) for _ in range(2))
+
+    assert (records(first)["applied"], records(first)["duplicates"]) == ([0], [0])
+    assert records(second)["duplicates"] == [0, 0]
+    assert commits.quantity() == 1_010
+
+
 # --- Duplicates -----------------------------------------------------------------------------------------------------
 
 
@@ -310,7 +326,7 @@ def test_rows_that_cannot_be_read__are_written_all_the_same(error: Exception) ->
     assert commits.quantity() == 20
 
 
-def between(commits: Commits, *raws: Any, times: int = 1) -> None:
+def between(commits: Commits, *raws: Any) -> None:
     """Another worker commits these records one by one, each before a write of the worker."""
     left = list(raws)
 
@@ -374,6 +390,24 @@ def test_row_found_changed_again_and_again__is_paused_for() -> None:
 
     assert records(outcome) == all_in("applied", 1)
     assert commits.clock.pauses == pytest.approx([0.010, 0.020])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_late_records__have_pages_read_up_to_the_last_of_them() -> None:
+    commits = Commits()
+    for raw in in_turn(40, first=10):
+        commits.run(raw)
+    assert len(commits.client.pages(commits.partition())) > 15
+
+    alone = commits.run(*in_turn(1))
+    queries = commits.client.sent().count("query")
+    apart = commits.run(*in_turn(1, first=1), *in_turn(1, first=24))
+
+    assert records(alone) == all_in("applied", 1)
+    assert records(apart) == all_in("applied", 2)
+    assert queries == 1
+    assert 1 < commits.client.sent().count("query") < 8
+    assert len(commits.client.receipts()) == 43
 
 
 # --- Pages that are not there ---------------------------------------------------------------------------------------
@@ -968,7 +1002,7 @@ FAULTS: list[Callable[[Request], Exception | None] | None] = [
 faults: st.SearchStrategy[list[int]] = st.just([]) | st.lists(st.sampled_from(range(len(FAULTS))), max_size=25)
 
 
-@settings(max_examples=150)
+@examples(50, long=1000)
 @given(st.data())
 def test_any_faults_and_any_overlap__count_every_record_once(data: st.DataObject) -> None:
     """Rows and pages hold one receipt and more, aggregations share the rows, and rows are read as they once were."""

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.definitions import RESERVED_PREFIXES
@@ -17,6 +17,7 @@ from aggregation_worker.ledger.receipts import (
     aggregations_in,
     archived_attribute,
     backfill_attribute,
+    backfill_value,
     expiry,
     first_position,
     generation_attribute,
@@ -26,6 +27,7 @@ from aggregation_worker.ledger.receipts import (
     partition_of,
     position_in,
     position_of,
+    read_backfill,
     read_receipt,
     receipt_name,
     receipt_value,
@@ -37,6 +39,7 @@ from aggregation_worker.ledger.receipts import (
 from tests.definition_texts import aggregation_text, definitions
 from tests.postings import postings
 from tests.records import CREATED_AT, DAY, insert, modify, order, remove, validated
+from tests.sizes import examples
 
 NAMES = st.from_regex(r"[A-Za-z0-9_.-]{1,128}", fullmatch=True)
 # Anything that could be mistaken for a separator, an escape or a digest, and long values around the plain limit.
@@ -50,7 +53,7 @@ LATEST = 0xFFFF_FFFF  # in 2106
 # --- Names in the ledger --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=500)
+@examples(100, long=1000)
 @given(NAMES, GROUPS, NAMES, GROUPS)
 def test_different_groups__never_share_a_ledger_key(
     first_name: str, first: tuple[str, ...], second_name: str, second: tuple[str, ...]
@@ -212,6 +215,13 @@ def test_receipt__holds_the_contribution_and_what_is_kept(
 ) -> None:
     assert receipt_value(amounts, kept) == value
     assert read_receipt(value) == (amounts, kept)
+
+
+def test_starting_value__is_read_as_it_was_written() -> None:
+    value = backfill_value("stream 2024-07-01T00:00:00.000", (Decimal(1), Decimal("2.5")))
+
+    assert value == {"L": [{"S": "stream 2024-07-01T00:00:00.000"}, {"L": [{"N": "1"}, {"N": "2.5"}]}]}
+    assert read_backfill(value) == ("stream 2024-07-01T00:00:00.000", (Decimal(1), Decimal("2.5")))
 
 
 def test_row__says_of_each_aggregation_what_it_holds() -> None:

@@ -13,11 +13,22 @@ from aggregation_worker.ledger.pages import Page, cut, packed
 from aggregation_worker.ledger.receipts import (
     Aggregate,
     Posting,
+    backfill_value,
     item_size,
     position_in,
     receipt_value,
 )
-from aggregation_worker.ledger.writes import MOST_LATE_PAGES, Add, Archive, Late, Look, Step, next_step
+from aggregation_worker.ledger.writes import (
+    MOST_LATE_PAGES,
+    Add,
+    Archive,
+    Late,
+    Look,
+    Start,
+    Step,
+    next_start,
+    next_step,
+)
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import FaultyDynamoDB
 from tests.postings import REFERENCE, postings
@@ -379,6 +390,7 @@ def test_late_records__have_their_pages_looked_up_first() -> None:
             ":archived": {"S": position_in(last.receipt)},
         },
         "ConsistentRead": True,
+        "Limit": 2,
     }
 
 
@@ -646,3 +658,49 @@ def test_late_of_one_and_new_of_another__are_separate_writes() -> None:
 
     assert then(step(item, [late, new]), Add).postings == (new,)
     assert then(step({**row_with(new), **item}, [late]), Look).postings == (late,)
+
+
+# --- Starting values of a backfill ----------------------------------------------------------------------------------
+
+
+def start(item: Mapping[str, Any], *left: Posting) -> Step:
+    return next_start(left[0].aggregate.row, item, left, {}, lambda: "new")
+
+
+def starting_value(of: Posting) -> Posting:
+    return replace(of, receipt="since 2024-07-01T00:00:00Z")
+
+
+def test_starting_value__is_added_with_its_receipt_where_there_is_none() -> None:
+    value = starting_value(records(1)[0])
+
+    assert then(start({}, value), Start).request() == {
+        "TableName": "item_count_by_date",
+        "Key": ROW_KEY,
+        "UpdateExpression": "SET #0 = :0 ADD #1 :1",
+        "ConditionExpression": "attribute_not_exists(#0)",
+        "ExpressionAttributeNames": {"#0": "backfill#item_count_by_date", "#1": "quantity"},
+        "ExpressionAttributeValues": {
+            ":0": {"L": [{"S": "since 2024-07-01T00:00:00Z"}, {"L": [{"N": "10"}]}]},
+            ":1": {"N": "10"},
+        },
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+    }
+
+
+def test_starting_values_of_a_shared_row__are_written_one_by_one() -> None:
+    first, second = map(starting_value, shared(1))
+
+    assert then(start({}, first, second), Start).postings == (first,)
+    held = {"backfill#item_count_by_date": backfill_value(first.receipt, first.amounts)}
+    assert start(held, first, second) == Step(None, duplicates=(first,))
+    assert then(start(held, second), Start).postings == (second,)
+
+
+@pytest.mark.parametrize("other", [{"amounts": (Decimal(11),)}, {"receipt": "stream X"}], ids=["amounts", "cut"])
+def test_starting_value_that_is_there_otherwise__differs(other: dict[str, Any]) -> None:
+    value = starting_value(records(1)[0])
+    held = {"backfill#item_count_by_date": backfill_value(value.receipt, value.amounts)}
+    differs = replace(value, **other)
+
+    assert start(held, differs) == Step(None, duplicates=(differs,), differing=(differs,))
