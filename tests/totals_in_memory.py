@@ -8,25 +8,37 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from botocore.exceptions import ConnectionClosedError
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group, contributions
 from aggregation_worker.aggregations.numbers import EXACT, Amounts
+from aggregation_worker.ledger import pages, writes
+from aggregation_worker.ledger.commit import Committer, Deadline
+from aggregation_worker.ledger.corrections import correction_page
 from aggregation_worker.ledger.definition_guard import check_definitions
+from aggregation_worker.ledger.reading import Stored, read_stored
 from aggregation_worker.ledger.receipts import (
     AGGREGATE_KEY,
-    EXPIRES_AT,
-    NO_RECEIPTS,
     PAGE_KEY,
-    aggregate_name,
+    aggregate_of,
+    partition_of,
     postings,
-    read_receipt,
-    receipt_value,
+    row_receipts,
 )
 from aggregation_worker.streams.records import StreamRecord
+from tests.faulty_dynamodb import ImmediateExecutor
 from tests.model.in_memory_dynamodb import InMemoryDynamoDB, Item
 
 LEDGER = "ledger"
+RETENTION_DAYS = 60
+
+
+def make_rows_small(limits: pytest.MonkeyPatch, receipts_in_a_row: int = 4, receipts_on_a_page: int = 3) -> None:
+    """Rows and pages hold only so many receipts, or a few more, so that they are archived often."""
+    limits.setattr(writes, "ROW_STEP", 1)
+    limits.setattr(writes, "LEAST_ROOM", receipts_in_a_row * 44)
+    limits.setattr(pages, "MAX_PAGE_RECEIPTS", receipts_on_a_page)
 
 
 class TotalsInMemory(InMemoryDynamoDB):
@@ -47,24 +59,25 @@ class TotalsInMemory(InMemoryDynamoDB):
         self.ledger = self.create(LEDGER, (AGGREGATE_KEY, "S"), (PAGE_KEY, "S")).items
         for table, keys in {aggregation.table: aggregation.keys for aggregation in aggregations}.items():
             self.create(table, *((key.name, key.type.value) for key in keys))
-        client: Any = self
-        check_definitions(client, LEDGER, aggregations)
+        # The same tables, in requests during which nobody else does anything.
+        undisturbed = InMemoryDynamoDB()
+        undisturbed.tables = self.tables
+        self.undisturbed: Any = undisturbed
+        self._committer = Committer(self.undisturbed, LEDGER, RETENTION_DAYS, ImmediateExecutor())
+        check_definitions(self.undisturbed, LEDGER, aggregations)
 
     # --- The worker, and others -----------------------------------------------------------------------------------
 
     def apply(self, aggregations: Sequence[Aggregation], record: StreamRecord) -> None:
-        """Counts one record, once."""
-        for posting in postings([(0, record, contributions(aggregations, record)[0])]):
-            aggregate, page = posting.aggregate, posting.page
-            if posting.receipt not in self.ledger.get((aggregate.name, page), {}):
-                receipt = {posting.receipt: receipt_value(posting.amounts), EXPIRES_AT: {"N": "9999999999"}}
-                self.put_receipts(aggregate.name, page, receipt)
-                self.add(aggregate.aggregation, aggregate.row.group, posting.amounts)
+        """Counts one record, once, as the worker does."""
+        found = postings([(0, record, contributions(aggregations, record)[0])])
+        outcome = self._committer.commit(found, Deadline(lambda: 100.0, 0.0, 0.0))
+        assert not outcome.refused
+        assert not outcome.unsettled
 
-    def put_receipts(self, aggregate: str, page: str, receipts: Item) -> None:
-        """Adds attributes to a page of the ledger and to nothing else."""
-        keys = {AGGREGATE_KEY: {"S": aggregate}, PAGE_KEY: {"S": page}}
-        self.ledger[aggregate, page] = self.ledger.get((aggregate, page), keys) | receipts
+    def put_page(self, partition: str, page: str, attributes: Item) -> None:
+        """Puts an item into the ledger and does nothing else."""
+        self.ledger[partition, page] = {AGGREGATE_KEY: {"S": partition}, PAGE_KEY: {"S": page}, **attributes}
 
     def add(self, aggregation: Aggregation, group: Group, amounts: Amounts) -> None:
         """Adds to a total and to nothing else."""
@@ -78,21 +91,33 @@ class TotalsInMemory(InMemoryDynamoDB):
         rows = self.tables[aggregation.table].items
         rows[group] = rows.get(group, keys) | attributes
 
+    def row(self, aggregation: Aggregation, group: Group) -> Item:
+        """A row as it stands; empty where there is none."""
+        return self.tables[aggregation.table].items.get(group, {})
+
     def total(self, aggregation: Aggregation, group: Group) -> Amounts:
         """A total as it stands; zeros where there is none."""
-        row = self.tables[aggregation.table].items.get(group, {})
+        row = self.row(aggregation, group)
         return tuple(Decimal(row.get(measure.name, {"N": "0"})["N"]) for measure in aggregation.measures)
 
+    def partition(self, aggregation: Aggregation, group: Group) -> str:
+        """The ledger's partition of an aggregate's pages."""
+        generation = row_receipts(self.row(aggregation, group), aggregation.name).generation
+        return partition_of(aggregation.name, group, generation)
+
+    def stored(self, aggregation: Aggregation, group: Group) -> Stored:
+        """All that is stored of an aggregate."""
+        return read_stored(self.undisturbed, LEDGER, aggregate_of(aggregation, group))
+
     def receipts(self, aggregation: Aggregation, group: Group) -> dict[tuple[str, str], Amounts]:
-        """All receipts of an aggregate, corrections included, by page and name."""
-        wanted = aggregate_name(aggregation.name, group)
-        return {
-            (page, name): read_receipt(value)
-            for (aggregate, page), item in self.ledger.items()
-            if aggregate == wanted
-            for name, value in item.items()
-            if name not in NO_RECEIPTS
-        }
+        """All receipts of an aggregate, by where they stand and their names: `row`, or the key of a page."""
+        stored = self.stored(aggregation, group)
+        found = {(stored.pages.get(name, "row"), name): amounts for name, (amounts, _) in stored.receipts.items()}
+        found |= {(correction_page(number), name): amounts for (number, name), amounts in stored.corrections.items()}
+        if stored.starting_value is not None:
+            cut, amounts = stored.starting_value
+            found["row", cut] = amounts
+        return found
 
     # --- The client's calls ---------------------------------------------------------------------------------------
 
@@ -113,6 +138,16 @@ class TotalsInMemory(InMemoryDynamoDB):
         self.on_request(operation)
         return read(**request)
 
+    def batch_get_item(self, **request: Any) -> dict[str, Any]:
+        """Rows, before what the worker will never bring is counted."""
+        self.on_request("BatchGetItem")
+        return super().batch_get_item(**request)
+
+    def update_item(self, **request: Any) -> dict[str, Any]:
+        """Counts what the worker will never bring."""
+        self.on_request("UpdateItem")
+        return super().update_item(**request)
+
     def put_item(self, **request: Any) -> dict[str, Any]:
         """An item of the ledger, if the condition holds."""
         assert request["TableName"] == LEDGER
@@ -120,10 +155,11 @@ class TotalsInMemory(InMemoryDynamoDB):
         return super().put_item(**request)
 
     def transact_write_items(self, **request: Any) -> dict[str, Any]:
-        """A correction: the ledger's Put and the row's Update."""
+        """A correction, or an archive or late write: pages of the ledger, and the row's Update."""
         self.on_request("TransactWriteItems")
-        assert request["ClientRequestToken"] not in self.tokens
-        self.tokens.append(request["ClientRequestToken"])
+        if "ClientRequestToken" in request:
+            assert request["ClientRequestToken"] not in self.tokens
+            self.tokens.append(request["ClientRequestToken"])
         fault = self.faults.popleft() if self.faults else None
         if isinstance(fault, BaseException):
             raise fault

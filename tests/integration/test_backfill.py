@@ -23,8 +23,9 @@ import pytest
 
 from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.aggregations.definitions import moment_text, parse_definitions
+from aggregation_worker.ledger.definition_guard import check_definitions
 from aggregation_worker.ledger.markers import read_marker
-from aggregation_worker.ledger.receipts import BACKFILL_PAGE, aggregate_name, is_stream_page
+from aggregation_worker.ledger.receipts import BACKFILL_PAGE, backfill_attribute, backfill_value, second_of
 from aggregation_worker.local.ministack import Ministack
 from aggregation_worker.local.recompute import scan, totals_of
 from aggregation_worker.operations.cli import main
@@ -353,11 +354,12 @@ def test_since__is_exact_with_records_on_both_sides_of_it(
         print(f"{before} records before since, {after} after")
         assert min(before, after) > 100
         counted = [
-            page["page"]["S"]
-            for page in scan(shop.world.client, shop.world.ledger_table)
-            if page["aggregate"]["S"].startswith("sold#") and is_stream_page(page["page"]["S"])
+            second_of(name)
+            for (aggregation, _), receipts in shop.world.receipts().items()
+            for name in receipts
+            if aggregation == "sold" and not name.startswith("since")
         ]
-        assert min(counted) >= moment_text(since)
+        assert min(counted) >= since
 
 
 def test_export_in_place_of_the_table__is_exact_too(
@@ -481,14 +483,32 @@ def test_receipts_of_a_backfill__explain_the_totals(shop: Shop, capsys: pytest.C
     assert "add up to the stored total" in text
 
 
-def test_starting_values__never_expire(shop: Shop) -> None:
+def test_starting_values__stand_in_the_rows_and_nothing_of_them_expires(shop: Shop) -> None:
     shop.follower()
     assert shop.backfill() == 0
 
-    pages = [page for page in scan(shop.world.client, shop.world.ledger_table) if page["page"]["S"] == BACKFILL_PAGE]
+    receipts = [name for receipts in shop.world.receipts().values() for name in receipts]
+    markers = list(scan(shop.world.client, shop.world.ledger_table))
 
-    assert len(pages) > 20
-    assert not any("expires_at" in page for page in pages)
+    assert len(receipts) > 20
+    assert set(receipts) == {f"stream {shop.stream_arn.rsplit('/', 1)[1]}"}
+    assert not any("expires_at" in marker for marker in markers)
+
+
+def test_ledger_that_is_lost__doubles_nothing(shop: Shop) -> None:
+    """Neither starting values nor what the worker has counted: their receipts stand in the rows."""
+    shop.follower()
+    assert shop.backfill() == 0
+    before = shop.world.totals()
+    for item in scan(shop.world.client, shop.world.ledger_table):
+        key = {name: item[name] for name in ("aggregate", "page")}
+        shop.world.client.delete_item(TableName=shop.world.ledger_table, Key=key)
+    check_definitions(shop.world.client, shop.world.ledger_table, shop.world.definitions.aggregations)
+
+    assert shop.backfill("--catch-up-until", moment_text(int(time.time()))) == 0
+
+    assert shop.world.totals() == before
+    shop.assert_exact()
 
 
 def test_aggregation_that_no_worker_knows__is_refused(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
@@ -528,17 +548,16 @@ def test_backfill_begun_from_another_cut__is_refused(shop: Shop, capsys: pytest.
 def test_aggregate_with_another_starting_value__is_not_touched(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
     shop.follower()
     order = next(item for item in scan(shop.world.client, shop.source) if item["orderid"]["S"] == "7")
-    name = aggregate_name("by_customer", (order["customer"]["N"],))
-    shop.world.client.put_item(
-        TableName=shop.world.ledger_table,
-        Item={"aggregate": {"S": name}, "page": {"S": BACKFILL_PAGE}, "stream of old": {"N": "1"}},
-    )
+    table = shop.world.definitions.aggregations[1].table
+    other_value = {backfill_attribute("by_customer"): backfill_value("stream of old", (Decimal(1),))}
+    shop.world.client.put_item(TableName=table, Item={"customer": order["customer"]} | other_value)
 
     assert shop.backfill("by_customer") == 2
 
-    assert f"{name}: has another starting value already (stream of old: 1)" in told(capsys)
-    totals = shop.world.totals()
-    assert ("by_customer", (order["customer"]["N"],)) not in totals
+    customer = order["customer"]["N"]
+    assert f"by_customer {customer} has another starting value already (stream of old: 1)" in told(capsys)
+    row = shop.world.client.get_item(TableName=table, Key={"customer": order["customer"]})["Item"]
+    assert "quantity" not in row
 
 
 def test_totals_made_right_by_a_repair__are_not_filled_again(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:

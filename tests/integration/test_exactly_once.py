@@ -6,11 +6,11 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from aggregation_worker.ledger.transactions import MAX_RECEIPTS_PER_ACTION
 from botocore.exceptions import ClientError, ConnectionClosedError
 
 from aggregation_worker.batch import RecordOutcome
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
-from aggregation_worker.ledger.transactions import MAX_RECEIPTS_PER_ACTION
 from tests.dynamodb_local import DynamoDBLocal
 from tests.integration.world import ClientWith, World, a_world, side_by_side
 

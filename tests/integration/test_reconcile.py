@@ -33,7 +33,7 @@ from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation import scheduled
 from aggregation_worker.reconciliation.export import ExportSource
 from aggregation_worker.reconciliation.items import ItemSource
-from aggregation_worker.reconciliation.reconcile import Reconciliation
+from aggregation_worker.reconciliation.reconcile import Reconciliation, Repairs
 from aggregation_worker.reconciliation.report import Report, Verdict
 from aggregation_worker.reconciliation.scan import ScanSource
 from aggregation_worker.reconciliation.spool import Spool
@@ -94,7 +94,7 @@ class Shop(shops.Shop):
                 items=items or ScanSource(self.world.client, self.source, segments=2),
                 executor=executor,
                 patience=patience,
-                letters=letters,
+                repairs=None if letters is None else Repairs(letters, 60),
                 **{
                     "definitions": self.world.definitions,
                     "aggregations": self.world.definitions.aggregations,

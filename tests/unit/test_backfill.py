@@ -12,10 +12,11 @@ import botocore.exceptions
 import pytest
 
 from aggregation_worker.ledger.markers import MarkerError, cut_of, read_marker
-from aggregation_worker.ledger.receipts import BACKFILL_PAGE
+from aggregation_worker.ledger.receipts import backfill_attribute, backfill_value, read_backfill, second_of
 from aggregation_worker.reconciliation import backfill as core
 from aggregation_worker.reconciliation.backfill import Backfill, Result
 from aggregation_worker.reconciliation.items import ItemPage, Pages
+from aggregation_worker.reconciliation.posting import PostingError
 from aggregation_worker.reconciliation.progress import Stage
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.reconciliation.survey import BackfillError, Target
@@ -53,23 +54,10 @@ class Killed(BaseException):
 
 
 class Ledger(FaultyDynamoDB):
-    """Tables and ledger.
-
-    Attributes:
-        unprocessed: so many keys of the next BatchGetItem come back unprocessed, as under throttling.
-    """
+    """Tables and ledger."""
 
     def __init__(self) -> None:
         super().__init__(DEFINITIONS)
-        self.unprocessed = 0
-
-    def batch_get_item(self, *, RequestItems: Mapping[str, Any]) -> dict[str, Any]:  # noqa: N803 - boto3's name
-        ((table, request),) = RequestItems.items()
-        keys = request["Keys"]
-        now, later = keys[self.unprocessed :], keys[: self.unprocessed]
-        self.unprocessed = 0
-        answer = super().batch_get_item(RequestItems={table: {**request, "Keys": now}})
-        return {**answer, "UnprocessedKeys": {table: {**request, "Keys": later}} if later else {}}
 
     def totals(self) -> dict[str, Any]:
         """All rows, by table."""
@@ -128,7 +116,7 @@ class Shop:
         self.clock = Clock(CREATED_AT + 5_000.0)
         self.stages: set[Stage] = set()
         self.known_since = LONG_AGO
-        self.patience = 0.3
+        self.patience = 30.0
 
     def run(self, spool: Path | None = None, reader: Reader | None = None, **options: Any) -> list[Result]:
         """One run; without a spool's file it begins anew."""
@@ -192,15 +180,22 @@ def test_starting_values__are_the_items_as_they_were_at_the_cut(shop: Shop) -> N
     assert (first.aggregates, first.added, second.aggregates, second.added) == (9, 9, 2, 2)
 
 
-def test_starting_values_receipt__is_named_by_the_cut_and_stays(shop: Shop) -> None:
+def test_starting_values_receipt__is_named_by_the_cut_and_stands_in_the_row(shop: Shop) -> None:
     shop.run()
 
-    receipts = [receipt for receipt in shop.database.receipts() if receipt[0].startswith("by_day#")]
-    assert [(page, name, amounts) for _, page, name, amounts in receipts] == [
-        (BACKFILL_PAGE, f"stream {STREAM_LABEL}", (Decimal(10 + 12 + 14 + 16 + 18),)),
-        (BACKFILL_PAGE, f"stream {STREAM_LABEL}", (Decimal(11 + 13 + 15 + 17),)),
+    rows = shop.database.tables["by_day"].items.values()
+    assert sorted(read_backfill(row[backfill_attribute("by_day")]) for row in rows) == [
+        (f"stream {STREAM_LABEL}", (Decimal(11 + 13 + 15 + 17),)),
+        (f"stream {STREAM_LABEL}", (Decimal(10 + 12 + 14 + 16 + 18),)),
     ]
-    assert not any("expires_at" in item for item in shop.database.tables[LEDGER].items.values())
+    assert {item["aggregate"]["S"] for item in shop.database.tables[LEDGER].items.values()} == {TABLE, "by_day"}
+
+
+def test_starting_value__costs_one_write_of_one_row(shop: Shop) -> None:
+    shop.run()
+
+    assert shop.database.sent().count("update_item") == 9 + 2
+    assert shop.database.sent().count("transact_write_items") == 3  # the markers
 
 
 def test_markers__say_when_and_how_many(shop: Shop) -> None:
@@ -221,12 +216,26 @@ def test_second_run__adds_nothing(shop: Shop, expected: dict[str, Any]) -> None:
     assert shop.database.totals() == expected
 
 
+def test_ledger_that_is_lost__doubles_nothing(shop: Shop) -> None:
+    """Neither starting values nor the records of the takeover: their receipts stand in the rows."""
+    shop.known_since = CREATED_AT
+    shop.run()
+    before = shop.database.totals()
+    shop.database.tables[LEDGER].items.clear()
+
+    results = shop.run()
+
+    assert [(result.added, result.caught_up) for result in results] == [(0, 0), (0, 0)]
+    assert shop.database.totals() == before
+    assert all(marker.finished_at for marker in shop.markers())
+
+
 # --- Whatever happens while posting ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep_spool", [True, False])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_any_transaction__the_next_run_completes_it(
+def test_killed_at_any_write__the_next_run_completes_it(
     expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, when: str, keep_spool: bool
 ) -> None:
     monkeypatch.setattr(core, "_CHUNK", 2)
@@ -246,13 +255,13 @@ def test_killed_at_any_transaction__the_next_run_completes_it(
         else:
             ended = True
 
-        assert shop.database.totals() == expected, f"killed {when} transaction {number}"
+        assert shop.database.totals() == expected, f"killed {when} write {number}"
         assert all(marker.finished_at for marker in shop.markers())
         if ended:
             break
 
-    # Nine aggregates and two, two at a time, and three times a marker.
-    assert number == 5 + 1 + 3
+    # Nine aggregates and two, and three times a marker.
+    assert number == 9 + 2 + 3
 
 
 def _kill(request: Any) -> None:
@@ -263,20 +272,8 @@ LOST = botocore.exceptions.ReadTimeoutError(endpoint_url="https://dynamodb")
 
 
 def test_lost_answers__add_nothing_twice(shop: Shop, expected: dict[str, Any]) -> None:
-    # The first transaction is the marker's; botocore repeats that one with its token by itself.
+    # The first write is the marker's; botocore repeats that one with its token by itself.
     shop.database.after.extend([None, LOST, LOST, None, LOST])
-
-    shop.run()
-
-    assert shop.database.totals() == expected
-
-
-def test_lost_answer_and_forgotten_token__receipt_settles_it(shop: Shop, expected: dict[str, Any]) -> None:
-    def lose(request: Any) -> Exception:
-        shop.database.forget_tokens()
-        return LOST
-
-    shop.database.after.extend([None, lose, lose])
 
     results = shop.run()
 
@@ -288,12 +285,12 @@ def test_conflicts_and_throttles__are_waited_out(shop: Shop, expected: dict[str,
     shop.database.before.extend(
         [
             None,
-            lambda request: cancelled(["TransactionConflict"] * len(request.items)),
-            lambda request: cancelled(["None", "ThrottlingError"]),
+            client_error("TransactionConflictException"),
+            client_error("ThrottlingException"),
             client_error("ProvisionedThroughputExceededException"),
         ]
     )
-    shop.database.unprocessed = 1
+    shop.database.reads.append(client_error("ThrottlingException"))
 
     shop.run()
 
@@ -312,19 +309,19 @@ def test_marker_in_conflict_with_another_run__is_written_again(shop: Shop, expec
 def test_other_run_posting_the_same_values__counts_nothing_twice(shop: Shop, expected: dict[str, Any]) -> None:
     other = Shop()
     other.database = shop.database
-    once = iter([other.run])
+    others: list[Result] = []
 
     def race(request: Any) -> None:
-        names = [item["Update"]["Key"].get("page", {}).get("S") for item in request.items]
-        if BACKFILL_PAGE in names and len(names) > 1:
+        if request.operation == "update_item":
             shop.database.on_request = lambda request: None
-            next(once)()
+            others.extend(other.run())
 
     shop.database.on_request = race
 
     results = shop.run()
 
-    assert [result.added for result in results] == [0, 0]
+    assert [mine.added + theirs.added for mine, theirs in zip(results, others, strict=True)] == [9, 2]
+    assert others[0].added > 5
     assert shop.database.totals() == expected
 
 
@@ -345,7 +342,7 @@ def test_row_that_dynamodb_refuses__stops_the_run_until_it_is_mended(shop: Shop,
     row = {"item_number": {"S": "item0"}, "order_date": {"S": "2024-07-10"}}
     shop.database.put_item(TableName=TABLE, Item={**row, "quantity": {"S": "many"}})
 
-    with pytest.raises(BackfillError, match=r"refuses 1 contributions.*item0.*incorrect data type") as refused:
+    with pytest.raises(BackfillError, match=r"1 contributions are refused.*item0.*incorrect data type") as refused:
         shop.run()
     assert "run this again" in str(refused.value)
     assert shop.markers()[0].finished_at is None
@@ -358,7 +355,8 @@ def test_row_that_dynamodb_refuses__stops_the_run_until_it_is_mended(shop: Shop,
 def test_nothing_goes_through__ends_the_run_to_be_repeated(shop: Shop, expected: dict[str, Any]) -> None:
     shop.database.before.extend([None, *([client_error("ThrottlingException")] * 1_000)])
 
-    with pytest.raises(BackfillError, match="nothing could be written for 0 s"):
+    shop.patience = 0.3
+    with pytest.raises(PostingError, match="nothing could be written for 0 s"):
         shop.run()
 
     shop.database.before.clear()
@@ -366,15 +364,18 @@ def test_nothing_goes_through__ends_the_run_to_be_repeated(shop: Shop, expected:
     assert shop.database.totals() == expected
 
 
+OTHER_VALUE = {backfill_attribute(TABLE): backfill_value("stream of old", (Decimal(1), Decimal(2)))}
+
+
 def test_another_starting_value__is_never_added_to(shop: Shop) -> None:
     shop.run()
     unfinish(shop, TABLE)
-    ledger = shop.database.tables[LEDGER].items
-    key = next(key for key, item in ledger.items() if item["aggregate"]["S"].startswith(f"{TABLE}#"))
-    ledger[key] = {**ledger[key], f"stream {STREAM_LABEL}": {"L": [{"N": "1"}, {"N": "2"}]}}
+    rows = shop.database.tables[TABLE].items
+    key = next(iter(rows))
+    rows[key] = {**rows[key], **OTHER_VALUE}
     before = shop.database.totals()
 
-    with pytest.raises(BackfillError, match=r"has another starting value already \(stream .*: 1, 2\)"):
+    with pytest.raises(BackfillError, match=r"has another starting value already \(stream of old: 1, 2\)"):
         shop.run()
 
     assert shop.database.totals() == before
@@ -382,18 +383,16 @@ def test_another_starting_value__is_never_added_to(shop: Shop) -> None:
 
 def test_another_starting_value_just_before_the_write__is_kept(shop: Shop) -> None:
     def come_between(request: Any) -> None:
-        for item in request.items:
-            key = item["Update"]["Key"]
-            if key.get("page") == {"S": BACKFILL_PAGE} and "#" in key["aggregate"]["S"]:
-                other = {f"stream {STREAM_LABEL}": {"L": [{"N": "1"}, {"N": "2"}]}}
-                shop.database.put_item(TableName=LEDGER, Item={**key, **other})
+        if request.operation == "update_item":
+            key = request.parameters["Key"]
+            shop.database.put_item(TableName=TABLE, Item={**key, **OTHER_VALUE})
 
     shop.database.on_request = come_between
 
-    with pytest.raises(BackfillError, match=r"has another starting value already \(stream .*: 1, 2\)"):
+    with pytest.raises(BackfillError, match=r"has another starting value already \(stream of old: 1, 2\)"):
         shop.run()
 
-    assert shop.database.totals()[TABLE] == []
+    assert not any("quantity" in row for row in shop.database.tables[TABLE].items.values())
 
 
 def test_dry_run__adds_up_and_writes_nothing(shop: Shop) -> None:
@@ -433,8 +432,7 @@ def test_records_created_during_the_takeover__are_posted_here(shop: Shop, second
 
     first, _ = shop.run()
 
-    pages = {page for _, page, _, _ in shop.database.receipts()} - {BACKFILL_PAGE}
-    assert sorted(pages) == [f"2024-07-15T09:40:0{second - CREATED_AT}Z|{STREAM_LABEL}" for second in posted]
+    assert sorted({second_of(name) for _, _, name, _ in shop.database.receipts()}) == posted
     assert first.caught_up == len(posted)
     assert quantity(shop, "item3", "2024-07-11") == (100 if CREATED_AT in posted else 13)
 
@@ -526,7 +524,7 @@ def test_marker_of_another_cut_that_comes_meanwhile__is_refused(shop: Shop) -> N
     def come_between(request: Any) -> None:
         shop.database.on_request = lambda request: None
         marker = {"cut": {"S": "stream of old"}, "started_at": {"N": "1"}}
-        shop.database.put_item(TableName=LEDGER, Item=request.items[0]["Update"]["Key"] | marker)
+        shop.database.put_item(TableName=LEDGER, Item=request.actions()[0]["Key"] | marker)
 
     shop.database.on_request = come_between
 
@@ -538,8 +536,8 @@ def test_marker_of_another_cut_that_comes_meanwhile__is_refused(shop: Shop) -> N
 
 def test_marker_that_disappears__is_refused(shop: Shop) -> None:
     def take_away(request: Any) -> None:
-        if "finished_at" in str(request.items):
-            shop.database.delete_item(TableName=LEDGER, Key=request.items[1]["Update"]["Key"])
+        if "finished_at" in str(request.parameters):
+            shop.database.delete_item(TableName=LEDGER, Key=request.actions()[1]["Key"])
 
     shop.database.on_request = take_away
 
@@ -551,14 +549,4 @@ def test_markers_in_conflict_all_the_time__end_the_run(shop: Shop) -> None:
     shop.database.before.extend([cancelled(["TransactionConflict"])] * 20)
 
     with pytest.raises(MarkerError, match="markers in table ledger cannot be written now: run this again later"):
-        shop.run()
-
-
-def test_starting_values_that_cannot_be_read__end_the_run(shop: Shop) -> None:
-    shop.database.batch_get_item = lambda **request: {  # type: ignore[method-assign]
-        "Responses": {},
-        "UnprocessedKeys": request["RequestItems"],
-    }
-
-    with pytest.raises(MarkerError, match="table ledger is throttled all the time: run this again later"):
         shop.run()

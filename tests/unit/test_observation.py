@@ -1,6 +1,7 @@
 """Observations of single aggregates: a total and exactly its receipts, and what several of them say together."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -8,24 +9,29 @@ import pytest
 
 from aggregation_worker.aggregations.contributions import Contribution, Group
 from aggregation_worker.aggregations.definitions import load_definitions, parse_definitions
-from aggregation_worker.ledger.pages import Pages, first_page
-from aggregation_worker.ledger.receipts import aggregate_of, page_name, postings
+from aggregation_worker.ledger.corrections import Correction
+from aggregation_worker.ledger.reading import ChangesTooFastError, Stored
+from aggregation_worker.ledger.receipts import (
+    aggregate_of,
+    backfill_attribute,
+    backfill_value,
+    first_position,
+    postings,
+)
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.reconciliation.observation import (
-    ChangesTooFastError,
     ComparedTotal,
     Observation,
     Observations,
-    Stored,
     VerdictSoFar,
+    measures_in,
     observe,
     rows_of,
-    stored_in,
 )
 from aggregation_worker.streams.records import StreamRecord
 from tests.model.in_memory_dynamodb import InMemoryDynamoDB
 from tests.records import insert, order, validated
-from tests.totals_in_memory import LEDGER, TotalsInMemory
+from tests.totals_in_memory import LEDGER, TotalsInMemory, make_rows_small
 
 (AGGREGATION,) = load_definitions(SAMPLE_FILE).aggregations
 GROUP: Group = ("item123", "2024-07-15")
@@ -40,63 +46,106 @@ def record(quantity: int, created_at: int = 1_721_036_400) -> StreamRecord:
     return validated(insert(order(quantity=quantity), created_at=created_at))
 
 
-def observed(client: Any, first: str = "0") -> Observation:
+def observed(client: Any, first: str = "") -> Observation:
     return observe(client, LEDGER, AGGREGATE, first)
+
+
+def correct(totals: TotalsInMemory, added: int) -> None:
+    """As another repair does."""
+    seen = totals.stored(AGGREGATION, GROUP)
+    correction = Correction(AGGREGATE, 1 + len(seen.corrections), "other", amounts(added))
+    request = correction.request(LEDGER, seen, amounts(0), datetime.now(UTC), "generation")
+    totals.undisturbed.transact_write_items(TransactItems=request)
+
+
+def seen_in(found: Observation) -> Decimal:
+    """The sum of what an observation has seen receipts of."""
+    seen = [*found.receipts_from("").values(), *found.stored.corrections.values()]
+    return sum((one[0] for one in seen), Decimal(0))
+
+
+@pytest.fixture(autouse=True)
+def rows_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that receipts stand on pages, too."""
+    make_rows_small(monkeypatch)
 
 
 # --- One observation --------------------------------------------------------------------------------------------------
 
 
-def test_observation__shows_total_and_receipts_from_a_page_on() -> None:
+def test_observation__shows_total_and_receipts_from_a_position_on() -> None:
     totals = TotalsInMemory([AGGREGATION])
     records = [record(quantity, created_at=1_721_036_400 + quantity) for quantity in range(1, 11)]
     for one in records:
         totals.apply([AGGREGATION], one)
 
-    found = observed(totals, first_page(1_721_036_404))
+    found = observed(totals, first_position(1_721_036_404))
 
-    assert found.stored == Stored(amounts(55), frozenset())
-    assert sorted(found.pages.receipts.values()) == [amounts(quantity) for quantity in range(4, 11)]
-    assert found.pages.corrections == {}
+    assert found.total == amounts(55)
+    assert sorted(found.receipts_from("").values()) == [amounts(quantity) for quantity in range(4, 11)]
+    assert found.receipts_from(first_position(1_721_036_409)).keys() == set(sorted(found.stored.receipts)[-2:])
+    assert found.stored.corrections == {}
+    assert 0 < len(found.stored.pages) < 7
 
 
-def test_observation__tells_corrections_from_records() -> None:
+def test_observation__tells_starting_value_and_corrections_from_records() -> None:
     totals = TotalsInMemory([AGGREGATION])
     totals.apply([AGGREGATION], record(1))
-    totals.put_receipts(AGGREGATE.name, "backfill", {"stream 2024": {"N": "7"}})
-    totals.put_receipts(AGGREGATE.name, "repair|000001", {"2024-07-15T00:00:00Z|run": {"N": "-2"}})
+    starting_value = {backfill_attribute(AGGREGATION.name): backfill_value("stream 2024", amounts(7))}
+    totals.set(AGGREGATION, GROUP, starting_value)
+    totals.put_page(totals.partition(AGGREGATION, GROUP), "repair|000001", {"2024-07-15T00:00:00Z|run": {"N": "-2"}})
 
     found = observed(totals)
 
-    assert list(found.pages.receipts.values()) == [amounts(1)]
-    assert found.pages.corrections == {
-        ("backfill", "stream 2024"): amounts(7),
-        ("repair|000001", "2024-07-15T00:00:00Z|run"): amounts(-2),
-    }
+    assert list(found.receipts_from("").values()) == [amounts(1)]
+    assert found.stored.starting_value == ("stream 2024", amounts(7))
+    assert found.stored.corrections == {(1, "2024-07-15T00:00:00Z|run"): amounts(-2)}
 
 
-@pytest.mark.parametrize("request_number", range(1, 6))
-def test_record_applied_meanwhile__is_in_both_or_in_neither(request_number: int) -> None:
+@pytest.mark.parametrize("request_number", range(1, 4))
+@pytest.mark.parametrize("created_at", [1_721_036_400, 1_721_036_402, 1_721_036_500])
+def test_records_applied_meanwhile__are_in_both_or_in_neither(request_number: int, created_at: int) -> None:
+    """Late ones, and so many that others are archived."""
+    totals = TotalsInMemory([AGGREGATION])
+    for second in range(7):
+        totals.apply([AGGREGATION], record(1, created_at=1_721_036_400 + second))
+    requests: list[str] = []
+
+    def somebody_else(operation: str) -> None:
+        requests.append(operation)
+        if len(requests) == request_number:
+            for quantity in range(10, 14):
+                totals.apply([AGGREGATION], record(quantity, created_at=created_at))
+
+    totals.on_request = somebody_else
+
+    found = observed(totals)
+
+    assert found.total == (seen_in(found),)
+    if request_number == 2:  # between the two readings of the row, pages change: all is read again
+        assert requests[:2] + requests[-1:] == ["GetItem", "Query", "GetItem"]
+        assert requests.count("GetItem") == 3
+
+
+def test_record_added_to_the_row_meanwhile__needs_no_other_reading() -> None:
     totals = TotalsInMemory([AGGREGATION])
     totals.apply([AGGREGATION], record(1))
     requests: list[str] = []
 
     def somebody_else(operation: str) -> None:
         requests.append(operation)
-        if len(requests) == request_number:
+        if operation == "Query":
             totals.apply([AGGREGATION], record(10))
 
     totals.on_request = somebody_else
 
     found = observed(totals)
 
-    assert found.stored.amounts is not None
-    assert found.stored.amounts[0] == sum(one[0] for one in found.pages.receipts.values())
-    if request_number == 2:  # between the pages and the total: observed again
-        assert requests == ["Query", "GetItem", "Query", "GetItem", "Query", "Query"]
+    assert found.total == (seen_in(found),) == amounts(11)
+    assert requests == ["GetItem", "Query", "GetItem"]
 
 
-@pytest.mark.parametrize("request_number", range(1, 6))
+@pytest.mark.parametrize("request_number", range(1, 4))
 def test_correction_meanwhile__is_in_both_or_in_neither(request_number: int) -> None:
     totals = TotalsInMemory([AGGREGATION])
     totals.apply([AGGREGATION], record(1))
@@ -105,20 +154,47 @@ def test_correction_meanwhile__is_in_both_or_in_neither(request_number: int) -> 
     def somebody_else(operation: str) -> None:
         requests.append(operation)
         if len(requests) == request_number:
-            totals.put_receipts(AGGREGATE.name, "repair|000001", {"now|other": {"N": "5"}})
-            totals.add(AGGREGATION, GROUP, amounts(5))
+            correct(totals, 5)
 
     totals.on_request = somebody_else
 
     found = observed(totals)
 
-    assert found.stored.amounts == amounts(6 if found.pages.corrections else 1)
-    assert bool(found.pages.corrections) is (request_number <= 3)
+    assert found.total == (seen_in(found),) == amounts(6)
+
+
+def test_row_that_is_deleted_meanwhile__is_seen_anew() -> None:
+    """At each request in turn; receipts and pages of the old row belong to nothing any more."""
+    for request_number in range(1, 4):
+        totals = TotalsInMemory([AGGREGATION])
+        for second in range(10):
+            totals.apply([AGGREGATION], record(1, created_at=1_721_036_400 + second))
+        requests: list[str] = []
+
+        def delete(
+            operation: str, totals: TotalsInMemory = totals, requests: Any = requests, at: int = request_number
+        ) -> None:
+            requests.append(operation)
+            if len(requests) == at:
+                totals.tables[AGGREGATION.table].items.clear()
+                totals.apply([AGGREGATION], record(7, created_at=1_721_036_402))
+
+        totals.on_request = delete
+
+        found = observed(totals)
+
+        assert found.total == (seen_in(found),) == amounts(7)
 
 
 def test_aggregate_that_never_holds_still__is_given_up() -> None:
     totals = TotalsInMemory([AGGREGATION])
-    totals.on_request = lambda operation: totals.apply([AGGREGATION], record(1))
+    totals.page_size = 1_000
+
+    def many(operation: str) -> None:
+        for _ in range(5):
+            totals.apply([AGGREGATION], record(1))
+
+    totals.on_request = many
 
     with pytest.raises(ChangesTooFastError, match="item123"):
         observed(totals)
@@ -126,7 +202,7 @@ def test_aggregate_that_never_holds_still__is_given_up() -> None:
 
 @pytest.mark.parametrize("seconds_back", [0, 50])
 def test_hot_aggregate__is_seen_between_its_records(seconds_back: int) -> None:
-    """To read all its pages takes 40 requests, and every tenth brings a record: on the last page, or further back."""
+    """To read all its pages takes many requests, and every tenth brings a record: a new one, or one further back."""
     totals = TotalsInMemory([AGGREGATION])
     for second in range(120):
         totals.apply([AGGREGATION], record(1, created_at=1_721_036_400 + second))
@@ -134,23 +210,22 @@ def test_hot_aggregate__is_seen_between_its_records(seconds_back: int) -> None:
 
     def meanwhile(operation: str) -> None:
         requests.append(operation)
-        if len(requests) % 10 == 0 and len(requests) < 500:
+        if len(requests) % 10 == 0 and len(requests) < 200:
             totals.apply([AGGREGATION], record(1, created_at=1_721_036_519 - seconds_back))
 
     totals.on_request = meanwhile
 
     found = observed(totals)
 
-    assert found.stored.amounts == amounts(len(found.pages.receipts))
-    assert len(found.pages.receipts) > 120
+    assert found.total == (seen_in(found),)
+    assert len(found.stored.receipts) > 120
     if not seconds_back:
         assert len(requests) < 200
 
 
-@pytest.mark.parametrize("kind", ["receipt", "correction"])
-def test_receipt_far_back_in_a_hot_aggregate__is_not_missed(kind: str) -> None:
+def test_receipt_far_back_in_a_hot_aggregate__is_not_missed() -> None:
     """At each request of the observation, in turn."""
-    for late in range(1, 60):
+    for late in range(1, 30):
         totals = TotalsInMemory([AGGREGATION])
         for second in range(30):
             totals.apply([AGGREGATION], record(1, created_at=1_721_036_400 + second))
@@ -160,20 +235,16 @@ def test_receipt_far_back_in_a_hot_aggregate__is_not_missed(kind: str) -> None:
             operation: str, totals: TotalsInMemory = totals, requests: Any = requests, late: int = late
         ) -> None:
             requests.append(operation)
-            if len(requests) == 12:
+            if len(requests) == 5:
                 totals.apply([AGGREGATION], record(1, created_at=1_721_036_500))
-            if len(requests) == late and kind == "receipt":
+            if len(requests) == late:
                 totals.apply([AGGREGATION], record(1_000, created_at=1_721_036_401))
-            elif len(requests) == late:
-                totals.put_receipts(AGGREGATE.name, "repair|000001", {"now|other": {"N": "1000"}})
-                totals.add(AGGREGATION, GROUP, amounts(1_000))
 
         totals.on_request = meanwhile
 
         found = observed(totals)
 
-        seen = [one[0] for one in (*found.pages.receipts.values(), *found.pages.corrections.values())]
-        assert found.stored.amounts == (sum(seen),), f"at request {late}"
+        assert found.total == (seen_in(found),), f"at request {late}"
 
 
 def test_moment_of_an_observation__is_after_its_last_read() -> None:
@@ -182,35 +253,25 @@ def test_moment_of_an_observation__is_after_its_last_read() -> None:
     passed = []
     totals.on_request = lambda operation: passed.append(next(times))
 
-    found = observe(totals, LEDGER, AGGREGATE, "0", clock=lambda: next(times))  # type: ignore[arg-type]  # a fake client
+    found = observe(totals, LEDGER, AGGREGATE, clock=lambda: next(times))  # type: ignore[arg-type]  # a fake client
 
     assert found.seen_at > max(passed)
-
-
-@pytest.mark.parametrize("created_at", [0, 1_721_036_400, 253_402_300_799])
-def test_first_page__sorts_between_its_second_and_the_one_before(created_at: int) -> None:
-    first = first_page(created_at)
-
-    assert first <= page_name(created_at, "2015-05-11T21:21:33.291")
-    assert created_at == 0 or page_name(created_at - 1, "2999") < first
-    assert first < "backfill"
-    assert first < "repair|"
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("row", "stored"),
+    ("row", "measures"),
     [
-        ({}, Stored(amounts(0), frozenset({"quantity"}))),
-        ({"quantity": {"N": "1.50"}}, Stored(amounts("1.50"), frozenset())),
-        ({"quantity": {"S": "ten"}}, Stored(None, frozenset())),
-        ({"quantity": {"NULL": True}}, Stored(None, frozenset())),
+        ({}, amounts(0)),
+        ({"quantity": {"N": "1.50"}}, amounts("1.50")),
+        ({"quantity": {"S": "ten"}}, None),
+        ({"quantity": {"NULL": True}}, None),
     ],
 )
-def test_measures_of_a_row(row: dict[str, Any], stored: Stored) -> None:
-    assert stored_in(AGGREGATION, row) == stored
+def test_measures_of_a_row(row: dict[str, Any], measures: Any) -> None:
+    assert measures_in(AGGREGATION, row) == measures
 
 
 SHARED = """
@@ -284,9 +345,9 @@ def compared(
     total: int | str | None, receipts: Sequence[int], later: Mapping[int, int], baseline: int | str
 ) -> ComparedTotal:
     """Receipts, and what later records contribute by the receipts' names."""
-    stored = Stored(None if total is None else amounts(total), frozenset())
-    observation = Observation(0.0, stored, Pages({("page", str(number)): amounts(number) for number in receipts}, {}))
-    contributions = {("page", str(name)): amounts(number) for name, number in later.items()}
+    stored = Stored({}, {str(number): (amounts(number), ()) for number in receipts}, {}, None, {})
+    observation = Observation("", stored, None if total is None else amounts(total))
+    contributions = {str(name): amounts(number) for name, number in later.items()}
     return ComparedTotal(observation, contributions, amounts(baseline))
 
 
@@ -324,7 +385,7 @@ def test_difference__is_never_rounded() -> None:
 # --- Several observations ---------------------------------------------------------------------------------------------
 
 PATIENCE = 60.0
-A, B = ("page", "a"), ("page", "b")
+A, B = "a", "b"
 
 
 def several(*seen: tuple[float, int | None, set[Any]]) -> Observations:
@@ -375,5 +436,5 @@ def test_postings_and_observations__name_aggregates_alike() -> None:
     """What the worker writes is what is observed."""
     (posting,) = postings([(0, record(1), [Contribution(AGGREGATION, GROUP, amounts(1))])])
 
-    assert posting.aggregate.name == AGGREGATE.name
+    assert posting.aggregate.aggregation is AGGREGATE.aggregation
     assert posting.aggregate.row.key() == AGGREGATE.row.key()

@@ -13,7 +13,8 @@ from botocore.exceptions import ClientError
 from aggregation_worker.aggregations.definitions import load_definitions
 from aggregation_worker.deployment.example import example_item, put_item_command, query_command
 from aggregation_worker.deployment.settings import STACK_NAME, Output
-from aggregation_worker.ledger.pages import Pages
+from aggregation_worker.ledger.reading import Stored
+from aggregation_worker.ledger.receipts import first_position
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.operations.cli import build_parser, main
 from aggregation_worker.operations.errors import CommandError
@@ -250,10 +251,10 @@ def test_range_that_the_stream_has_lost__says_to_reconcile(code: str) -> None:
         read_range(stream, "arn", "shard", "99", "101")
 
 
-def test_trust__ends_an_hour_before_the_ledger_may_forget() -> None:
+def test_trust__ends_when_the_ledger_may_forget() -> None:
     record = {"dynamodb": {"ApproximateCreationDateTime": NOW.timestamp()}}
 
-    assert trusted_until(record, 60) == NOW + timedelta(days=60, hours=-1)
+    assert trusted_until(record, 60) == NOW + timedelta(days=60)
 
 
 @pytest.mark.parametrize("record", [None, {}, {"dynamodb": {}}, {"dynamodb": {"ApproximateCreationDateTime": "x"}}])
@@ -263,11 +264,9 @@ def test_trust_in_a_record_without_a_time__is_unknown(record: Any) -> None:
 
 def explanation(total: tuple[Decimal, ...] | None, may_have_expired: bool = False) -> Explanation:
     (aggregation,) = load_definitions(SAMPLE_FILE).aggregations
-    receipts = {
-        (f"2026-01-02T03:04:0{second}Z|label", f"10{second}.abcdef01"): (Decimal(second),) for second in (1, 2, 3)
-    }
-    pages = Pages(receipts, {})
-    return Explanation(aggregation, ("item1", "2026-01-02"), tuple(receipts_of(pages)), total, may_have_expired)
+    receipts = {f"{first_position(second)}abcdef.10{second}": ((Decimal(second),), ()) for second in (1, 2, 3)}
+    stored = Stored({}, receipts, {}, None, {})
+    return Explanation(aggregation, ("item1", "2026-01-02"), tuple(receipts_of(stored)), total, may_have_expired)
 
 
 @pytest.mark.parametrize(
@@ -288,32 +287,31 @@ def test_verdict__tells_drift_from_expired_receipts(
     assert verdict in told.verdict()
 
 
-def test_backfill_and_repair_receipts__are_shown_in_order() -> None:
-    of_records = {
-        ("2026-01-02T03:04:05Z|label", "12.ab"): (Decimal(1),),
-        ("2026-01-02T03:04:05Z|label", "9.cd"): (Decimal(2),),
-        ("2026-01-04T03:04:05Z|label", "13.ab"): (Decimal(3),),
-    }
-    others = {
-        ("backfill", "since 2026-01-02T00:00:00Z"): (Decimal(40),),
-        ("repair|000001", "2026-01-03T00:00:00Z|a1b2"): (Decimal(-5),),
-        ("repair|000001", "2026-01-03T00:00:00Z|a1b2|found"): (Decimal(4),),
-    }
+def test_receipts__are_shown_in_order_and_with_where_they_stand() -> None:
+    old, new = (first_position(datetime(2026, 1, day, 3, 4, 5, tzinfo=UTC).timestamp()) for day in (2, 4))
+    of_records = {f"{new}abcdef.13": 3, f"{old}bbbbbb.12": 1, f"{old}aaaaaa.9": 2}
+    stored = Stored(
+        {},
+        {name: ((Decimal(number),), ()) for name, number in of_records.items()},
+        {f"{old}aaaaaa.9": f"{old}bbbbbb", f"{old}bbbbbb.12": f"{old}bbbbbb"},
+        ("since 2026-01-02T00:00:00Z", (Decimal(40),)),
+        {(1, "2026-01-03T00:00:00Z|a1b2"): (Decimal(-5),), (1, "2026-01-03T00:00:00Z|a1b2|found"): (Decimal(4),)},
+    )
 
-    receipts = sorted(receipts_of(Pages(of_records, others)), key=Receipt.order)
+    receipts = sorted(receipts_of(stored), key=Receipt.order)
 
-    assert [(receipt.time, receipt.described(), int(*receipt.amounts)) for receipt in receipts] == [
-        ("2026-01-02T00:00:00Z", "backfill: what the source held when the aggregation began (since)", 40),
-        ("2026-01-02T03:04:05Z", "9", 2),
-        ("2026-01-02T03:04:05Z", "12", 1),
-        ("2026-01-03T00:00:00Z", "found in the total without a receipt (repair a1b2)", 4),
-        ("2026-01-03T00:00:00Z", "repair a1b2", -5),
-        ("2026-01-04T03:04:05Z", "13", 3),
+    assert [(receipt.time, receipt.described(), receipt.where, int(*receipt.amounts)) for receipt in receipts] == [
+        ("2026-01-02T00:00:00Z", "backfill: what the source held when the aggregation began (since)", "row", 40),
+        ("2026-01-02T03:04:05Z", "9", f"page {old}bbbbbb", 2),
+        ("2026-01-02T03:04:05Z", "12", f"page {old}bbbbbb", 1),
+        ("2026-01-03T00:00:00Z", "found in the total without a receipt (repair a1b2)", "page repair|000001", 4),
+        ("2026-01-03T00:00:00Z", "repair a1b2", "page repair|000001", -5),
+        ("2026-01-04T03:04:05Z", "13", "row", 3),
     ]
 
 
 def test_backfill_from_the_streams_beginning__says_so() -> None:
-    (receipt,) = receipts_of(Pages({}, {("backfill", "stream 2026-01-02T00:00:00.000"): (Decimal(40),)}))
+    (receipt,) = receipts_of(Stored({}, {}, {}, ("stream 2026-01-02T00:00:00.000", (Decimal(40),)), {}))
 
     assert (receipt.time, receipt.described()) == (
         "2026-01-02T00:00:00.000",

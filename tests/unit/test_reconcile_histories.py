@@ -24,7 +24,7 @@ from aggregation_worker.local.recompute import totals_of
 from aggregation_worker.reconciliation import reconcile, repair
 from aggregation_worker.reconciliation.observation import Observations
 from aggregation_worker.reconciliation.observer import Observer
-from aggregation_worker.reconciliation.reconcile import OutOfTimeError, Reconciliation
+from aggregation_worker.reconciliation.reconcile import OutOfTimeError, Reconciliation, Repairs
 from aggregation_worker.reconciliation.report import Report, Verdict
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.streams.records import Image, from_get_records
@@ -32,7 +32,7 @@ from aggregation_worker.streams.shards import IncompleteDescriptionError
 from tests.busy_source import STREAM_ARN, BusySource, Written, _Datetime
 from tests.faulty_dynamodb import ImmediateExecutor
 from tests.sizes import chosen, seeds
-from tests.totals_in_memory import LEDGER, TotalsInMemory
+from tests.totals_in_memory import LEDGER, RETENTION_DAYS, TotalsInMemory, make_rows_small
 
 DEFINITIONS = """
 [source]
@@ -138,7 +138,7 @@ class World:
                         reader=self.source.reader("TRIM_HORIZON" if repair else "LATEST"),
                         executor=ImmediateExecutor(),
                         patience=PATIENCE,
-                        letters=letters if repair else None,
+                        repairs=Repairs(letters, RETENTION_DAYS) if repair else None,
                         clock=clock.monotonic,
                         sleep=clock.sleep,
                         **options,
@@ -183,6 +183,12 @@ def a_world(seed: int, make_item: Callable[[random.Random, str], Image] = make_o
             world.go_on()
         world.lag = source.random.choice([0, 5, 20])
         yield world
+
+
+@pytest.fixture(autouse=True)
+def rows_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that receipts stand on pages, too."""
+    make_rows_small(monkeypatch, receipts_in_a_row=10, receipts_on_a_page=8)
 
 
 def found(report: Report, *verdicts: Verdict) -> dict[Group, Any]:

@@ -5,17 +5,33 @@ Two receipts can stand on a correction's page: what was added and, if the total 
 corrected add up to it, whichever of the two was wrong.
 """
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
 from aggregation_worker.aggregations.numbers import Amounts, fits
-from aggregation_worker.ledger.receipts import AGGREGATE_KEY, PAGE_KEY, REPAIR_PAGE_PREFIX, receipt_value
+from aggregation_worker.ledger.reading import Stored
+from aggregation_worker.ledger.receipts import (
+    AGGREGATE_KEY,
+    PAGE_KEY,
+    REPAIR_PAGE_PREFIX,
+    Aggregate,
+    archived_attribute,
+    generation_attribute,
+    late_attribute,
+    partition_of,
+    receipt_value,
+    row_receipts,
+)
+from aggregation_worker.ledger.writes import Update
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
 
 # The end of a receipt's name that says what a correction found in a total without a receipt.
 FOUND = "found"
+_ONE = Decimal(1)
 
 
 def correction_page(number: int) -> str:
@@ -23,37 +39,69 @@ def correction_page(number: int) -> str:
     return f"{REPAIR_PAGE_PREFIX}{number:06d}"
 
 
-def correction_number(page: str) -> int:
-    """The number of a correction's page; 0 for a backfill's."""
-    text = page.removeprefix(REPAIR_PAGE_PREFIX)
-    return int(text) if text.isdecimal() else 0
-
-
 def is_of_run(receipt: str, run: str) -> bool:
     """Whether a correction's receipt, by its name, was written by this run."""
     return receipt.split("|")[1:2] == [run]
 
 
-def correction_put(
-    ledger_table: str, aggregate: str, page: str, run: str, at: datetime, added: Amounts, found: Amounts
-) -> "TransactWriteItemTypeDef":
-    """The part of a transaction that writes a correction's page, under the condition that it is not there.
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """One correction of an aggregate.
 
-    Args:
-        aggregate: the aggregate's name in the ledger.
-        at: the time of day, which the receipts show.
-        found: what was found in the total without a receipt.
+    Attributes:
+        number: which of the aggregate's corrections it is, from 1.
+        run: the name of the run that makes it.
+        added: what is added to the measures, zeros among them.
     """
-    name = f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}|{run}"
-    receipts = {name: receipt_value(added)}
-    if any(found) and all(map(fits, found)):
-        receipts[f"{name}|{FOUND}"] = receipt_value(found)
-    return {
-        "Put": {
-            "TableName": ledger_table,
-            # No expires_at: nothing else proves what was added.
-            "Item": {AGGREGATE_KEY: {"S": aggregate}, PAGE_KEY: {"S": page}, **receipts},
-            "ConditionExpression": "attribute_not_exists(#page)",
-            "ExpressionAttributeNames": {"#page": PAGE_KEY},
+
+    aggregate: Aggregate
+    number: int
+    run: str
+    added: Amounts
+
+    def request(
+        self, ledger_table: str, seen: Stored, found: Amounts, at: datetime, new_generation: str
+    ) -> "list[TransactWriteItemTypeDef]":
+        """The actions of its transaction: a page that must not be there yet, and the row, which must be what was seen.
+
+        Not only its measures must: a transaction's items do not appear at one moment, so an archive or a late write may
+        have been seen on its pages and not yet in the row. Its part of the row is still to come then, and changes
+        generation, watermark or late writes; the condition on these makes the correction wait for it. The correction itself
+        counts as a late write, so that whoever reads the aggregate notices it.
+
+        Args:
+            found: what was found in the total without a receipt.
+            at: the time of day, which the receipts show.
+            new_generation: for a row that has none yet, since its pages' partition is named by it.
+        """
+        aggregation, row = self.aggregate.aggregation, self.aggregate.row
+        receipts = row_receipts(seen.item, aggregation.name)
+        generation, versions = receipts.generation, [generation_attribute, archived_attribute, late_attribute]
+        update = Update()
+        if receipts.values is None:
+            generation, versions = new_generation, versions[1:]
+            update.record(self.aggregate, (), generation)
+        for measure, amount in zip(aggregation.measures, self.added, strict=True):
+            update.equals(update.name(measure.name), seen.item.get(measure.name))
+            update.add(measure.name, amount)
+        for name in (attribute(aggregation.name) for attribute in versions):
+            update.equals(update.name(name), seen.item.get(name))
+        update.add(late_attribute(aggregation.name), _ONE)
+        stamp = f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}|{self.run}"
+        on_page: dict[str, Any] = {stamp: receipt_value(self.added)}
+        if any(found) and all(map(fits, found)):
+            on_page[f"{stamp}|{FOUND}"] = receipt_value(found)
+        key = {
+            AGGREGATE_KEY: {"S": partition_of(aggregation.name, row.group, generation)},
+            PAGE_KEY: {"S": correction_page(self.number)},
         }
-    }
+        put: TransactWriteItemTypeDef = {
+            "Put": {
+                "TableName": ledger_table,
+                "Item": {**key, **on_page},  # no expires_at: nothing else proves what was added
+                "ConditionExpression": "attribute_not_exists(#page)",
+                "ExpressionAttributeNames": {"#page": PAGE_KEY},
+            }
+        }
+        update_row: Any = {"TableName": row.table, "Key": row.key(), **update.parts()}
+        return [put, {"Update": update_row}]

@@ -1,6 +1,6 @@
-"""What a backfill leaves in the ledger: an aggregation's marker, and the starting values of its aggregates.
+"""An aggregation's marker in the ledger: from which cut it was or is being filled, and when that was finished.
 
-The marker says from which cut the aggregation was or is being filled, and when that was finished.
+The starting values themselves have their receipts in the rows (`writes.Start`).
 """
 
 import time
@@ -14,7 +14,6 @@ from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.contributions import Aggregation
 from aggregation_worker.aggregations.definitions import moment_text
-from aggregation_worker.aggregations.numbers import Amounts
 from aggregation_worker.aws_errors import (
     ACTION_CONDITION_FAILED,
     ACTION_CONFLICT,
@@ -24,7 +23,7 @@ from aggregation_worker.aws_errors import (
     code_of,
 )
 from aggregation_worker.errors import WorkerError
-from aggregation_worker.ledger.receipts import AGGREGATE_KEY, BACKFILL_PAGE, NO_RECEIPTS, PAGE_KEY, read_receipt
+from aggregation_worker.ledger.receipts import AGGREGATE_KEY, BACKFILL_PAGE, PAGE_KEY
 from aggregation_worker.streams.reader import stream_began
 from aggregation_worker.streams.records import table_and_label
 
@@ -39,8 +38,6 @@ FINISHED_AT = "finished_at"
 AGGREGATES = "aggregates"
 UNUSABLE = "unusable"
 
-# Most keys of a BatchGetItem (API reference).
-KEYS_PER_READ = 100
 # Markers in one transaction, and how often it is tried again when another run writes the same ones.
 _MARKERS_PER_TRANSACTION = 100
 _ATTEMPTS = 20
@@ -51,7 +48,7 @@ REPAIR_CUT = "repair"
 
 
 class MarkerError(WorkerError):
-    """Markers or starting values cannot be read or written now; the message says why and what to do."""
+    """Markers cannot be written now; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,40 +206,9 @@ def _write(
     raise MarkerError(f"the markers in table {ledger_table} cannot be written now: run this again later")
 
 
-def read_starting_values(
-    client: "DynamoDBClient",
-    ledger_table: str,
-    aggregates: Sequence[str],
-    patience: float,
-    sleep: Callable[[float], None],
-) -> dict[str, dict[str, Amounts]]:
-    """The starting values that stand in the ledger, by aggregate's and receipt's name, of up to `KEYS_PER_READ`.
-
-    Raises:
-        MarkerError: the ledger has been throttled for `patience` seconds.
-    """
-    keys: Sequence[Mapping[str, Any]] = [_key(aggregate) for aggregate in aggregates]
-    found: dict[str, dict[str, Amounts]] = {}
-    given_up_at = time.monotonic() + patience
-    while True:
-        request: Any = {ledger_table: {"Keys": keys, "ConsistentRead": True}}
-        answer = client.batch_get_item(RequestItems=request)
-        for item in answer["Responses"].get(ledger_table, []):
-            receipts = {name: read_receipt(value) for name, value in item.items() if name not in NO_RECEIPTS}
-            found[item[AGGREGATE_KEY]["S"]] = receipts
-        left = answer.get("UnprocessedKeys", {}).get(ledger_table)
-        if left is None:
-            return found
-        if time.monotonic() > given_up_at:
-            raise MarkerError(f"table {ledger_table} is throttled all the time: run this again later")
-        keys = left["Keys"]
-        sleep(_POLL)
-
-
-def _key(name: str) -> dict[str, Any]:
-    """The key of an aggregation's marker, or of an aggregate's starting value."""
+def _key(aggregation: str) -> dict[str, Any]:
     # An aggregate's name has a `#`, an aggregation's has none: a marker is not an aggregate's page.
-    return {AGGREGATE_KEY: {"S": name}, PAGE_KEY: {"S": BACKFILL_PAGE}}
+    return {AGGREGATE_KEY: {"S": aggregation}, PAGE_KEY: {"S": BACKFILL_PAGE}}
 
 
 def _marker(item: Mapping[str, Any]) -> Marker:

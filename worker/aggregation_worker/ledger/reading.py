@@ -1,12 +1,12 @@
 """What is stored of one aggregate, seen together: its total, its row receipts and its pages.
 
 **Why it is consistent.** A row is one item, so its total and its row receipts belong together. Receipts get onto pages
-only by a write that also raises the row's watermark (`Archive`) or its count of late writes (`Late`). So the row is
-read, then its pages, then the row again: if watermark, late writes and generation are the same, the pages belong to the
-second row that was read, whatever was added to the row in between. Pages after its watermark are those of an archive
-that is just being carried out, and are left out. One gap remains: a transaction is not one moment for reads of several
-items ("Isolation levels", Amazon DynamoDB developer guide), so that what is seen can be half a late write. Therefore no
-single reading decides anything.
+only by a write that also raises the row's watermark (`Archive`) or its count of late writes (`Late`, and the corrections
+of a repair). So the row is read, then its pages, then the row again: if watermark, late writes and generation are the
+same, the pages belong to the second row that was read, whatever was added to the row in between. Pages after its
+watermark are those of an archive that is just being carried out, and are left out. One gap remains: a transaction is
+not one moment for reads of several items ("Isolation levels", Amazon DynamoDB developer guide), so that what is seen
+can be half a late write. Therefore no single reading decides anything.
 """
 
 from collections.abc import Mapping
@@ -75,10 +75,8 @@ def read_stored(client: "DynamoDBClient", ledger_table: str, aggregate: Aggregat
         if _version(aggregate, again) == _version(aggregate, row):
             return _stored(aggregate, again, pages, first)
         row = again
-    raise ChangesTooFastError(
-        f"{aggregate.aggregation.name} {', '.join(aggregate.row.group)}: it changed {_MOST_READINGS} times while it was "
-        "read"
-    )
+    name = f"{aggregate.aggregation.name} {', '.join(aggregate.row.group)}"
+    raise ChangesTooFastError(f"{name}: its receipts moved {_MOST_READINGS} times while they were read")
 
 
 def _read_row(client: "DynamoDBClient", aggregate: Aggregate) -> Mapping[str, Any]:

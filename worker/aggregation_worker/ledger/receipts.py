@@ -137,7 +137,7 @@ def archived_attribute(aggregation: str) -> str:
 
 
 def late_attribute(aggregation: str) -> str:
-    """How many late writes there were, so that an observer notices them."""
+    """How many late writes and corrections there were, so that an observer notices them."""
     return f"late#{aggregation}"
 
 

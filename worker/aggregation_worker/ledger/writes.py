@@ -87,7 +87,7 @@ class Add:
 
     def request(self) -> dict[str, Any]:
         """As `UpdateItem` takes it."""
-        update = _Update()
+        update = Update()
         for aggregate, postings in _by_aggregate(self.postings).items():
             update.record(aggregate, postings, self.created.get(aggregate))
         update.add_sums(self.postings)
@@ -120,7 +120,7 @@ class Archive:
     def request(self, ledger_table: str, expires_at: int) -> list[dict[str, Any]]:
         """The actions of its transaction: the pages, then the row."""
         partition = partition_of(self.aggregation, self.row.group, self.generation)
-        update = _Update()
+        update = Update()
         map_, generation, watermark = map(
             update.name,
             (
@@ -168,7 +168,7 @@ class Late:
         row, name = self.aggregate.row, self.aggregate.aggregation.name
         partition = partition_of(name, row.group, self.generation)
         read = {page.key: page for page in self.read}
-        update = _Update()
+        update = Update()
         update.equals(update.name(generation_attribute(name)), {"S": self.generation})
         update.add_sums(self.postings)
         update.add(late_attribute(name), Decimal(1))
@@ -226,7 +226,7 @@ class Start:
     def request(self) -> dict[str, Any]:
         """As `UpdateItem` takes it."""
         (posting,) = self.postings
-        update = _Update()
+        update = Update()
         receipt = update.name(backfill_attribute(posting.aggregate.aggregation.name))
         update.set(receipt, backfill_value(posting.receipt, posting.amounts))
         update.equals(receipt, None)
@@ -461,7 +461,7 @@ def _columns(rows: Iterable[Amounts]) -> Iterable[Decimal]:
     return (reduce(EXACT.add, column, _ZERO) for column in zip(*rows, strict=True))
 
 
-class _Update:
+class Update:
     """An update expression and its condition in the making."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.description = (
         "Lists every dead letter: kind, reason, sequence numbers, item keys, age, and how long its records can still "
-        "be replayed safely. Takes nothing out of the queue."
+        "be replayed for certain. Takes nothing out of the queue."
     )
     parser.add_argument("--show-images", action="store_true", help="print the records too, with the items' contents")
     add_deployment_options(parser)
@@ -71,7 +71,7 @@ def describe(letter: Letter, resources: Resources, now: datetime, *, show_images
         "sentAt": letter.message.sent_at.astimezone(UTC).isoformat(timespec="seconds"),
         "age": duration(now - letter.message.sent_at),
         "trustedUntil": min(limits).isoformat(timespec="seconds") if limits else None,
-        "trustedFor": "unknown" if left is None else duration(left) if left.total_seconds() > 0 else "too late",
+        "trustedFor": "unknown" if left is None else duration(left) if left.total_seconds() > 0 else "may be too late",
     }
     if show_images:
         facts["records"] = list(letter.records)

@@ -1,4 +1,4 @@
-"""`aggregator explain`: what made a total, from the ledger's receipts: records, a backfill, repairs."""
+"""`aggregator explain`: what made a total, from its receipts, wherever they stand: records, a backfill, repairs."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from functools import reduce
 from typing import Any
 
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group, KeyType
-from aggregation_worker.aggregations.numbers import EXACT, canonical_text, parse_number
-from aggregation_worker.ledger.corrections import FOUND
+from aggregation_worker.aggregations.definitions import moment_text
+from aggregation_worker.aggregations.numbers import Amounts, canonical_text, parse_number, sum_of
+from aggregation_worker.ledger.corrections import FOUND, correction_page
 from aggregation_worker.ledger.definition_guard import recorded_at
-from aggregation_worker.ledger.pages import Pages, first_page, read_pages
-from aggregation_worker.ledger.receipts import BACKFILL_PAGE, REPAIR_PAGE_PREFIX, aggregate_of
+from aggregation_worker.ledger.reading import Stored, read_stored
+from aggregation_worker.ledger.receipts import aggregate_of, second_of
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import console, print_json, print_table
@@ -24,8 +24,8 @@ from aggregation_worker.operations.resources import Resources
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.description = (
-        "Prints the receipts of one row in order (records, a backfill, repairs), their sum, and the stored total "
-        "beside it."
+        "Prints the receipts of one row in order (a backfill, records, repairs) and where each stands (in the row, or "
+        "on which page of the ledger), their sum, and the stored total beside it."
     )
     parser.add_argument("table", metavar="TABLE", help="the target table")
     parser.add_argument("keys", metavar="KEY", nargs="+", help="the row's partition key, and its sort key if any")
@@ -43,6 +43,9 @@ def run(options: argparse.Namespace) -> int:
     return 0 if all(explanation.matches or explanation.may_have_expired for explanation in explanations) else 1
 
 
+_ROW = "row"
+
+
 class ReceiptKind(StrEnum):
     """What a receipt proves."""
 
@@ -57,18 +60,20 @@ class Receipt:
     """One receipt of an aggregate.
 
     Attributes:
-        time: the record's creation, as its page says; the moment that a backfill added up; when a repair was made.
-        stream: the stream's label, of a record.
+        time: the record's creation; the moment that a backfill added up; when a repair was made.
         name: the record's sequence number; what a backfill's moment is, `stream` (its beginning) or `since`; the
             run of a repair.
         amounts: the contribution, in the order of the measures' names.
+        where: `row`, or `page` and the key of the ledger's page.
+        position: the record's position; empty otherwise.
     """
 
     kind: ReceiptKind
     time: str
-    stream: str
     name: str
-    amounts: tuple[Decimal, ...]
+    amounts: Amounts
+    where: str
+    position: str = ""
 
     def described(self) -> str:
         """What the table shows beside the time."""
@@ -79,15 +84,9 @@ class Receipt:
             return f"found in the total without a receipt (repair {self.name})"
         return self.name if self.kind is ReceiptKind.RECORD else f"repair {self.name}"
 
-    def order(self) -> tuple[bool, str, ReceiptKind, int]:
-        """The starting value first, then as time went; a shard's records as they were written."""
-        is_record = self.kind is ReceiptKind.RECORD
-        return (
-            self.kind is not ReceiptKind.BACKFILL,
-            self.time,
-            self.kind,
-            int(self.name) if is_record else 0,
-        )
+    def order(self) -> tuple[bool, str, ReceiptKind, str]:
+        """The starting value first, then as time went; records by their positions."""
+        return self.kind is not ReceiptKind.BACKFILL, self.time, self.kind, self.position
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +101,13 @@ class Explanation:
     aggregation: Aggregation
     group: Group
     receipts: tuple[Receipt, ...]
-    total: tuple[Decimal, ...] | None
+    total: Amounts | None
     may_have_expired: bool
 
     @property
-    def sum(self) -> tuple[Decimal, ...]:
+    def sum(self) -> Amounts:
         """The sum of the receipts."""
-        zero = (Decimal(0),) * len(self.aggregation.measures)
-        amounts = [receipt.amounts for receipt in self.receipts]
-        return tuple(reduce(EXACT.add, column) for column in zip(zero, *amounts, strict=True))
+        return sum_of((receipt.amounts for receipt in self.receipts), (Decimal(0),) * len(self.aggregation.measures))
 
     @property
     def matches(self) -> bool:
@@ -141,35 +138,32 @@ def explanations_of(resources: Resources, table: str, keys: Sequence[str], now: 
     """
     for aggregation in _aggregations_of(resources.definitions, table):
         group = _group(aggregation, keys)
-        aggregate = aggregate_of(aggregation, group)
-        pages = read_pages(resources.dynamodb, resources.ledger_table, aggregate.name, first_page(0))
-        row = resources.dynamodb.get_item(TableName=table, Key=aggregate.row.key(), ConsistentRead=True).get("Item")
+        stored = read_stored(resources.dynamodb, resources.ledger_table, aggregate_of(aggregation, group))
+        total = tuple(_amount(stored.item, measure.name) for measure in aggregation.measures)
         yield Explanation(
             aggregation,
             group,
-            tuple(sorted(receipts_of(pages), key=Receipt.order)),
-            None if row is None else tuple(_amount(row, measure.name) for measure in aggregation.measures),
+            tuple(sorted(receipts_of(stored), key=Receipt.order)),
+            total if stored.item else None,
             _may_have_expired(resources, aggregation, now),
         )
 
 
-def receipts_of(pages: Pages) -> Iterator[Receipt]:
-    """The receipts on an aggregate's pages."""
-    for (page, name), amounts in (*pages.receipts.items(), *pages.corrections.items()):
-        yield _receipt(page, name, amounts)
-
-
-def _receipt(page: str, name: str, amounts: tuple[Decimal, ...]) -> Receipt:
-    """A receipt from the names of its page and its attribute."""
-    if page == BACKFILL_PAGE:
-        moment, _, time = name.partition(" ")
-        return Receipt(ReceiptKind.BACKFILL, time, "", moment, amounts)
-    if page.startswith(REPAIR_PAGE_PREFIX):
-        time, _, rest = name.partition("|")
-        run, _, what = rest.partition("|")
-        return Receipt(ReceiptKind.FOUND if what == FOUND else ReceiptKind.REPAIR, time, "", run, amounts)
-    time, _, stream = page.partition("|")
-    return Receipt(ReceiptKind.RECORD, time, stream, name.partition(".")[0], amounts)
+def receipts_of(stored: Stored) -> Iterator[Receipt]:
+    """The receipts of an aggregate, wherever they stand."""
+    if stored.starting_value is not None:
+        cut, amounts = stored.starting_value
+        moment, _, time = cut.partition(" ")
+        yield Receipt(ReceiptKind.BACKFILL, time, moment, amounts, _ROW)
+    for name, (amounts, _) in stored.receipts.items():
+        position, _, number = name.partition(".")
+        time = moment_text(second_of(position))
+        page = stored.pages.get(name)
+        yield Receipt(ReceiptKind.RECORD, time, number, amounts, _ROW if page is None else f"page {page}", position)
+    for (correction, name), amounts in stored.corrections.items():
+        time, run, *what = name.split("|")
+        kind = ReceiptKind.FOUND if what == [FOUND] else ReceiptKind.REPAIR
+        yield Receipt(kind, time, run, amounts, f"page {correction_page(correction)}")
 
 
 def _aggregations_of(definitions: Definitions, table: str) -> list[Aggregation]:
@@ -226,20 +220,22 @@ def _as_json(explanation: Explanation) -> dict[str, Any]:
 
 
 def _receipt_as_json(receipt: Receipt) -> dict[str, str]:
-    facts = {"kind": receipt.kind.value, "time": receipt.time}
+    facts = {"kind": receipt.kind.value, "time": receipt.time, "where": receipt.where}
     if receipt.kind is ReceiptKind.RECORD:
-        return facts | {"sequenceNumber": receipt.name, "stream": receipt.stream}
+        return facts | {"sequenceNumber": receipt.name, "position": receipt.position}
     return facts | {"begins" if receipt.kind is ReceiptKind.BACKFILL else "run": receipt.name}
 
 
 def _print(explanation: Explanation) -> None:
     measures = [measure.name for measure in explanation.aggregation.measures]
     rows: list[tuple[str, ...]] = [
-        (receipt.time, receipt.described(), *map(canonical_text, receipt.amounts)) for receipt in explanation.receipts
+        (receipt.time, receipt.described(), receipt.where, *map(canonical_text, receipt.amounts))
+        for receipt in explanation.receipts
     ]
-    rows.append(("", "sum of the receipts", *map(canonical_text, explanation.sum)))
+    rows.append(("", "sum of the receipts", "", *map(canonical_text, explanation.sum)))
     total = explanation.total
-    rows.append(("", "stored total", *(["no row"] * len(measures) if total is None else map(canonical_text, total))))
+    stored = ["no row"] * len(measures) if total is None else map(canonical_text, total)
+    rows.append(("", "stored total", "", *stored))
     title = f"{explanation.aggregation.name}: {', '.join(explanation.group)}"
-    print_table(title, ("time", "receipt of", *measures), rows)
+    print_table(title, ("time", "receipt of", "stands in", *measures), rows)
     console().print(explanation.verdict())

@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
     from mypy_boto3_sqs.type_defs import MessageTypeDef
 
-# A receipt is trusted no longer than this before it may expire: the clocks of this machine and of DynamoDB may differ,
-# and the function needs a moment.
-TRUST_MARGIN = timedelta(hours=1)
-
 # Clocks that differ by less are taken as equal; the Date header has whole seconds.
 _CLOCK_TOLERANCE = timedelta(seconds=2)
 
@@ -79,12 +75,15 @@ class Letter:
 
 
 def trusted_until(record: Any, retention_days: int) -> datetime | None:
-    """Until when the ledger can vouch that a record is not counted twice; `None` if the record has no time."""
+    """Until when the ledger can tell for certain whether a record is counted; `None` if the record has no time.
+
+    Its page is kept for so long at least. Sent after that, it is parked if its page has expired: never counted twice.
+    """
     try:
         created = datetime.fromtimestamp(float(record["dynamodb"]["ApproximateCreationDateTime"]), UTC)
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
-    return created + timedelta(days=retention_days) - TRUST_MARGIN
+    return created + timedelta(days=retention_days)
 
 
 def resolve_letter(message: Message, resources: Resources) -> Letter:

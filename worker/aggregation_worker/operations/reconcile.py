@@ -32,7 +32,7 @@ from aggregation_worker.operations.source import (
 )
 from aggregation_worker.operations.status import service_of
 from aggregation_worker.reconciliation.observer import OBSERVED_AT_ONCE
-from aggregation_worker.reconciliation.reconcile import PATIENCE, Reconciliation
+from aggregation_worker.reconciliation.reconcile import PATIENCE, Reconciliation, Repairs
 from aggregation_worker.reconciliation.report import Report
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.streams.reader import STREAM_LAG, StreamReader
@@ -151,7 +151,9 @@ def _run(resources: Resources, request: Request) -> Report:
             executor=executor,
             nothing_removed=request.nothing_removed,
             patience=request.patience,
-            letters=(lambda: records_of_letters(resources)) if request.repair else None,
+            repairs=Repairs(lambda: records_of_letters(resources), resources.ledger_retention_days)
+            if request.repair
+            else None,
             progress=tell,
         ).run(spool)
 

@@ -107,7 +107,6 @@ def _print(summary: Summary, *, as_json: bool) -> None:
         ("duplicates, counted already", records[RecordOutcome.DUPLICATE]),
         ("contribute nothing", records[RecordOutcome.NOT_COUNTED]),
         ("parked again", records[RecordOutcome.PARKED]),
-        ("refused, too old for their receipts", summary.refused),
     ]
     print_table("Records", ("outcome", "records"), [row for row in rows if row[1]] or [("none sent", 0)])
     if summary.left:

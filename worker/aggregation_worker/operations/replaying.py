@@ -2,14 +2,15 @@
 
 A dead letter is deleted only after every record of it was applied, was a duplicate, contributes nothing, or is parked
 anew. Whatever happens before that (Ctrl-C, a crash, a lost answer, a second replay at the same time) leaves it in the
-queue, and the ledger makes replaying it once more harmless.
+queue, and the ledger makes replaying it once more harmless. A record that is older than the ledger's memory is not
+counted on trust: the worker parks it anew, with that reason.
 """
 
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import boto3
@@ -18,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from aggregation_worker.batch import REPORT_OUTCOMES, RecordOutcome
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.operations.errors import CommandError, explain_aws_error
-from aggregation_worker.operations.letters import HeldMessages, Letter, resolve_letter, trusted_until
+from aggregation_worker.operations.letters import HeldMessages, Letter, resolve_letter
 from aggregation_worker.operations.resources import Resources, name_missing_tables
 from aggregation_worker.streams.records import sequence_number_of
 
@@ -66,14 +67,12 @@ class Summary:
 
     Attributes:
         records: how many records had each outcome.
-        refused: records too old for their receipts to be trusted; they were not sent.
         deleted: letters that are done and gone.
         left: letters that are still in the queue, each with the reason.
         skipped: letters that the selection leaves out.
     """
 
     records: dict[RecordOutcome, int] = field(default_factory=lambda: dict.fromkeys(RecordOutcome, 0))
-    refused: int = 0
     deleted: int = 0
     left: list[tuple[Letter, str]] = field(default_factory=list)
     skipped: int = 0
@@ -86,7 +85,6 @@ class Summary:
             "duplicates": self.records[RecordOutcome.DUPLICATE],
             "notCounted": self.records[RecordOutcome.NOT_COUNTED],
             "parkedAgain": self.records[RecordOutcome.PARKED],
-            "refused": self.refused,
             "lettersDeleted": self.deleted,
             "lettersLeft": [{"messageId": letter.message.message_id, "why": why} for letter, why in self.left],
             "lettersNotSelected": self.skipped,
@@ -159,25 +157,12 @@ class Replay:
 
     def _replay(self, jobs: Sequence[_Job]) -> None:
         """Sends the letters' records in as few events as fit, and settles each letter."""
-        to_send: list[tuple[_Job, Any]] = []
-        now = datetime.now(UTC)
-        for job in jobs:
-            for record in job.letter.records:
-                until = trusted_until(record, self.resources.ledger_retention_days)
-                if until is not None and until <= now:
-                    self.summary.refused += 1
-                    job.problem = (
-                        f"record {sequence_number_of(record)} is older than the ledger's receipts: whether it was "
-                        "counted is no longer known; reconcile the total with the source and discard the letter"
-                    )
-                else:
-                    to_send.append((job, record))
         send = self.send
         if send is None:
             for job in jobs:
-                self._leave(job.letter, job.problem or "dry run: it would be replayed")
+                self._leave(job.letter, "dry run: it would be replayed")
             return
-        for event in _events(to_send):
+        for event in _events((job, record) for job in jobs for record in job.letter.records):
             self._send(send, event)
         for job in jobs:
             if job.problem is None:

@@ -1,8 +1,8 @@
 """`aggregator verify`: puts a canary order through a running deployment and waits for its total.
 
 The canary has source keys and group values of its own, so no other total changes, and it is removed again: the order,
-and the rows of its totals. Its receipts stay until they expire as all do, so that reading the stream again does not
-count it once more.
+and the rows of its totals with the receipts in them. What there is of its pages expires; a row with the same key would
+begin anew, without them.
 """
 
 import argparse

@@ -12,9 +12,10 @@ posted, and it is proved before that they are what is missing:
   handled records until shortly after the first one that does began (`TAKEOVER`); those records are posted here, through
   the worker's own postings and receipts, which makes it harmless where a worker has counted them.
 
-A starting value goes in as a record's contribution does: one transaction puts its receipt, an item of the ledger that
-must not be there yet, and adds it to the row. So a run can be killed anywhere, repeated, and made twice at once. The
-aggregation's **marker** in the ledger says from which cut it was or is being filled, and when that was finished.
+A starting value goes in as a record's contribution does: one write sets its receipt in the row, which must not be there
+yet, and adds it. So a run can be killed anywhere, repeated, and made twice at once, and a ledger that is lost doubles
+nothing. The aggregation's **marker** in the ledger says from which cut it was or is being filled, and when that was
+finished.
 """
 
 import time
@@ -22,23 +23,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import partial
 from typing import TYPE_CHECKING
 
 from aggregation_worker.aggregations.contributions import Definitions, Group
 from aggregation_worker.aggregations.numbers import Amounts, canonical_text, sum_of
-from aggregation_worker.ledger.commit import Committer, Deadline, Outcome
-from aggregation_worker.ledger.markers import (
-    KEYS_PER_READ,
-    Filled,
-    begin_backfill,
-    finish_backfills,
-    read_starting_values,
-)
-from aggregation_worker.ledger.receipts import BACKFILL_PAGE, Aggregate, Posting, aggregate_of
-from aggregation_worker.ledger.transactions import Transaction, plan, starting_value_items, transact_items
+from aggregation_worker.ledger.commit import Committer, Outcome, Plan
+from aggregation_worker.ledger.markers import Filled, begin_backfill, finish_backfills
+from aggregation_worker.ledger.reading import read_stored
+from aggregation_worker.ledger.receipts import Aggregate, Posting, aggregate_of, second_of
+from aggregation_worker.ledger.writes import next_start, next_step
 from aggregation_worker.reconciliation.items import ItemSource
 from aggregation_worker.reconciliation.portions import portions
+from aggregation_worker.reconciliation.posting import PATIENCE, post
 from aggregation_worker.reconciliation.progress import Stage, Tell
 from aggregation_worker.reconciliation.snapshot import Snapshot, take_snapshot
 from aggregation_worker.reconciliation.spool import Spool
@@ -48,14 +44,12 @@ from aggregation_worker.streams.shards import IncompleteDescriptionError, Trimme
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
-    from mypy_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
 
 # Seconds. How long after the first worker that knows an aggregation others may still be at work: deployments, event
 # source mappings and invocations under way take a few minutes at most.
 TAKEOVER = 600
-# Postings at a time: 20 transactions of 50 aggregates.
+# Postings at a time.
 _CHUNK = 1_000
-_ROUND = 60.0  # seconds: one round of commits
 _POLL = 0.2  # seconds
 _EXAMPLES = 10
 # The spool's note of the moment, in epoch seconds, before which all records are in it.
@@ -92,7 +86,7 @@ class Backfill:
 
     Attributes:
         client: reads and writes the ledger; throttled calls are repeated by itself.
-        executor: for the transactions in flight.
+        executor: for the writes in flight.
         catch_up_until: epoch seconds; records created until then are posted here, too. By default `TAKEOVER` after the
             first worker that knows the aggregation; later where workers without it were at work again.
         patience: seconds without any progress after which posting is given up.
@@ -105,7 +99,7 @@ class Backfill:
     retention_days: int
     executor: Executor
     catch_up_until: int | None = None
-    patience: float = 300.0
+    patience: float = PATIENCE
     progress: Tell = lambda *_: None
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], float] = time.time
@@ -194,31 +188,27 @@ class Backfill:
         """Posts the records of the takeover; those that a worker has counted have their receipts already."""
         aggregation, until = result.target.aggregation, self._until(result.target)
         done = 0
-        handled = (later for later in spool.later_receipts(aggregation.name) if later.created_at <= until)
+        handled = (later for later in spool.later_receipts(aggregation.name) if second_of(later.receipt) <= until)
         for chunk in portions(handled, _CHUNK):
             aggregates: dict[Group, Aggregate] = {}
             postings = [
                 Posting(
                     number,
-                    later.created_at,
+                    second_of(later.receipt),
                     aggregates.setdefault(later.group, aggregate_of(aggregation, later.group)),
-                    later.page,
                     later.receipt,
                     later.amounts,
                 )
                 for number, later in enumerate(chunk)
             ]
-            result.caught_up += len(self._settle(postings, transact_items).applied)
+            result.caught_up += len(self._settle(postings, next_step).applied)
             done += len(chunk)
             self.progress(Stage.CATCHING_UP, done, None)
 
     # --- Starting values ----------------------------------------------------------------------------------------------
 
     def _post(self, result: Result, spool: Spool) -> bool:
-        """Posts the starting values of one aggregation; `False` if another run has finished it.
-
-        What an earlier run has posted only the ledger says: it is asked before anything is sent.
-        """
+        """Posts the starting values of one aggregation; `False` if another run has finished it."""
         target = result.target
         name = target.aggregation.name
         marker = begin_backfill(self.client, self.ledger_table, name, target.cut, self.now(), self.sleep)
@@ -233,78 +223,47 @@ class Backfill:
         return True
 
     def _post_values(self, target: Target, values: Sequence[tuple[Group, Amounts]]) -> int:
-        """Posts some starting values; returns how many were not in yet."""
-        now = int(self.now())
-        postings = [
-            Posting(number, now, aggregate_of(target.aggregation, group), BACKFILL_PAGE, target.cut.name, amounts)
-            for number, (group, amounts) in enumerate(values)
-        ]
-        missing = self._missing(postings)
-        outcome = self._settle(missing, starting_value_items)
-        # Another run was quicker, or an answer was lost: either way it must be this very value.
-        lost = self._missing(outcome.duplicates)
-        if lost:
-            raise BackfillError(
-                f"{lost[0].aggregate.name}: the receipt of its starting value has just disappeared from the ledger: "
-                "something other than the worker is changing it"
-            )
-        return len(outcome.applied)
-
-    def _missing(self, postings: Sequence[Posting]) -> list[Posting]:
-        """Those whose receipt is not in the ledger.
+        """Posts some starting values; returns how many were not in yet.
 
         Raises:
             BackfillError: an aggregate has another starting value.
         """
-        names = portions((posting.aggregate.name for posting in postings), KEYS_PER_READ)
-        read = partial(read_starting_values, self.client, self.ledger_table, patience=self.patience, sleep=self.sleep)
-        standing = {name: receipts for found in self.executor.map(read, names) for name, receipts in found.items()}
-        for posting in postings:
-            receipts = standing.get(posting.aggregate.name)
-            if receipts not in (None, {posting.receipt: posting.amounts}):
-                there = "; ".join(f"{name}: {_shown(amounts)}" for name, amounts in receipts.items())
-                raise BackfillError(
-                    f"{posting.aggregate.name}: has another starting value already ({there}) than the one found now "
-                    f"({posting.receipt}: {_shown(posting.amounts)}): nothing was added to it. Let aggregator "
-                    "reconcile --repair set it right"
-                )
-        return [posting for posting in postings if posting.aggregate.name not in standing]
+        now = int(self.now())
+        postings = [
+            Posting(number, now, aggregate_of(target.aggregation, group), target.cut.name, amounts)
+            for number, (group, amounts) in enumerate(values)
+        ]
+        outcome = self._settle(postings, next_start)
+        if outcome.differing:
+            posting = outcome.differing[0]
+            stored = read_stored(self.client, self.ledger_table, posting.aggregate)
+            there = "it has just gone"
+            if stored.starting_value is not None:
+                there = f"{stored.starting_value[0]}: {_shown(stored.starting_value[1])}"
+            raise BackfillError(
+                f"{_name(posting)} has another starting value already ({there}) than the one found now "
+                f"({posting.receipt}: {_shown(posting.amounts)}): nothing was added to it. Let aggregator "
+                "reconcile --repair set it right"
+            )
+        return len(outcome.applied)
 
-    def _settle(
-        self,
-        postings: Sequence[Posting],
-        actions: "Callable[[Transaction, str, int], list[TransactWriteItemTypeDef]]",
-    ) -> Outcome:
+    def _settle(self, postings: Sequence[Posting], plan: Plan) -> Outcome:
         """Commits all postings, whatever conflicts and throttles.
 
         Raises:
-            BackfillError: DynamoDB refuses some for good, or nothing has gone through for `patience` seconds.
+            BackfillError: some cannot go in for good.
+            PostingError: nothing has gone through for `patience` seconds.
             CommitError: nothing can be written before an operator acts.
         """
-        committer = Committer(self.client, self.ledger_table, self.retention_days, self.executor, actions=actions)
-        whole = Outcome()
-        given_up_at = time.monotonic() + self.patience
-        pending, _ = plan(postings)
-        while pending:
-            outcome = committer.commit(pending, _deadline(min(_ROUND, self.patience)))
-            whole.applied += outcome.applied
-            whole.duplicates += outcome.duplicates
-            whole.refused += outcome.refused
-            if outcome.applied or outcome.duplicates or outcome.refused:
-                given_up_at = time.monotonic() + self.patience
-            elif outcome.unsettled and time.monotonic() >= given_up_at:
-                raise BackfillError(
-                    f"nothing could be written for {self.patience:.0f} s (conflicts, throttling or no answer); what is "
-                    "in stays in: run this again later"
-                )
-            pending, _ = plan(outcome.unsettled)
-        if whole.refused:
-            posting, reason = whole.refused[0]
+        committer = Committer(self.client, self.ledger_table, self.retention_days, self.executor, plan=plan)
+        outcome = post(committer, postings, self.patience)
+        if outcome.refused:
+            posting, reason = outcome.refused[0]
             raise BackfillError(
-                f"DynamoDB refuses {len(whole.refused)} contributions, the first to {posting.aggregate.name} in table "
+                f"{len(outcome.refused)} contributions are refused, the first to {_name(posting)} in table "
                 f"{posting.aggregate.row.table} ({_shown(posting.amounts)}): {reason}; put it right and run this again"
             )
-        return whole
+        return outcome
 
 
 def _add_up(result: Result, spool: Spool) -> None:
@@ -318,10 +277,9 @@ def _add_up(result: Result, spool: Spool) -> None:
     result.totals = totals
 
 
+def _name(posting: Posting) -> str:
+    return f"{posting.aggregate.aggregation.name} {', '.join(posting.aggregate.row.group)}"
+
+
 def _shown(amounts: Amounts) -> str:
     return ", ".join(map(canonical_text, amounts))
-
-
-def _deadline(seconds: float) -> Deadline:
-    end = time.monotonic() + seconds
-    return Deadline(lambda: end - time.monotonic(), stop_sending=0.0, stop_waiting=0.0)

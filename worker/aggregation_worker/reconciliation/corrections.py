@@ -1,24 +1,27 @@
 """Corrects what drifts, round by round: each total is observed, corrected, and observed again to see that it is right.
 
-Which totals may be corrected, `reconcile` decides; how one correction is written, `repair` knows.
+What the worker will never bring is counted first, by the worker's own writes, so that it is not counted twice whatever
+comes; what differs then is corrected. Which totals may be corrected, `reconcile` decides; how one correction is
+written, `repair` knows.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from decimal import Decimal
 
 from aggregation_worker.aggregations.numbers import EXACT, Amounts, sum_of
-from aggregation_worker.ledger.pages import ReceiptKey, first_page
+from aggregation_worker.ledger.commit import Committer
+from aggregation_worker.ledger.receipts import Posting, first_position, position_in, second_of
 from aggregation_worker.reconciliation.observation import ComparedTotal
 from aggregation_worker.reconciliation.observer import ObservedAggregate, Observer
+from aggregation_worker.reconciliation.posting import post
 from aggregation_worker.reconciliation.progress import Stage, Tell
 from aggregation_worker.reconciliation.repair import CorrectionOutcome, CorrectionRefusedError, Repairer, described
 from aggregation_worker.reconciliation.report import Finding, Verdict
 
 # The times of a stream's records are in disorder by less. So many seconds' receipts are read before every attempt to
 # correct a total, which must not take long where it is written many times a second.
-_DISORDER = timedelta(seconds=10)
+_DISORDER = 10
 _MOST_ROUNDS = 8
 _CHANGES_TOO_FAST = "not corrected: it changes all the time; run this again"
 _ZERO = Decimal(0)
@@ -49,23 +52,35 @@ class Corrections:
     """Makes the corrections of one run.
 
     Attributes:
-        stream_label: of the source's stream, which the observer reads from its beginning.
+        observer: reads the source's stream from its beginning, and the source has no other one.
+        committer: counts what the worker will never bring.
     """
 
     observer: Observer
     repairer: Repairer
-    stream_label: str
+    committer: Committer
     progress: Tell
 
     def correct(self, findings: Sequence[Finding]) -> list[Finding]:
         """Corrects drift; returns the findings as they are afterwards."""
         drifts = {self.observer.begin(finding.aggregation, finding.group): _Drift(finding) for finding in findings}
+        self._count_what_is_lost(drifts)
         for _ in range(_MOST_ROUNDS):
             left = [one for one, drift in drifts.items() if drift.is_open]
             self.progress(Stage.CORRECTING, len(drifts) - len(left), len(drifts))
             for observed in self.observer.observe(left):
                 self._round(observed, drifts)
         return [drift.finding for drift in drifts.values()]
+
+    def _count_what_is_lost(self, drifts: Mapping[ObservedAggregate, _Drift]) -> None:
+        by_aggregate = {one.aggregate: drift for one, drift in drifts.items()}
+        postings = [
+            Posting(0, second_of(name), aggregate, name, amounts)
+            for aggregate, drift in by_aggregate.items()
+            for name, amounts in drift.finding.lost.items()
+        ]
+        for posting, reason in post(self.committer, postings).refused:
+            by_aggregate[posting.aggregate].note(f"cannot be corrected: {reason}", is_open=False)
 
     def _round(
         self,
@@ -82,9 +97,9 @@ class Corrections:
             elif any(difference):
                 wrong.append((one, compared, difference, drift))
             else:
-                note = "right by now; another run may have corrected it"
-                if drift.corrected is not None:
-                    note = f"added {described(drift.corrected)}"
+                done = [f"counted {len(drift.finding.lost)} records"] if drift.finding.lost else []
+                done += [] if drift.corrected is None else [f"added {described(drift.corrected)}"]
+                note = ", ".join(done) or "right by now; another run may have corrected it"
                 drift.note(note, Verdict.REPAIRED, is_open=False)
         for _ in self.observer.executor.map(lambda arguments: self._correct(*arguments), wrong):
             pass  # raises what a thread has raised
@@ -92,11 +107,11 @@ class Corrections:
     def _correct(self, one: ObservedAggregate, compared: ComparedTotal, difference: Amounts, drift: _Drift) -> None:
         """One attempt; runs in a thread of the executor."""
         recent = self.observer.recent
-        new_from = recent if drift.overtaken else self._first_new_page(compared)
+        new_from = recent if drift.overtaken else self._first_new_position(compared)
 
-        def is_later(key: ReceiptKey) -> bool:
-            # What was created a few minutes ago is in the stream, if it is this stream's at all.
-            return key in compared.later or (key[0] >= recent and key[0].endswith(f"|{self.stream_label}"))
+        def is_later(receipt: str) -> bool:
+            # What was created a few minutes ago is in the stream.
+            return receipt in compared.later or position_in(receipt) >= recent
 
         try:
             outcome = self.repairer.correct(one.aggregate, compared.observation, difference, new_from, is_later)
@@ -112,8 +127,8 @@ class Corrections:
             drift.overtaken = outcome is CorrectionOutcome.OVERTAKEN
             drift.note(_CHANGES_TOO_FAST, is_open=drift.overtaken)
 
-    def _first_new_page(self, compared: ComparedTotal) -> str:
-        """The first page on which receipts are expected that were not there when the total was observed.
+    def _first_new_position(self, compared: ComparedTotal) -> str:
+        """From where on receipts are expected that were not there when the total was observed.
 
         They are those of later records that wait for the worker, and of records that are written from now on, which are
         created after the newest that is known, as far as clocks agree. What arrives elsewhere moves the total without
@@ -121,6 +136,5 @@ class Corrections:
         """
         if not compared.later:
             return self.observer.recent
-        newest = datetime.fromisoformat(max(compared.later)[0].partition("|")[0])
-        waiting = (page for page, _ in compared.waiting)
-        return max(self.observer.recent, min((first_page((newest - _DISORDER).timestamp()), *waiting)))
+        newest = first_position(second_of(max(compared.later)) - _DISORDER)
+        return max(self.observer.recent, min((newest, *map(position_in, compared.waiting))))

@@ -2,19 +2,15 @@
 
 For an aggregate at the moment t of an observation,
 
-    difference(t) = total(t) - contributions of the later records whose receipts are in the ledger at t - baseline,
+    difference(t) = total(t) - contributions of the later records whose receipts are stored at t - baseline,
 
 where a *later record* is one that follows the cut, and the *baseline* is what the items were worth at the cut. A later
-record's contribution enters total and ledger in one transaction, so whatever is being written, the difference stays as
-it is. It moves only when a record from before the cut arrives (then towards zero), or when something other than the
-worker changes a total: it is zero once all records before the cut are applied, or there is drift.
+record's contribution enters the total in the same write as its receipt, so whatever is being written, the difference
+stays as it is. It moves only when a record from before the cut arrives (then towards zero), or when something other
+than the worker changes a total: it is zero once all records before the cut are applied, or there is drift.
 
-**How a total and its receipts are seen together.** A total changes only with a receipt. The pages are read, then the
-total, then the pages again, all strongly consistent; if both readings show the same receipts, the total belongs to
-exactly these. One gap is left: a transaction is not one moment for reads of several items ("Isolation levels", Amazon
-DynamoDB developer guide), so an observation can meet it between its two writes. Therefore no single one decides: drift
-is what observations at different times agree on, and a correction is made under the condition that the total still is
-what was seen.
+How a total and its receipts are seen together, `ledger.reading` explains, and why one reading alone decides nothing:
+drift is what observations at different times agree on, and so is a correction.
 
 Only reads; `repair` writes. Which receipts belong to later records, the caller learns from the stream.
 """
@@ -24,107 +20,68 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from aggregation_worker.aggregations.contributions import Aggregation, Group, GroupKey, KeyType
-from aggregation_worker.aggregations.numbers import EXACT, Amounts, canonical_text, parse_number, sum_of
-from aggregation_worker.errors import WorkerError
-from aggregation_worker.ledger.pages import Pages, ReceiptKey, read_pages
-from aggregation_worker.ledger.receipts import Aggregate
+from aggregation_worker.aggregations.contributions import Aggregation, Group
+from aggregation_worker.aggregations.numbers import EXACT, Amounts, parse_number, sum_of
+from aggregation_worker.ledger.reading import Stored, read_stored
+from aggregation_worker.ledger.receipts import Aggregate, group_of, position_in
 from aggregation_worker.streams.records import Image
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-# Readings of one aggregate's pages before an observation is given up. A reading takes milliseconds, and a worker adds
-# receipts to an aggregate a few times a second.
-_MOST_READINGS = 30
 _ZERO = Decimal(0)
-
-
-class ChangesTooFastError(WorkerError):
-    """The receipts changed during every reading: an aggregate that is written many times a second."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """The measures of a row as stored.
-
-    Attributes:
-        amounts: what is absent counts as zero; `None` where a measure is not a number, on which the worker fails, too.
-        absent: the measures that are not there; all of them where there is no row.
-    """
-
-    amounts: Amounts | None
-    absent: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A total, and exactly the receipts that it includes.
+    """A total, and the receipts that it includes.
 
     Attributes:
+        first: the position from which on its receipts were read.
+        stored: row and receipts.
+        total: the row's measures; `None` where one is not a number, on which the worker fails, too.
         seen_at: when the observation was over, in seconds of `time.monotonic`: whatever it shows was written before.
     """
 
-    seen_at: float
+    first: str
     stored: Stored
-    pages: Pages
+    total: Amounts | None
+    seen_at: float = 0.0
+
+    def receipts_from(self, first: str) -> dict[str, Amounts]:
+        """The contributions of the receipts at a position and after it, by their names."""
+        receipts = self.stored.receipts.items()
+        return {name: amounts for name, (amounts, _) in receipts if position_in(name) >= first}
 
 
 def observe(
     client: "DynamoDBClient",
     ledger_table: str,
     aggregate: Aggregate,
-    first: str,
+    first: str = "",
     clock: Callable[[], float] = time.monotonic,
 ) -> Observation:
-    """Sees a total together with its receipts, those on page `first` and after it.
-
-    Where receipts arrive while the pages are read, those that they arrive on are read apart: they are few and quick to
-    read, while the many before them are read once more at the end, to see that they have not changed in between.
+    """Sees a total together with its receipts, those at position `first` and after it.
 
     Raises:
-        ChangesTooFastError: the receipts changed during every reading.
+        ChangesTooFastError: the receipts moved to pages during every reading.
         ClientError: a table cannot be read.
     """
-    still, moving_from = Pages({}, {}), first
-    before = read_pages(client, ledger_table, aggregate.name, first)
-    for _ in range(_MOST_READINGS):
-        stored = read_total(client, aggregate)
-        again = read_pages(client, ledger_table, aggregate.name, moving_from)
-        if again.same_as(before):
-            if moving_from == first:
-                return Observation(clock(), stored, again)
-            if read_pages(client, ledger_table, aggregate.name, first, moving_from).same_as(still):
-                return Observation(clock(), stored, still.and_then(again))
-            still, moving_from = Pages({}, {}), first
-            again = read_pages(client, ledger_table, aggregate.name, first)
-        elif moving_from == first:
-            moving_from = again.first_difference(before)
-            still, again = again.before(moving_from), again.after(moving_from)
-        before = again
-    raise ChangesTooFastError(f"{aggregate.name}: its receipts changed {_MOST_READINGS} times while it was observed")
+    stored = read_stored(client, ledger_table, aggregate, first)
+    return Observation(first, stored, measures_in(aggregate.aggregation, stored.item), clock())
 
 
-def read_total(client: "DynamoDBClient", aggregate: Aggregate) -> Stored:
-    """Reads an aggregate's measures, strongly consistent."""
-    row = aggregate.row
-    item = client.get_item(TableName=row.table, Key=row.key(), ConsistentRead=True).get("Item", {})
-    return stored_in(aggregate.aggregation, item)
-
-
-def stored_in(aggregation: Aggregation, row: Image) -> Stored:
-    """An aggregation's measures in a row in DynamoDB's typed JSON."""
-    absent = frozenset(measure.name for measure in aggregation.measures if measure.name not in row)
+def measures_in(aggregation: Aggregation, row: Image) -> Amounts | None:
+    """An aggregation's measures in a row; what is absent counts as zero. `None` where one is not a number."""
     try:
-        amounts = tuple(
-            _ZERO if measure.name in absent else parse_number(row[measure.name].get("N"))
+        return tuple(
+            parse_number(row[measure.name].get("N")) if measure.name in row else _ZERO
             for measure in aggregation.measures
         )
     except ValueError:
-        return Stored(None, absent)
-    return Stored(amounts, absent)
+        return None
 
 
 def rows_of(client: "DynamoDBClient", aggregation: Aggregation) -> Iterator[tuple[Group, Amounts | None]]:
@@ -135,16 +92,10 @@ def rows_of(client: "DynamoDBClient", aggregation: Aggregation) -> Iterator[tupl
     """
     answers = client.get_paginator("scan").paginate(TableName=aggregation.table, ConsistentRead=True)
     for row in (row for answer in answers for row in answer["Items"]):
-        group = tuple(_key_text(key, row[key.name]) for key in aggregation.keys)
-        stored = stored_in(aggregation, row)
+        group = group_of(aggregation.keys, row)
         own = all(text.startswith(key.prefix) for key, text in zip(aggregation.keys, group, strict=True))
-        if own and len(stored.absent) < len(aggregation.measures):
-            yield group, stored.amounts
-
-
-def _key_text(key: GroupKey, value: Mapping[str, Any]) -> str:
-    text: str = value[key.type.value]
-    return canonical_text(parse_number(text)) if key.type is KeyType.NUMBER else text
+        if own and any(measure.name in row for measure in aggregation.measures):
+            yield group, measures_in(aggregation, row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,24 +103,25 @@ class ComparedTotal:
     """An observation, and what the source says of it.
 
     Attributes:
-        later: the contributions of all later records that had been written when the observation was over.
+        later: the contributions of all later records that had been written when the observation was over, by their
+            receipts' names.
         baseline: what the items were worth at the cut.
     """
 
     observation: Observation
-    later: Mapping[ReceiptKey, Amounts]
+    later: Mapping[str, Amounts]
     baseline: Amounts
 
     @property
     def total(self) -> Amounts | None:
         """As stored; `None` where a measure is not a number."""
-        return self.observation.stored.amounts
+        return self.observation.total
 
     @property
     def expected(self) -> Amounts:
         """What the total should be, with those later records that have been counted."""
-        receipts = self.observation.pages.receipts
-        return sum_of((self.later[key] for key in receipts if key in self.later), self.baseline)
+        receipts = self.observation.stored.receipts
+        return sum_of((self.later[name] for name in receipts if name in self.later), self.baseline)
 
     @property
     def difference(self) -> Amounts | None:
@@ -177,9 +129,9 @@ class ComparedTotal:
         return None if self.total is None else tuple(map(EXACT.subtract, self.total, self.expected))
 
     @property
-    def waiting(self) -> set[ReceiptKey]:
+    def waiting(self) -> set[str]:
         """The later records that have no receipt yet."""
-        return self.later.keys() - self.observation.pages.receipts.keys()
+        return self.later.keys() - self.observation.stored.receipts.keys()
 
     @property
     def any_counted(self) -> bool:
@@ -208,11 +160,11 @@ class Observations:
 
     difference: Amounts | None = None
     unchanged_since: float | None = None
-    waiting: dict[ReceiptKey, float] = field(default_factory=dict)
+    waiting: dict[str, float] = field(default_factory=dict)
     _begun_at: float = 0.0
     _seen_at: float = 0.0
 
-    def add(self, difference: Amounts | None, waiting: Collection[ReceiptKey], seen_at: float) -> None:
+    def add(self, difference: Amounts | None, waiting: Collection[str], seen_at: float) -> None:
         """Takes note of an observation: what it showed, and which later records had no receipt in it."""
         if self.unchanged_since is None:
             self._begun_at = seen_at
@@ -236,6 +188,6 @@ class Observations:
         unchanged_for = self._seen_at - self.unchanged_since
         return VerdictSoFar.DIFFERENT if 0 < unchanged_for >= patience else VerdictSoFar.OPEN
 
-    def stuck(self, patience: float) -> list[ReceiptKey]:
+    def stuck(self, patience: float) -> list[str]:
         """The later records that have had no receipt for `patience` seconds."""
         return [key for key, first in self.waiting.items() if self._seen_at - first >= patience]

@@ -5,7 +5,7 @@ read on.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.numbers import EXACT, Amounts, sum_of
-from aggregation_worker.ledger.pages import ReceiptKey
-from aggregation_worker.ledger.receipts import Aggregate, aggregate_of
+from aggregation_worker.ledger.reading import ChangesTooFastError
+from aggregation_worker.ledger.receipts import Aggregate, aggregate_of, position_in, second_of
 from aggregation_worker.reconciliation.observation import (
-    ChangesTooFastError,
     ComparedTotal,
     Observation,
     Observations,
@@ -41,6 +40,8 @@ _CHUNK = 5_000
 # A difference that still changes after so many times the patience, from the end of the first round, is left open.
 _LONGEST_PATIENCES = 5
 _POLL_SECONDS = 0.02
+# Seconds by which the worker's shards are apart at most, as far as is known without looking.
+_SHARDS_APART = 900
 _ZERO = Decimal(0)
 
 NOT_PROVABLE = "removed items may account for it"
@@ -78,7 +79,7 @@ class ObservedAggregate:
     """An aggregate under observation.
 
     Attributes:
-        first: the first page that is read: no later record has a receipt before it.
+        first: the position from which on receipts are read: no later record has one before it.
     """
 
     aggregate: Aggregate
@@ -94,13 +95,14 @@ class ObservedAggregate:
         return self.aggregate.row.group
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Observer:
     """Makes the observations of one run, and reads the stream at the same time.
 
     Attributes:
-        recent: the first page of records created shortly before the run.
+        recent: sorts before the positions of all records created shortly before the run, or later.
         check_time: raises when the run's time is up.
+        passed: epoch seconds; the worker has been past the records that were created until then.
     """
 
     client: "DynamoDBClient"
@@ -112,6 +114,7 @@ class Observer:
     check_time: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    passed: float = 0.0
 
     def begin(self, aggregation: Aggregation, group: Group) -> ObservedAggregate:
         """An aggregate that was not observed yet."""
@@ -128,8 +131,8 @@ class Observer:
         """
         for chunk in portions(aggregates, _CHUNK):
             for one in chunk:
-                pages = (page for page, _ in self.snapshot.spool.later(one.aggregation.name, one.group))
-                one.first = min((one.first, *pages))
+                later = self.snapshot.spool.later(one.aggregation.name, one.group)
+                one.first = min((one.first, *map(position_in, later)))
             observations = list(self.executor.map(self._observe_one, chunk))
             self.read_stream_up_to_now()
             yield [
@@ -159,16 +162,28 @@ class Observer:
 
     def _compare(self, one: ObservedAggregate, observation: Observation) -> ComparedTotal | None:
         later = self.snapshot.spool.later(one.aggregation.name, one.group)
-        if any(page < one.first for page, _ in later):
-            return None  # a clock was wrong: receipts can stand before the first page that was read
+        if any(position_in(name) < one.first for name in later):
+            return None  # a clock was wrong: receipts can stand before the first position that was read
         parts = (
             self.snapshot.spool.baseline(one.aggregation.name, one.group),
             self.uncounted.by_group.get((one.aggregation.name, one.group)),
         )
         zero = (_ZERO,) * len(one.aggregation.measures)
         compared = ComparedTotal(observation, later, sum_of((part for part in parts if part is not None), zero))
+        self._note_passed(later.keys() & observation.stored.receipts.keys(), one.observations.waiting.keys())
         one.observations.add(compared.difference, compared.waiting, observation.seen_at)
         return compared
+
+    def _note_passed(self, counted: Set[str], waited: Set[str]) -> None:
+        """Takes note of how far the worker is, by the later records that it has counted.
+
+        Args:
+            waited: those that waited for it when this run looked before: it counts now what was created then.
+        """
+        if counted:
+            self.passed = max(self.passed, second_of(max(counted)) - _SHARDS_APART)
+        if counted & waited:
+            self.passed = max(self.passed, second_of(max(counted & waited)))
 
 
 def settle(
@@ -205,27 +220,23 @@ def settle(
                     findings.append(_finding(one, compared, Verdict.UNSETTLED, _KEPT_CHANGING))
                 else:
                     open_.append(one)
-            elif verdict is VerdictSoFar.DIFFERENT:
+            elif verdict is not VerdictSoFar.EQUAL:
                 any_stuck = any_stuck or bool(stuck)
-                finding = _finding(one, compared, Verdict.DRIFT)
-                if not provable(one.aggregation):
-                    finding = replace(finding, verdict=Verdict.UNPROVABLE, note=NOT_PROVABLE)
-                elif finding.total is None:
-                    finding = replace(finding, note="a measure is not a number: remove the attribute by hand")
-                elif stuck and from_now:
-                    # What still waits from before the cut comes before what waits from after it.
-                    finding = replace(finding, verdict=Verdict.UNSETTLED, note=_behind(stuck))
-                findings.append(finding)
-            elif verdict is VerdictSoFar.BEHIND:
-                any_stuck = True
-                expected = sum_of((compared.later[key] for key in stuck), compared.expected)
-                findings.append(replace(_finding(one, compared, Verdict.UNSETTLED, _behind(stuck)), expected=expected))
+                waiting = {name: compared.later[name] for name in stuck}
+                if verdict is VerdictSoFar.DIFFERENT:
+                    findings.append(_different(one, compared, waiting, from_now=from_now, provable=provable))
+                else:
+                    finding = _finding(one, compared, Verdict.UNSETTLED, _behind(waiting))
+                    expected = sum_of(waiting.values(), compared.expected)
+                    findings.append(replace(finding, expected=expected, lost=waiting))
         left = open_
         # One round can outlast the patience; those observed last in it are to have as much of it as the first.
         end = end or observer.clock() + _LONGEST_PATIENCES * patience
         if left:
             observer.read_stream_for(min(patience / 5, 10.0))
-    if not (from_now and any_stuck and not any_counted):
+    if not from_now:
+        return [_with_what_is_lost(one, observer.passed) for one in findings]
+    if any_counted or not any_stuck:
         return findings
     # While the worker has counted nothing since the cut, it is not known what it still has to count from before.
     note = "the worker has counted nothing since the run began"
@@ -239,5 +250,41 @@ def _finding(one: ObservedAggregate, compared: ComparedTotal | None, verdict: Ve
     return Finding(one.aggregation, one.group, verdict, total, expected, note)
 
 
-def _behind(stuck: Sequence[ReceiptKey]) -> str:
-    return f"{len(stuck)} {'record waits' if len(stuck) == 1 else 'records wait'} for the worker"
+def _different(
+    one: ObservedAggregate,
+    compared: ComparedTotal,
+    waiting: Mapping[str, Amounts],
+    *,
+    from_now: bool,
+    provable: Callable[[Aggregation], bool],
+) -> Finding:
+    """What is said of a difference that stays, while some later records wait."""
+    finding = _finding(one, compared, Verdict.DRIFT)
+    if not provable(one.aggregation):
+        return replace(finding, verdict=Verdict.UNPROVABLE, note=NOT_PROVABLE)
+    if finding.total is None:
+        return replace(finding, note="a measure is not a number: remove the attribute by hand")
+    if waiting and from_now:
+        # What still waits from before the cut comes before what waits from after it.
+        return replace(finding, verdict=Verdict.UNSETTLED, note=_behind(waiting))
+    return replace(finding, lost=waiting)
+
+
+def _with_what_is_lost(finding: Finding, passed: float) -> Finding:
+    """Tells the records that the worker will never count from those that it has still to come to.
+
+    One that has no receipt, though the worker has been past it, was counted into a row that was deleted since, or its
+    dead letter was discarded. Should the worker come to it after all, it finds the receipt that a repair gives it.
+    """
+    lost = {name: amounts for name, amounts in finding.lost.items() if second_of(name) <= passed}
+    if not lost:
+        return replace(finding, lost={})
+    expected = finding.expected
+    if finding.verdict is Verdict.DRIFT and expected is not None:
+        expected = sum_of(lost.values(), expected)
+    note = f"{len(lost)} {'record has' if len(lost) == 1 else 'records have'} no receipt, and the worker is past"
+    return replace(finding, verdict=Verdict.DRIFT, expected=expected, note=note, lost=lost)
+
+
+def _behind(waiting: Mapping[str, Amounts]) -> str:
+    return f"{len(waiting)} {'record waits' if len(waiting) == 1 else 'records wait'} for the worker"

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group, RemovePolicy
 from aggregation_worker.aggregations.numbers import Amounts
 from aggregation_worker.errors import WorkerError
+from aggregation_worker.ledger.commit import Committer
 from aggregation_worker.ledger.definition_guard import check_definitions, recorded_at
 from aggregation_worker.ledger.markers import Marker, close_to_backfill, cut_of, read_marker
-from aggregation_worker.ledger.pages import first_page
+from aggregation_worker.ledger.receipts import first_position
 from aggregation_worker.reconciliation.corrections import Corrections
 from aggregation_worker.reconciliation.items import ItemSource
 from aggregation_worker.reconciliation.observation import rows_of
@@ -37,7 +38,6 @@ from aggregation_worker.reconciliation.snapshot import Snapshot, take_snapshot
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.reconciliation.waiting_letters import groups_waiting
 from aggregation_worker.streams.reader import StreamReader
-from aggregation_worker.streams.records import table_and_label
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -93,6 +93,19 @@ class _Subject:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """What a run needs to repair.
+
+    Attributes:
+        letters: reads the records that wait in the dead-letter queue, all of them, or raises.
+        retention_days: of the ledger's pages.
+    """
+
+    letters: Callable[[], Sequence[Any]]
+    retention_days: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciliation:
     """One run.
@@ -105,7 +118,7 @@ class Reconciliation:
         nothing_removed: the caller vouches that no item was ever removed, so that aggregations which keep what removed
             items contributed can be proven, too.
         patience: seconds that a difference must stay the same to be drift.
-        letters: reads the records that wait in the dead-letter queue, all of them, or raises; with it the run repairs.
+        repairs: with it the run repairs, and the source must have had no other stream for a day.
         seconds_left: until the run must have ended.
     """
 
@@ -118,14 +131,14 @@ class Reconciliation:
     executor: Executor
     nothing_removed: bool = False
     patience: float = PATIENCE
-    letters: Callable[[], Sequence[Any]] | None = None
+    repairs: Repairs | None = None
     seconds_left: Callable[[], float] = lambda: float("inf")
     progress: Tell = lambda *_: None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
     def run(self, spool: Spool) -> Report:
-        """Compares, and repairs if there are `letters`.
+        """Compares, and repairs if it is to.
 
         Raises:
             OutOfTimeError: the time was up.
@@ -133,7 +146,7 @@ class Reconciliation:
                 corrected stays so.
         """
         started_at, began = datetime.now(UTC), self.clock()
-        if self.reader.start != "TRIM_HORIZON" and (self.letters is not None or self.items.read_at is not None):
+        if self.reader.start != "TRIM_HORIZON" and (self.repairs is not None or self.items.read_at is not None):
             raise ReconcileError("to repair, or with an export, the stream must be read from its beginning")
         subjects = {aggregation.name: self._subject(aggregation) for aggregation in self.aggregations}
         hints = [hint for subject in subjects.values() for hint in subject.hints()]
@@ -157,7 +170,7 @@ class Reconciliation:
             snapshot=snapshot,
             uncounted=uncounted,
             executor=self.executor,
-            recent=first_page((started_at - _CLOCKS).timestamp()),
+            recent=first_position((started_at - _CLOCKS).timestamp()),
             check_time=self._check_time,
             clock=self.clock,
             sleep=self.sleep,
@@ -168,8 +181,8 @@ class Reconciliation:
         findings += settle(
             observer, to_observe, patience=self.patience, provable=self._is_provable, progress=self.progress
         )
-        if self.letters is not None:
-            findings = self._repair(findings, self.letters, subjects, observer)
+        if self.repairs is not None:
+            findings = self._repair(findings, self.repairs, subjects, observer)
         findings.sort(key=lambda finding: (finding.aggregation.name, finding.group))
         hints += self._hints(subjects, snapshot, findings)
         return Report(
@@ -257,7 +270,7 @@ class Reconciliation:
     def _repair(
         self,
         findings: list[Finding],
-        letters: Callable[[], Sequence[Any]],
+        repairs: Repairs,
         subjects: Mapping[str, _Subject],
         observer: Observer,
     ) -> list[Finding]:
@@ -265,7 +278,7 @@ class Reconciliation:
         if not any(finding.verdict in (Verdict.DRIFT, Verdict.UNSETTLED) for finding in findings):
             return findings
         self.progress(Stage.LETTERS, 0, None)
-        waiting = groups_waiting(self.client, self.ledger_table, self.definitions, letters())
+        waiting = groups_waiting(self.client, self.ledger_table, self.definitions, repairs.letters())
         obstacles: dict[str, str | None] = {}
         drifts, others = [], []
         for finding in findings:
@@ -282,8 +295,8 @@ class Reconciliation:
                     others.append(replace(finding, note=f"not corrected: {obstacles[name]}"))
             else:
                 others.append(finding)
-        label = table_and_label(self.reader.stream_arn)[1]
-        corrections = Corrections(observer, Repairer(self.client, self.ledger_table), label, self.progress)
+        committer = Committer(self.client, self.ledger_table, repairs.retention_days, self.executor)
+        corrections = Corrections(observer, Repairer(self.client, self.ledger_table), committer, self.progress)
         return others + corrections.correct(drifts)
 
     def _obstacle(self, subject: _Subject) -> str | None:

@@ -1,10 +1,11 @@
 """Corrects one total: adds what it lacks, once, while everything keeps running.
 
 A correction is one transaction: a receipt page of its own in the ledger, under the condition that it is not there, and
-an ADD to the row, under the condition that the measures still are what was seen just before. Source rows need no
-condition: a difference does not depend on what is being written to the source (`observation`), since a later record
-changes total and expectation alike, whether it was applied before the correction or comes after it. The difference must
-have been seen from a cut at the stream's very beginning, so that every record that can still come is a later one.
+an ADD to the row, under the condition that the row still is what was seen just before (`ledger.corrections`). Source
+rows need no condition: a difference does not depend on what is being written to the source (`observation`), since a
+later record changes total and expectation alike, whether it was applied before the correction or comes after it. The
+difference must have been seen from a cut at the stream's very beginning, so that every record that can still come is a
+later one.
 
 **Corrections are numbered, not named by time or run.** Two repairs that saw the same corrections write the same page,
 and only one of them gets through; with names of their own both could, if a record happened to bring the total back to
@@ -13,6 +14,7 @@ lost is found by the repair's own name on the page.
 """
 
 import random
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ from uuid import uuid4
 
 from botocore.exceptions import ClientError
 
-from aggregation_worker.aggregations.numbers import EXACT, Amounts, amount_text, canonical_text, fits, sum_of
+from aggregation_worker.aggregations.numbers import EXACT, Amounts, canonical_text, fits, sum_of
 from aggregation_worker.aws_errors import (
     ACTION_CONDITION_FAILED,
     ACTION_CONFLICT,
@@ -36,10 +38,10 @@ from aggregation_worker.aws_errors import (
     is_transient,
 )
 from aggregation_worker.errors import WorkerError
-from aggregation_worker.ledger.corrections import correction_number, correction_page, correction_put, is_of_run
-from aggregation_worker.ledger.pages import Pages, ReceiptKey, read_pages
-from aggregation_worker.ledger.receipts import Aggregate
-from aggregation_worker.reconciliation.observation import ChangesTooFastError, Observation, Stored, observe
+from aggregation_worker.ledger.corrections import Correction, is_of_run
+from aggregation_worker.ledger.reading import ChangesTooFastError
+from aggregation_worker.ledger.receipts import Aggregate, row_receipts
+from aggregation_worker.reconciliation.observation import Observation, observe
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -54,8 +56,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
 # Another attempt can do better: the observation was overtaken, or DynamoDB is busy.
 _AGAIN = ACTION_THROTTLED | {"None", ACTION_CONDITION_FAILED, ACTION_CONFLICT}
 _ZERO = Decimal(0)
-# Sorts before every page of a stream.
-_FIRST_OF_ALL = "0"
 
 
 class CorrectionRefusedError(WorkerError):
@@ -92,54 +92,56 @@ class Repairer:
         seen: Observation,
         difference: Amounts,
         new_from: str,
-        is_later: Callable[[ReceiptKey], bool],
+        is_later: Callable[[str], bool],
     ) -> CorrectionOutcome:
         """Takes a difference out of a total.
 
         Before every attempt the aggregate is observed once more: since `seen`, the total must have changed by exactly
-        the receipts of later records that are new, so that the difference still is what it was. Only the pages are read
-        on which new receipts are expected, which is quick; one on another page moves the total without explanation.
+        the receipts of later records that are new, so that the difference still is what it was. The first time all is
+        read; then only the pages on which new receipts are expected, which is quick, and a receipt on another page
+        moves the total without explanation.
 
         Args:
             seen: the observation that showed the difference.
             difference: what the total has too much.
-            new_from: the first page on which new receipts are expected.
-            is_later: whether a receipt that is new belongs to a later record for certain.
+            new_from: the first position at which new receipts are expected.
+            is_later: whether a receipt that is new, by its name, belongs to a later record for certain.
 
         Raises:
             CorrectionRefusedError: DynamoDB never takes it: the sum does not fit a number, or the total is not one.
             ClientError, BotoCoreError: nothing can be written: no permission, no table.
         """
-        correction = tuple(map(EXACT.minus, difference))
-        if not all(map(fits, correction)):
+        added = tuple(map(EXACT.minus, difference))
+        if not all(map(fits, added)):
             raise CorrectionRefusedError("the correction does not fit a DynamoDB number (38 digits)")
-        page = correction_page(1 + max((correction_number(page) for page, _ in seen.pages.corrections), default=0))
-        older = self._sum_before(aggregate, new_from, correction)
-        known = seen.pages.after(new_from)
+        correction = Correction(
+            aggregate, 1 + max((number for number, _ in seen.stored.corrections), default=0), self.run, added
+        )
+        known = seen
+        without_receipt: Amounts | None = None
         for attempt in range(MOST_ATTEMPTS):
             if attempt:
                 pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt - 1, 16))
                 self.sleep(pause * (0.5 + self.jitter() / 2))
+            first = "" if without_receipt is None else new_from
             try:
-                fresh = observe(self.client, self.ledger_table, aggregate, new_from)
+                fresh = observe(self.client, self.ledger_table, aggregate, first)
             except ChangesTooFastError:
                 continue
-            new = fresh.pages.corrections.keys() - known.corrections.keys()
+            new = fresh.stored.corrections.keys() - seen.stored.corrections.keys()
             if new:
                 own = any(is_of_run(name, self.run) for _, name in new)
                 return CorrectionOutcome.DONE if own else CorrectionOutcome.OVERTAKEN
-            if fresh.stored.amounts is None or not _explained(seen.stored, known, fresh, is_later):
+            if not _explained(aggregate, known, fresh, is_later):
                 return CorrectionOutcome.OVERTAKEN
-            found = _without_receipt(fresh.stored.amounts, fresh.pages, older)
-            put = correction_put(self.ledger_table, aggregate.name, page, self.run, self.now(), correction, found)
-            if self._send([put, _add(aggregate, correction, fresh.stored.amounts, fresh.stored.absent)]):
+            if without_receipt is None:
+                known, without_receipt = fresh, _without_receipt(fresh)
+            actions = correction.request(
+                self.ledger_table, fresh.stored, without_receipt, self.now(), secrets.token_urlsafe(4)
+            )
+            if self._send(actions):
                 return CorrectionOutcome.DONE
         return CorrectionOutcome.CHANGES_TOO_FAST
-
-    def _sum_before(self, aggregate: Aggregate, page: str, correction: Amounts) -> Amounts:
-        """The receipts on the pages before this one."""
-        pages = read_pages(self.client, self.ledger_table, aggregate.name, _FIRST_OF_ALL, page)
-        return sum_of(pages.receipts.values(), (_ZERO,) * len(correction))
 
     def _send(self, transaction: "list[TransactWriteItemTypeDef]") -> bool:
         """Sends the transaction; `False` if another attempt is due, after which the ledger tells what became of it."""
@@ -159,49 +161,27 @@ class Repairer:
         return True
 
 
-def _without_receipt(total: Amounts, pages: Pages, older: Amounts) -> Amounts:
-    receipts = sum_of((*pages.receipts.values(), *pages.corrections.values()), older)
-    return tuple(map(EXACT.subtract, total, receipts))
+def _without_receipt(whole: Observation) -> Amounts:
+    """What a total holds without a receipt; it stays that while all that happens to it is explained."""
+    total, stored = whole.total or (), whole.stored
+    starting_value = () if stored.starting_value is None else (stored.starting_value[1],)
+    receipts = (*whole.receipts_from("").values(), *stored.corrections.values(), *starting_value)
+    return tuple(map(EXACT.subtract, total, sum_of(receipts, (_ZERO,) * len(total))))
 
 
-def _add(
-    aggregate: Aggregate, correction: Amounts, stored: Amounts, absent: frozenset[str]
-) -> "TransactWriteItemTypeDef":
-    """Adds to all measures, also zero to those that are right, under the condition that none has changed."""
-    names: dict[str, str] = {}
-    values = {}
-    conditions = []
-    measures = aggregate.aggregation.measures
-    for number, (measure, amount, was) in enumerate(zip(measures, correction, stored, strict=True)):
-        names[f"#{number}"] = measure.name
-        values[f":{number}"] = {"N": amount_text(amount)}
-        if measure.name in absent:
-            conditions.append(f"attribute_not_exists(#{number})")
-        else:
-            conditions.append(f"#{number} = :was{number}")
-            values[f":was{number}"] = {"N": amount_text(was)}
-    return {
-        "Update": {
-            "TableName": aggregate.row.table,
-            "Key": aggregate.row.key(),
-            "UpdateExpression": "ADD " + ", ".join(f"#{number} :{number}" for number in range(len(measures))),
-            "ConditionExpression": " AND ".join(conditions),
-            "ExpressionAttributeNames": names,
-            "ExpressionAttributeValues": values,
-        }
-    }
-
-
-def _explained(was: Stored, known: Pages, fresh: Observation, is_later: Callable[[ReceiptKey], bool]) -> bool:
+def _explained(aggregate: Aggregate, was: Observation, now: Observation, is_later: Callable[[str], bool]) -> bool:
     """Whether the receipts of later records account for all that has happened to the total since it was seen."""
-    if was.amounts is None or fresh.stored.amounts is None:
+    name, first = aggregate.aggregation.name, max(was.first, now.first)
+    generation = row_receipts(was.stored.item, name).generation
+    if generation not in ("", row_receipts(now.stored.item, name).generation):
+        return False  # the row was deleted and has begun anew
+    if was.total is None or now.total is None:
         return False
-    if not known.receipts.keys() <= fresh.pages.receipts.keys():
+    before, after = was.receipts_from(first), now.receipts_from(first)
+    new = after.keys() - before.keys()
+    if not before.keys() <= after.keys() or not all(map(is_later, new)):
         return False
-    new = fresh.pages.receipts.keys() - known.receipts.keys()
-    if not all(map(is_later, new)):
-        return False
-    return sum_of((fresh.pages.receipts[key] for key in new), was.amounts) == fresh.stored.amounts
+    return sum_of((after[name] for name in new), was.total) == now.total
 
 
 def described(correction: Amounts) -> str:

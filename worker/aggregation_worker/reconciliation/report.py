@@ -1,6 +1,7 @@
 """What a reconcile found."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -26,6 +27,7 @@ class Finding:
         total: as stored; `None` if a measure is not a number, or if it changed too fast to be seen.
         expected: what the total should be.
         note: what was done, or is to be done.
+        lost: contributions that the worker will never bring, by their receipts' names; `expected` includes them.
     """
 
     aggregation: Aggregation
@@ -34,6 +36,7 @@ class Finding:
     total: Amounts | None
     expected: Amounts | None
     note: str = ""
+    lost: Mapping[str, Amounts] = field(default_factory=dict)
 
     @property
     def difference(self) -> Amounts | None:

@@ -12,7 +12,7 @@ of an aggregate is the sum of `Aggregation.value` over all items as they were at
 
     total = baseline + contributions of later records that the worker has applied
 
-and the receipts in the ledger tell which these are. An item that an aggregation cannot use counts nothing, as for the
+and the receipts tell which these are. An item that an aggregation cannot use counts nothing, as for the
 worker.
 
 An aggregation with `since` counts a record by its creation second, which is not quite the stream's order. Its cut is
@@ -34,7 +34,7 @@ from aggregation_worker.aggregations.contributions import Aggregation, Group, So
 from aggregation_worker.aggregations.numbers import canonical_text, parse_number
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.definition_guard import fingerprint
-from aggregation_worker.ledger.receipts import page_name, receipt_name
+from aggregation_worker.ledger.receipts import receipt_name
 from aggregation_worker.reconciliation.canary import is_canary
 from aggregation_worker.reconciliation.items import ItemPage, ItemSource
 from aggregation_worker.reconciliation.progress import Stage, Tell
@@ -205,13 +205,7 @@ class Snapshot:
         for change in changes:
             self.spool.add_later(
                 change.aggregation.name,
-                LaterReceipt(
-                    change.group,
-                    page_name(record.created_at, record.stream_label),
-                    receipt_name(record),
-                    record.created_at,
-                    change.amounts,
-                ),
+                LaterReceipt(change.group, receipt_name(record), change.amounts),
             )
         for refusal in refusals:
             self._refused[refusal.aggregation] += 1

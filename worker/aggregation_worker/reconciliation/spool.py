@@ -33,7 +33,7 @@ Group and amounts are `None` where the aggregation cannot use the item.
 # sqlite3's own memory: its page cache, and as much again for a sort before it goes to disk.
 _CACHE_KIB = 8 * 1024
 _ROWS_AT_ONCE = 1_000
-_FORMAT = "1"
+_FORMAT = "2"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -45,8 +45,8 @@ CREATE TABLE IF NOT EXISTS seen (digest BLOB NOT NULL, cut INTEGER NOT NULL, PRI
 -- ... but what they were at the cut, and what records add that follow the cut but are not counted.
 CREATE TABLE IF NOT EXISTS at_cut (aggregation INTEGER NOT NULL, grp TEXT, amounts TEXT);
 CREATE TABLE IF NOT EXISTS later (
-    aggregation INTEGER NOT NULL, grp TEXT NOT NULL, page TEXT NOT NULL, receipt TEXT NOT NULL,
-    created_at INTEGER NOT NULL, amounts TEXT NOT NULL, PRIMARY KEY (aggregation, grp, page, receipt)
+    aggregation INTEGER NOT NULL, grp TEXT NOT NULL, receipt TEXT NOT NULL, amounts TEXT NOT NULL,
+    PRIMARY KEY (aggregation, grp, receipt)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS baseline (
     aggregation INTEGER NOT NULL, grp TEXT NOT NULL, amounts TEXT NOT NULL, PRIMARY KEY (aggregation, grp)
@@ -81,15 +81,10 @@ class SpoolInUseError(SpoolError):
 
 @dataclass(frozen=True, slots=True)
 class LaterReceipt:
-    """What one later record contributes to one aggregate, and where its receipt stands (or will stand) in the ledger.
-
-    `created_at` is in epoch seconds.
-    """
+    """What one later record contributes to one aggregate, and the name of its receipt."""
 
     group: Group
-    page: str
     receipt: str
-    created_at: int
     amounts: Amounts
 
 
@@ -268,13 +263,11 @@ class Spool:
     def add_later(self, aggregation: str, receipt: LaterReceipt) -> None:
         """Adds what a later record contributes; a receipt that is known is not added again."""
         self._db.execute(
-            "INSERT OR IGNORE INTO later VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO later VALUES (?, ?, ?, ?)",
             (
                 self._numbers[aggregation],
                 group_text(receipt.group),
-                receipt.page,
                 receipt.receipt,
-                receipt.created_at,
                 amounts_text(receipt.amounts),
             ),
         )
@@ -334,18 +327,18 @@ class Spool:
         query = "SELECT COUNT(*) FROM baseline WHERE aggregation = ?"
         return int(self._db.execute(query, (self._numbers[aggregation],)).fetchone()[0])
 
-    def later(self, aggregation: str, group: Group) -> dict[tuple[str, str], Amounts]:
-        """One aggregate's receipts of later records, by page and receipt in the ledger."""
+    def later(self, aggregation: str, group: Group) -> dict[str, Amounts]:
+        """What later records contribute to one aggregate, by their receipts' names."""
         found = self._db.execute(
-            "SELECT page, receipt, amounts FROM later WHERE aggregation = ? AND grp = ?",
+            "SELECT receipt, amounts FROM later WHERE aggregation = ? AND grp = ?",
             (self._numbers[aggregation], group_text(group)),
         )
-        return {(page, receipt): read_amounts(amounts) for page, receipt, amounts in found.fetchall()}
+        return {receipt: read_amounts(amounts) for receipt, amounts in found.fetchall()}
 
     def later_receipts(self, aggregation: str) -> Iterator[LaterReceipt]:
         """All receipts of later records, aggregate by aggregate."""
-        for text, page, receipt, created_at, amounts in self._later_rows(aggregation):
-            yield LaterReceipt(read_group(text), page, receipt, created_at, read_amounts(amounts))
+        for text, receipt, amounts in self._later_rows(aggregation):
+            yield LaterReceipt(read_group(text), receipt, read_amounts(amounts))
 
     def store_totals(self, aggregation: str, rows: Iterable[tuple[Group, Amounts]]) -> None:
         """Keeps totals as they stand in a target table, in place of those kept before, for `compare`.
@@ -368,7 +361,7 @@ class Spool:
         """
         baselines = ((text, 0, read_amounts(amounts)) for text, amounts in self._in_order("baseline", aggregation))
         later = (
-            (text, 1, _sum(read_amounts(row[4]) for row in rows))
+            (text, 1, _sum(read_amounts(row[2]) for row in rows))
             for text, rows in groupby(self._later_rows(aggregation), itemgetter(0))
         )
         totals = ((text, 2, read_amounts(amounts)) for text, amounts in self._in_order("total", aggregation))
@@ -378,19 +371,19 @@ class Spool:
             expected = _sum(found.values()) if found else tuple(Decimal(0) for _ in total or ())
             yield Comparison(read_group(text), expected, total, 1 in found)
 
-    def _later_rows(self, aggregation: str) -> Iterator[tuple[str, str, str, int, str]]:
+    def _later_rows(self, aggregation: str) -> Iterator[tuple[str, str, str]]:
         """In portions, so that the spool can be written to meanwhile."""
-        last = ("", "", "")
+        last = ("", "")
         while True:
             rows = self._db.execute(
-                "SELECT grp, page, receipt, created_at, amounts FROM later "
-                "WHERE aggregation = ? AND (grp, page, receipt) > (?, ?, ?) ORDER BY grp, page, receipt LIMIT ?",
+                "SELECT grp, receipt, amounts FROM later "
+                "WHERE aggregation = ? AND (grp, receipt) > (?, ?) ORDER BY grp, receipt LIMIT ?",
                 (self._numbers[aggregation], *last, _ROWS_AT_ONCE),
             ).fetchall()
             yield from rows
             if len(rows) < _ROWS_AT_ONCE:
                 return
-            last = rows[-1][:3]
+            last = rows[-1][:2]
 
     def _in_order(self, table: str, aggregation: str) -> Iterator[tuple[str, str]]:
         """In portions, so that the spool can be written to meanwhile."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group, contributions
 from aggregation_worker.errors import WorkerError
-from aggregation_worker.ledger.pages import receipt_names
-from aggregation_worker.ledger.receipts import postings
+from aggregation_worker.ledger.reading import read_stored
+from aggregation_worker.ledger.receipts import Posting, position_in, postings
 from aggregation_worker.streams.records import (
     MalformedRecordError,
     StreamRecord,
@@ -37,9 +37,10 @@ def groups_waiting(
 
     Raises:
         UnreadableLetterError: a record cannot be read.
+        ChangesTooFastError: an aggregate could not be seen as it is.
     """
     found: set[tuple[str, Group]] = set()
-    pages: dict[tuple[str, str], frozenset[str]] = {}
+    by_aggregate: dict[tuple[str, Group], list[Posting]] = {}
     for raw in records:
         try:
             record = read_record(raw, definitions.source.table)
@@ -48,13 +49,14 @@ def groups_waiting(
                 if refusals:
                     found |= {(aggregation.name, group) for group in _groups(aggregation, record)}
                 for posting in postings([(0, record, changes)]):
-                    page = (posting.aggregate.name, posting.page)
-                    if page not in pages:
-                        pages[page] = receipt_names(client, ledger_table, *page)
-                    if posting.receipt not in pages[page]:
-                        found.add((aggregation.name, posting.aggregate.row.group))
+                    by_aggregate.setdefault((aggregation.name, posting.aggregate.row.group), []).append(posting)
         except (MalformedRecordError, UnexpectedEventError, StreamViewTypeError) as error:
             raise UnreadableLetterError(f"a dead letter holds a record that cannot be read: {error}") from error
+    for name_and_group, mine in by_aggregate.items():
+        first = min(position_in(posting.receipt) for posting in mine)
+        stored = read_stored(client, ledger_table, mine[0].aggregate, first)
+        if any(posting.receipt not in stored.receipts for posting in mine):
+            found.add(name_and_group)
     return found
 
 
