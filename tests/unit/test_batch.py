@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.batch import BatchResult, RecordOutcome, process
 from aggregation_worker.dead_letters import ParkedRecord, read_dead_letter
-from aggregation_worker.ledger.commit import Committer, Deadline
-from aggregation_worker.ledger.settlement import CommitError
+from aggregation_worker.ledger.commit import EXPIRED, Committer, Deadline
+from aggregation_worker.ledger.failures import CommitError
 from aggregation_worker.streams.records import StreamViewTypeError, UnexpectedEventError
 from tests.dead_letter_fakes import ParkingPlace
 from tests.definition_texts import aggregation_text, definitions
-from tests.faulty_dynamodb import Clock, FaultyDynamoDB, ImmediateExecutor, cancelled, client_error
+from tests.faulty_dynamodb import Clock, FaultyDynamoDB, ImmediateExecutor, client_error
 from tests.json_values import JSON
 from tests.postings import REFERENCE
-from tests.records import DAY, STREAM_ARN, changed, insert, modify, order, remove, stream_record
+from tests.records import CREATED_AT, DAY, STREAM_ARN, changed, insert, modify, order, remove, stream_record
 
 APPLIED, DUPLICATE, NOT_COUNTED, PARKED, RETRIED = RecordOutcome
 TARGET = "item_count_by_date"
@@ -106,7 +106,7 @@ def test_same_record_twice_in_a_batch__counts_once() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "outcome"), [(5.0, RETRIED), (60.0, PARKED)])
-def test_same_record_twice_in_a_batch__has_one_outcome(seconds: float, outcome: RecordOutcome) -> None:
+def test_same_record_twice_in_a_batch__is_no_further_the_second_time(seconds: float, outcome: RecordOutcome) -> None:
     worker = Worker()
     worker.deliver(insert())
     (row,) = worker.client.tables[TARGET].items.values()
@@ -118,13 +118,11 @@ def test_same_record_twice_in_a_batch__has_one_outcome(seconds: float, outcome: 
     assert result.outcomes == (outcome, outcome)
 
 
-def test_move_with_one_new_contribution__is_applied() -> None:
+def test_record_that_moves__is_applied_if_one_of_its_contributions_is_new() -> None:
     worker = Worker()
     raw = modify(order(item="item123"), order(item="item312"))
     worker.deliver(raw)
-    page = next(page for page in worker.client.tables["ledger"].items.values() if "item312" in page["aggregate"]["S"])
-    for name in [name for name in page if name not in ("aggregate", "page", "expires_at")]:
-        del page[name]
+    worker.client.row(TARGET, "item312", DAY)["receipts#item_count_by_date"]["M"].clear()
 
     result = worker.deliver(raw)
 
@@ -139,7 +137,7 @@ BOTH = definitions(aggregation_text(), aggregation_text(name="revenue", table="r
 FREE = {"S": "free"}
 
 
-def test_record_refused_by_one_of_two_aggregations__is_parked() -> None:
+def test_record_refused_by_one_of_two_aggregations__is_parked_after_the_other_has_it() -> None:
     worker = Worker(BOTH)
     raw = insert(order(price=FREE))
 
@@ -162,7 +160,7 @@ def test_parked_record_replayed__adds_only_what_is_missing() -> None:
     assert worker.quantity() == 10
 
 
-def test_record_refused_by_both_aggregations__is_parked_once() -> None:
+def test_record_refused_by_both_aggregations__is_parked_once_with_both_reasons() -> None:
     worker = Worker(BOTH)
 
     worker.deliver(insert(order(quantity="x", price=FREE)))
@@ -174,7 +172,7 @@ def test_record_refused_by_both_aggregations__is_parked_once() -> None:
     )
 
 
-def test_record_that_dynamodb_refuses__is_parked_with_the_reason() -> None:
+def test_record_that_dynamodb_refuses__is_parked_with_the_aggregation_and_the_reason() -> None:
     worker = Worker()
     worker.deliver(insert())
     (row,) = worker.client.tables[TARGET].items.values()
@@ -188,7 +186,7 @@ def test_record_that_dynamodb_refuses__is_parked_with_the_reason() -> None:
     assert worker.parked() == [ParkedRecord(raw, (reason,)) for raw in raws[:2]]
 
 
-def test_move_refused_twice_for_one_reason__names_it_once() -> None:
+def test_move_refused_in_both_groups_for_one_reason__names_it_once() -> None:
     worker = Worker()
     worker.deliver(insert(), insert(order(item="item312")))
     for row in worker.client.tables[TARGET].items.values():
@@ -200,7 +198,7 @@ def test_move_refused_twice_for_one_reason__names_it_once() -> None:
     assert len(result.reasons[0]) == 1
 
 
-def test_move_refused_in_one_group__counts_in_the_other() -> None:
+def test_move_refused_in_one_group__is_parked_after_the_other_has_it() -> None:
     worker = Worker()
     worker.deliver(insert())
     (row,) = worker.client.tables[TARGET].items.values()
@@ -212,7 +210,19 @@ def test_move_refused_in_one_group__counts_in_the_other() -> None:
     assert worker.quantity("item312") == 10
 
 
-def test_refused_record_that_is_retried__is_not_parked_yet() -> None:
+def test_record_whose_page_has_expired__is_parked_with_what_to_do() -> None:
+    worker = Worker()
+    worker.deliver(*(insert(created_at=CREATED_AT + 100 + second) for second in range(60)))
+    worker.client.tables["ledger"].items.clear()
+    raw = insert()
+
+    result = worker.deliver(raw)
+
+    assert result.outcomes == (PARKED,)
+    assert worker.parked() == [ParkedRecord(raw, (f"item_count_by_date: {EXPIRED}",))]
+
+
+def test_refused_record_that_comes_again_anyway__is_parked_then_and_not_now() -> None:
     worker = Worker(BOTH)
 
     result = worker.deliver(insert(order(price=FREE)), seconds=5.0)
@@ -222,7 +232,7 @@ def test_refused_record_that_is_retried__is_not_parked_yet() -> None:
     assert 0 in result.reasons
 
 
-def test_queue_that_takes_nothing__retries_the_record() -> None:
+def test_queue_that_takes_nothing__lets_the_record_come_again_and_says_why() -> None:
     worker = Worker()
     worker.place.sqs.faults.append(client_error("AccessDenied"))
 
@@ -232,7 +242,7 @@ def test_queue_that_takes_nothing__retries_the_record() -> None:
     assert any("the dead-letter queue could not be written" in reason for reason in result.reasons[1])
 
 
-def test_queue_that_refuses_some__retries_only_those() -> None:
+def test_queue_that_refuses_some__lets_only_those_come_again() -> None:
     worker = Worker()
     worker.place.sqs.faults.append((1,))
 
@@ -244,7 +254,7 @@ def test_queue_that_refuses_some__retries_only_those() -> None:
 # --- Time -----------------------------------------------------------------------------------------------------------
 
 
-def test_time_that_is_up__retries_every_record_that_counts() -> None:
+def test_time_that_is_up__lets_every_counting_record_come_again() -> None:
     worker = Worker()
 
     result = worker.deliver(insert(), remove(), BAD, seconds=5.0)
@@ -268,12 +278,10 @@ def test_time_that_runs_out_while_committing__parks_nothing_more() -> None:
     assert worker.place.sqs.requests == []
 
 
-def test_record_with_an_unsettled_contribution__is_retried() -> None:
+def test_record_of_which_one_contribution_is_unsettled__comes_again() -> None:
     worker = Worker(BOTH)
-    reasons = [{"Code": "None"}] * 3 + [{"Code": "ThrottlingError"}]
-    worker.client.before.append(cancelled(reasons))
     worker.client.before.append(None)
-    worker.client.before.extend([cancelled(["None", "ThrottlingError"])] * 100)
+    worker.client.before.extend([client_error("ThrottlingException")] * 100)
 
     result = worker.deliver(insert(order(price={"N": "5"})), seconds=10.0)
 
@@ -291,7 +299,9 @@ def test_record_with_an_unsettled_contribution__is_retried() -> None:
         (insert(stream_arn=STREAM_ARN.replace("Order_by_item", "Customers")), UnexpectedEventError),
     ],
 )
-def test_record_of_a_wrong_deployment__raises_before_any_write(raw: dict[str, Any], error: type[Exception]) -> None:
+def test_record_that_shows_a_wrong_deployment__raises_before_anything_is_written(
+    raw: dict[str, Any], error: type[Exception]
+) -> None:
     worker = Worker()
 
     with pytest.raises(error):
@@ -311,6 +321,17 @@ def test_error_that_refuses_everything__raises_and_parks_nothing() -> None:
     assert worker.place.clients_made == []
 
 
+def test_index_on_a_total_of_another_type__raises_and_parks_nothing() -> None:
+    worker = Worker()
+    message = "One or more parameter values were invalid: Type mismatch for Index Key quantity Expected: S Actual: N"
+    worker.client.before.append(client_error("ValidationException", message))
+
+    with pytest.raises(CommitError, match="Index Key quantity"):
+        worker.deliver(insert(), insert(), BAD)
+
+    assert worker.place.clients_made == []
+
+
 # --- Anything at all ------------------------------------------------------------------------------------------------
 
 TYPED = st.dictionaries(st.sampled_from(["S", "N", "NULL", "M", "L", "BOOL", "SS"]), JSON | st.text(), max_size=2)
@@ -319,7 +340,7 @@ EVENTFUL = definitions(aggregation_text("remove = 'retract'\nwhere = \"status !=
 
 
 @given(st.lists(st.tuples(st.sampled_from(["INSERT", "MODIFY", "REMOVE"]), IMAGES, IMAGES, JSON), max_size=5))
-def test_any_images__have_an_outcome_or_a_wrong_view_type(
+def test_any_images__are_settled_in_one_way_or_show_a_wrong_view_type(
     batch: list[tuple[str, Any, Any, Any]],
 ) -> None:
     worker = Worker(EVENTFUL)

@@ -9,20 +9,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aggregation_worker.aggregations.definitions import RESERVED_PREFIXES
 from aggregation_worker.ledger.receipts import (
     REPAIR_PAGE_PREFIX,
     RowReceipts,
     aggregate_name,
     aggregations_in,
+    archived_attribute,
+    backfill_attribute,
     expiry,
     first_position,
+    generation_attribute,
     item_size,
+    kept_attribute,
+    late_attribute,
     partition_of,
     position_in,
     position_of,
     read_receipt,
     receipt_name,
     receipt_value,
+    receipts_attribute,
     row_receipts,
     second_of,
     without_repeats,
@@ -221,6 +228,15 @@ def test_row__says_of_each_aggregation_what_it_holds() -> None:
     assert row_receipts(item, "a") == RowReceipts({"1.2": {"N": "3"}}, "Ab_-9z", "0")
     assert row_receipts(item, "b") == RowReceipts({}, "x", "")
     assert row_receipts(item, "c") == RowReceipts(None, "", "")
+
+
+def test_attributes_of_a_row__have_names_that_no_measure_may_have() -> None:
+    names = [
+        *(receipts_attribute("a"), generation_attribute("a"), archived_attribute("a"), late_attribute("a")),
+        *(kept_attribute("a", "quantity"), backfill_attribute("a")),
+    ]
+
+    assert tuple(name[: name.index("#") + 1] for name in names) == RESERVED_PREFIXES
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,15 @@ Pure; `commit` sends what is decided here and learns from the answer. The rule t
 - **Add**, when every position is after the watermark and the receipts fit into the row: one `UpdateItem`, since an item
   is atomic. Condition: the watermark is absent or before the positions, the map of receipts is there, and none of these
   is in it (or: there is no map, and this makes it).
-- **Archive**, when every position is after the watermark but the row would outgrow its kilobyte: a transaction that puts
-  the older receipts on new pages. Condition: map, watermark and generation are what was seen; no page has these keys.
+- **Archive**, when every position is after the watermark but the row would outgrow its kilobyte: a transaction that
+  puts the older receipts on new pages. Condition: map, watermark and generation are what was seen; no page has these
+  keys.
 - **Late**, when the positions are at or before the watermark: a transaction that replaces the pages whose spans hold
   them. Condition: each page is what was read, and begins before the positions; the generation is what was seen.
 
-The watermark never falls, so a record that is late stays late: wherever an earlier delivery put its receipt, every later
-one's condition looks at the item that holds it. A row that somebody deletes begins anew in another generation, whose
-pages are its own.
+The watermark never falls, so a record that is late stays late: wherever an earlier delivery put its receipt, every
+later one's condition looks at the item that holds it. A row that somebody deletes begins anew in another generation,
+whose pages are its own.
 """
 
 from bisect import bisect_left
@@ -316,7 +317,7 @@ def _new(
     """
     if not _sums_fit(new):
         new = new[:1]
-    created = {one.aggregate: new_generation() for one in new if known[one.aggregate].values is None}
+    created = {aggregate: new_generation() for aggregate, receipts in known.items() if receipts.values is None}
     room, used = _room(row, item, known)
     for posting in new:
         name = posting.aggregate.aggregation.name
