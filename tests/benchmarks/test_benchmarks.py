@@ -54,7 +54,7 @@ def test_measured_workers__keep_their_totals_exact(dynamodb_local: DynamoDBLocal
     assert found["records_per_second"] > 0
 
 
-def test_simulated_shard_alone__commits_what_is_offered_without_conflict() -> None:
+def test_simulated_shard_alone__commits_without_conflict() -> None:
     curve = concurrency.Simulation(shards=1, aggregates=10, seconds=4).run()
 
     assert curve.committed == pytest.approx(curve.offered, rel=0.3)

@@ -80,7 +80,7 @@ def test_transaction__costs_twice_as_much_for_each_item() -> None:
     assert (meter.requests, meter.units, meter.wasted) == (1, 2 * 1 + 2 * 2, 0)
 
 
-def test_cancelled_transaction__is_charged_for_what_is_there_and_changes_nothing() -> None:
+def test_cancelled_transaction__is_charged_and_changes_nothing() -> None:
     meter = Meter(KEYS)
     large: dict[str, Any] = {"Put": {"TableName": "table", "Item": {"id": {"S": "2"}, "text": {"S": "x" * 2_000}}}}
     meter.add(Request("put_item", large["Put"]))
@@ -123,7 +123,7 @@ def test_price__keeps_the_promised_limits() -> None:
     assert price(replace(at_250, groups=100_000, choice=Choice.UNIFORM), seconds=1).units <= 4.1
 
 
-def test_price_of_a_move_between_groups__is_that_of_its_two_contributions() -> None:
+def test_price_of_a_move__is_that_of_its_two_contributions() -> None:
     moves = replace(REFERENCE, groups=100_000, choice=Choice.UNIFORM, batch=250, kind=Kind.MOVE)
 
     assert price(moves, seconds=1).units <= 2 * 4.1

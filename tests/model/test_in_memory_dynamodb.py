@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.contributions import KeyType
@@ -30,8 +30,8 @@ from tests.model.in_memory_dynamodb import (
     InMemoryDynamoDB,
     Shards,
 )
-from tests.model.scale import scaled
 from tests.records import STREAM_ARN
+from tests.sizes import examples
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -409,7 +409,7 @@ DAMAGES: tuple[Damage, ...] = (
 
 
 @given(st.lists(transactions, min_size=1, max_size=8))
-@settings(max_examples=scaled(60))
+@examples(20, long=300)
 def test_random_transactions__both_answer_alike_and_leave_the_same_items(
     both: Both, requests: list[list[Action]]
 ) -> None:
@@ -424,7 +424,7 @@ def test_random_transactions__both_answer_alike_and_leave_the_same_items(
 
 
 @given(st.lists(rows() | pages() | totals(), min_size=1, max_size=20))
-@settings(max_examples=scaled(60))
+@examples(20, long=300)
 def test_random_writes__both_answer_alike_and_leave_the_same_items(both: Both, actions: list[Action]) -> None:
     example = uuid.uuid4().hex[:12]
     sent = [_of_example(action, example) for action in actions]
@@ -466,7 +466,7 @@ ADDS_THE_LARGEST: Action = {
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
 @given(updates)
 @example([ADDS_THE_LARGEST])
-@settings(max_examples=scaled(4))
+@examples(2, long=20)
 def test_damaged_transactions__both_refuse_alike(both: Both, damage: Damage, actions: list[Action]) -> None:
     example = uuid.uuid4().hex[:12]
     actions = [_of_example(action, example) for action in deepcopy(actions)]
@@ -521,7 +521,7 @@ def test_put_at_the_size_limit__both_answer_alike(both: Both, size: int) -> None
 
 
 @given(st.lists(st.tuples(keys, st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=6))
-@settings(max_examples=scaled(20))
+@examples(8, long=100)
 def test_conditional_puts__both_answer_alike(both: Both, puts: list[tuple[str, bool, bool, bool]]) -> None:
     example = uuid.uuid4().hex
     for name, is_conditional, returns_old, with_fingerprint in puts:
@@ -544,7 +544,7 @@ def test_conditional_puts__both_answer_alike(both: Both, puts: list[tuple[str, b
 
 
 @given(st.sets(positions), positions, positions, st.sampled_from(("BETWEEN", ">=", "<", "=", "")), st.integers(1, 5))
-@settings(max_examples=scaled(40))
+@examples(15, long=200)
 def test_queries__both_answer_alike_page_by_page(
     both: Both, there: set[str], first: str, last: str, comparison: str, limit: int
 ) -> None:
