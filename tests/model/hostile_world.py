@@ -960,6 +960,8 @@ def _unheard(call: Call) -> None:
 
 def _cancel(world: World, call: Call, choice: int, codes: Sequence[str]) -> Any:
     """Cancels a transaction: some actions for one of `codes`, the others for the reasons that they have, or none."""
+    if call.operation == "update_item" and codes == ("ValidationError",):
+        raise client_error("ValidationException", "injected", call.operation)
     if call.operation != "transact_write_items":
         return call.perform()
     actions: Sequence[Any] = call.request["TransactItems"]
