@@ -340,6 +340,7 @@ def _receipts(stored: Stored) -> dict[Aggregate, list[str]]:
 
 
 HISTORIES = (
+    History(("a", "ab"), room=1, deletion=True, at_least=100),
     History(("ab", "bc"), room=1, at_least=900),
     History(("ab", "bc"), room=1, expiry=True, at_least=4_000),
     History(("ab", "bc"), room=1, deletion=True, at_least=7_000),
