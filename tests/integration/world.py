@@ -18,7 +18,16 @@ from aggregation_worker.batch import BatchResult, process
 from aggregation_worker.dead_letters import DeadLetterQueue, ParkedRecord
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline
-from aggregation_worker.ledger.receipts import AGGREGATE_KEY, NO_RECEIPTS, aggregate_name, read_receipt
+from aggregation_worker.ledger.pages import Page, page_of
+from aggregation_worker.ledger.receipts import (
+    AFTER,
+    AGGREGATE_KEY,
+    group_of,
+    partition_of,
+    position_in,
+    read_receipt,
+    row_receipts,
+)
 from aggregation_worker.local.pipeline import create_table
 from aggregation_worker.local.recompute import scan, stored_totals
 
@@ -53,12 +62,19 @@ class ParkedInMemory(DeadLetterQueue):
         return {}
 
 
-class ClientWith:
-    """A DynamoDB client whose `transact_write_items` is another function; everything else is the real client's."""
+Call = Callable[..., Any]
 
-    def __init__(self, client: "DynamoDBClient", transact_write_items: Callable[..., Any]) -> None:
+
+class ClientWith:
+    """A DynamoDB client each of whose writes goes through a function, which gets it and its request.
+
+    Everything else is the real client's.
+    """
+
+    def __init__(self, client: "DynamoDBClient", spoilt: Callable[[Call, dict[str, Any]], Any]) -> None:
         self._client = client
-        self.transact_write_items = transact_write_items
+        self.update_item = lambda **request: spoilt(client.update_item, request)
+        self.transact_write_items = lambda **request: spoilt(client.transact_write_items, request)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -101,24 +117,43 @@ class World:
         """The reference aggregation's total for an item and day."""
         return int(self.totals().get(("item_count_by_date", (item, day)), (Decimal(0),))[0])
 
-    def receipts(self) -> dict[str, list[tuple[Decimal, ...]]]:
-        """Every receipt's contribution, by the ledger's name of its aggregate."""
-        found: dict[str, list[tuple[Decimal, ...]]] = {}
-        for page in scan(self.client, self.ledger_table):
-            if "#" not in page[AGGREGATE_KEY]["S"]:  # an aggregation's definition, or the marker of its backfill
-                continue
-            receipts = [read_receipt(value) for name, value in page.items() if name not in NO_RECEIPTS]
-            found.setdefault(page[AGGREGATE_KEY]["S"], []).extend(receipts)
+    def pages(self) -> dict[str, list[Page]]:
+        """The pages of the ledger by their partition, the oldest first."""
+        found: dict[str, list[Page]] = {}
+        for item in scan(self.client, self.ledger_table):
+            if AFTER in item:  # not an aggregation's definition, nor the marker of its backfill
+                found.setdefault(item[AGGREGATE_KEY]["S"], []).append(page_of(item))
+        return {partition: sorted(pages, key=lambda page: page.key) for partition, pages in found.items()}
+
+    def receipts(self) -> dict[tuple[str, Group], dict[str, tuple[Decimal, ...]]]:
+        """Every receipt's contribution, by total; each is checked to stand where it belongs."""
+        pages = self.pages()
+        found = {}
+        for aggregation in self.definitions.aggregations:
+            for row in scan(self.client, aggregation.table):
+                seen, group = row_receipts(row, aggregation.name), group_of(aggregation.keys, row)
+                receipts = {name: read_receipt(value)[0] for name, value in (seen.values or {}).items()}
+                assert all(position_in(name) > seen.archived for name in receipts)
+                after = ""
+                for page in pages.pop(partition_of(aggregation.name, group, seen.generation), ()):
+                    assert page.after == after < page.key
+                    after = page.key
+                    on_page = {name: amounts for name, (amounts, _) in page.receipts().items()}
+                    assert all(page.after < position_in(name) <= page.key for name in on_page)
+                    receipts |= on_page
+                assert after == seen.archived
+                if receipts:
+                    found[aggregation.name, group] = receipts
+        assert not pages, "pages are nobody's"
         return found
 
     def assert_totals_are_the_sum_of_receipts(self) -> None:
         """Every total equals the sum of its receipts, and every receipt belongs to a total."""
-        totals = {aggregate_name(name, group): amounts for (name, group), amounts in self.totals().items()}
         sums = {
-            name: tuple(reduce(EXACT.add, column) for column in zip(*receipts, strict=True))
-            for name, receipts in self.receipts().items()
+            total: tuple(reduce(EXACT.add, column) for column in zip(*receipts.values(), strict=True))
+            for total, receipts in self.receipts().items()
         }
-        assert sums == totals
+        assert sums == self.totals()
 
     def record(
         self,
