@@ -12,7 +12,7 @@ import itertools
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -152,10 +152,14 @@ class World:
             self.meter.add(request)
         self._client.log.clear()
 
+    @property
+    def rows(self) -> Mapping[tuple[str, ...], Mapping[str, Any]]:
+        """The target's rows by group."""
+        return self.database.tables[_AGGREGATION.table].items
+
     def check(self) -> None:
         """A worker that counted wrong has no price."""
-        rows = self.database.tables[_AGGREGATION.table].items
-        assert {key: Decimal(row["quantity"]["N"]) for key, row in rows.items()} == self.counted
+        assert {group: Decimal(row["quantity"]["N"]) for group, row in self.rows.items()} == self.counted
 
 
 def price(traffic: Traffic, skew: int) -> Price:

@@ -241,7 +241,9 @@ class InMemoryDynamoDB:
             table = self._table(request["TableName"], "Query")
             given = _Placeholders(request, "Query")
             holds = given.key_condition(request["KeyConditionExpression"], table)
-            found = sorted((key, item) for key, item in table.items.items() if holds(item))
+            # The partition's key is one of the values: most items need no closer look.
+            values = [_comparable(value) for value in request.get("ExpressionAttributeValues", {}).values()]
+            found = sorted((key, item) for key, item in table.items.items() if key[0] in values and holds(item))
             start = request.get("ExclusiveStartKey")
             left = [item for key, item in found if start is None or key > _checked_key(table, start, "Query")]
             page = left[: min(self.items_per_page, request.get("Limit", self.items_per_page))]
