@@ -23,8 +23,8 @@ from typing import Any
 from aggregation_worker.local.ministack import running_ministack
 from tests.benchmarks import processor_time, workloads
 from tests.benchmarks.contenders import NAMES, Setup, set_up
-from tests.benchmarks.workloads import Delivered, Workload, batches, counted_before
 from tests.benchmarks.meter import Meter
+from tests.benchmarks.workloads import Delivered, Workload, batches, counted_before
 from tests.dynamodb_local import running_dynamodb_local
 
 # A contender that handles records one by one is as quick in a long batch as in a short one, so it is timed on the first

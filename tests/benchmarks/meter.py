@@ -34,6 +34,9 @@ _CLAUSE = re.compile(r"\b(SET|ADD)\b(.*?)(?=\b(?:SET|ADD)\b|$)", re.DOTALL)
 _PRICED = frozenset(("put_item", "update_item", "transact_write_items", "batch_get_item", "query"))
 _TERM = re.compile(r"([#\w.]+)\s*=?\s*(:\w+)")
 
+Place = tuple[str, tuple[str, ...]]
+"""A table, and an item's key in it."""
+
 
 def item_bytes(item: Mapping[str, Any]) -> int:
     """An item's size as it counts for capacity, in bytes.
@@ -80,7 +83,7 @@ def _number_bytes(text: str) -> int:
     return math.ceil(digits / 2) + 1 + (number < 0)
 
 
-def write_units(before: int | None, after: int | None) -> int:
+def units_of_write(before: int | None, after: int | None) -> int:
     """Units of one write outside a transaction: a unit for each KB of the item, before or after, whichever is larger.
 
     Args:
@@ -121,7 +124,7 @@ class Meter:
     wasted: int = 0
     read_units: float = 0
     largest: dict[str, int] = field(default_factory=dict)
-    _items: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = field(default_factory=dict)
+    _items: dict[Place, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, request: Request) -> None:
         """Counts one request and, unless it failed, changes the items."""
@@ -153,28 +156,26 @@ class Meter:
     @property
     def dollars(self) -> float:
         """What all requests cost."""
-        return (
-            self.units * DOLLARS_PER_MILLION_UNITS + self.read_units * DOLLARS_PER_MILLION_READ_UNITS
-        ) / 1e6
+        return (self.units * DOLLARS_PER_MILLION_UNITS + self.read_units * DOLLARS_PER_MILLION_READ_UNITS) / 1e6
 
     def _write(self, kind: str, parameters: Mapping[str, Any], failed: bool) -> int:
         table = parameters["TableName"]
-        place = self._place(table, parameters["Item"] if kind == "Put" else parameters["Key"])
+        place = self.place(table, parameters["Item"] if kind == "Put" else parameters["Key"])
         old = self._items.get(place)
         before = None if old is None else item_bytes(old)
         if failed:
-            return write_units(before, None)
+            return units_of_write(before, None)
         new = dict(parameters["Item"]) if kind == "Put" else _updated(old or parameters["Key"], parameters)
         self._items[place] = new
         after = item_bytes(new)
         self.largest[table] = max(self.largest.get(table, 0), after)
-        return write_units(before, after)
+        return units_of_write(before, after)
 
     def _read_each(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Each item of a `BatchGetItem` is rounded up alone; one that is not there costs as much as the smallest."""
         for table, wanted in tables.items():
             for key in wanted["Keys"]:
-                size = item_bytes(self._items.get(self._place(table, key), {}))
+                size = item_bytes(self._items.get(self.place(table, key), {}))
                 self.read_units += _read_units(size, consistent=wanted.get("ConsistentRead", False))
 
     def _read_together(self, request: Request) -> None:
@@ -182,7 +183,8 @@ class Meter:
         size = sum(map(item_bytes, request.found))
         self.read_units += _read_units(size, consistent=request.parameters.get("ConsistentRead", False))
 
-    def _place(self, table: str, content: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    def place(self, table: str, content: Mapping[str, Any]) -> Place:
+        """Where an item is stored that has these key attributes."""
         return table, tuple(str(content[name]) for name in self.keys[table])
 
 
@@ -239,7 +241,9 @@ class RecordingClient:
 
     def get_paginator(self, operation: str) -> Any:
         """As the client's; the requests of a query count."""
-        return Paginator(partial(self._sent, "query")) if operation == "query" else self._client.get_paginator(operation)
+        if operation == "query":
+            return Paginator(partial(self._sent, "query"))
+        return self._client.get_paginator(operation)
 
     def _sent(self, operation: str, **parameters: Any) -> Any:
         try:

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import boto3
-from botocore.awsrequest import AWSResponse
+from botocore.awsrequest import AWSResponse, HeadersDict
 
 from aggregation_worker import handler
 from aggregation_worker.aggregations.contributions import Group, contributions
@@ -52,19 +52,24 @@ print(json.dumps({"records": len(event["Records"]), "peak_kb": resource.getrusag
 """
 
 
+def posted(batch: Sequence[Any]) -> list[Posting]:
+    """The postings of raw records: parsed, and their contributions."""
+    readable = []
+    for index, raw in enumerate(batch):
+        record = read_record(raw, _DEFINITIONS.source.table)
+        changes, _ = contributions(_DEFINITIONS.aggregations, record)
+        readable.append((index, record, changes))
+    return without_repeats(postings(readable))[0]
+
+
 def planned(batch: Sequence[Any], rows: Mapping[Group, Mapping[str, Any]]) -> list[Write | Look]:
     """Everything that the worker does with a batch before it sends: each row's first request.
 
     Args:
         rows: what reading the rows has found.
     """
-    readable = []
-    for index, raw in enumerate(batch):
-        record = read_record(raw, _DEFINITIONS.source.table)
-        changes, _ = contributions(_DEFINITIONS.aggregations, record)
-        readable.append((index, record, changes))
     by_row: dict[Row, list[Posting]] = {}
-    for posting in without_repeats(postings(readable))[0]:
+    for posting in posted(batch):
         by_row.setdefault(posting.aggregate.row, []).append(posting)
     steps = (next_step(row, rows.get(row.group, {}), left, {}, _new_generation) for row, left in by_row.items())
     return [step.then for step in steps if step.then is not None]
@@ -90,13 +95,7 @@ def steady_rows(stream: Iterator[list[Any]], count: int) -> dict[Group, Mapping[
     """The target's rows after so many batches."""
     world = World()
     for batch in itertools.islice(stream, count):
-        world.deliver(
-            [
-                (read_record(raw, _DEFINITIONS.source.table), image["item_number"]["S"], int(image["quantity"]["N"]))
-                for raw in batch
-                for image in (raw["dynamodb"]["NewImage"],)
-            ]
-        )
+        world.deliver(posted(batch))
     return dict(world.rows)
 
 
@@ -136,7 +135,8 @@ def botocore_microseconds(writes: Sequence[Write | Look]) -> float:
         config=handler._config(total_max_attempts=1),
     )
     raw = SimpleNamespace(stream=lambda: iter([b"{}"]))
-    client.meta.events.register("before-send.dynamodb", lambda **_: AWSResponse("", 200, {}, raw))
+    answer: Any = lambda **_: AWSResponse("", 200, HeadersDict(), raw)  # noqa: E731 - botocore's type knows no answer
+    client.meta.events.register("before-send.dynamodb", answer)
     adds = requests(write for write in writes if isinstance(write, Add))
     client.update_item(**adds[0])
     start = time.process_time()
