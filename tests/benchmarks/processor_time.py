@@ -135,7 +135,8 @@ def botocore_microseconds(writes: Sequence[Write | Look]) -> float:
         config=handler._config(total_max_attempts=1),
     )
     raw = SimpleNamespace(stream=lambda: iter([b"{}"]))
-    answer: Any = lambda **_: AWSResponse("", 200, HeadersDict(), raw)  # noqa: E731 - botocore's type knows no answer
+    headers: Any = HeadersDict()
+    answer: Any = lambda **_: AWSResponse("", 200, headers, raw)  # noqa: E731 - botocore's type knows no answer
     client.meta.events.register("before-send.dynamodb", answer)
     adds = requests(write for write in writes if isinstance(write, Add))
     client.update_item(**adds[0])

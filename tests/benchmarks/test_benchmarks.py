@@ -14,6 +14,11 @@ from tests.dynamodb_local import DynamoDBLocal
 SMALL = replace(REFERENCE, groups=5, batch=10)
 
 
+@pytest.fixture(autouse=True)
+def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "LONGEST_ONE_BY_ONE", SMALL.batch)
+
+
 @pytest.mark.parametrize(
     "workload",
     [SMALL, replace(SMALL, kind=Kind.MOVE), replace(SMALL, kind=Kind.MODIFY, delivered=Delivered.TENTH)],
@@ -32,7 +37,7 @@ def test_comparison__has_figures_of_every_contender(
 
 
 def test_units_of_the_contenders__are_those_of_their_requests(dynamodb_local: DynamoDBLocal) -> None:
-    figures = compare.compare(replace(SMALL, batch=300), dynamodb_local.endpoint, rounds=1)
+    figures = compare.compare(SMALL, dynamodb_local.endpoint, rounds=1)
 
     records = {name: sum(of.records) for name, of in figures.items()}
     assert {name: figures[name].units / records[name] for name in write_units.OTHERS} == write_units.OTHERS
