@@ -67,9 +67,7 @@ class Failure:
     throttle: Throttle = Throttle.UNKNOWN
 
 
-_CONFLICT = frozenset(
-    ("TransactionConflictException", "TransactionInProgressException", "ReplicatedWriteConflictException")
-)
+_CONFLICT = frozenset(("TransactionConflictException", "ReplicatedWriteConflictException"))
 _REFUSED = frozenset(("ValidationException", "ItemCollectionSizeLimitExceededException"))
 _KNOWN = ACTION_THROTTLED | ACTION_REFUSED | {"None", ACTION_CONDITION_FAILED, ACTION_CONFLICT}
 # What DynamoDB, and its local version, say of a table whose keys or indexes are not what the definitions ask for: that
@@ -107,11 +105,12 @@ def failure_of(error: Exception) -> Failure:
     if code in _CONFLICT:
         return Failure(Kind.CONFLICT, conflicts=1)
     if code in _REFUSED:
+        message = str(response["Error"].get("Message", error))
         _raise_if_wrong_schema(message)
         return Failure(Kind.REFUSED, message)
     if is_transient(error):
         return Failure(Kind.THROTTLED, throttle=_throttle(response))
-    raise CommitError(f"DynamoDB refuses to write: {code}: {message}") from error
+    raise CommitError(f"DynamoDB refuses every write: {error}") from error
 
 
 def _cancelled(error: ClientError) -> Failure:
