@@ -6,7 +6,7 @@ Every request is one moment; between two of them `on_request` lets anybody else 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from botocore.exceptions import ConnectionClosedError
@@ -62,7 +62,7 @@ class TotalsInMemory(InMemoryDynamoDB):
         # The same tables, in requests during which nobody else does anything.
         undisturbed = InMemoryDynamoDB()
         undisturbed.tables = self.tables
-        self.undisturbed: Any = undisturbed
+        self.undisturbed = cast("Any", undisturbed)
         self._committer = Committer(self.undisturbed, LEDGER, RETENTION_DAYS, ImmediateExecutor())
         check_definitions(self.undisturbed, LEDGER, aggregations)
 

@@ -8,7 +8,6 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from aggregation_worker.ledger.transactions import MAX_RECEIPTS_PER_ACTION
 from botocore.exceptions import ClientError, ConnectionClosedError
 
 from aggregation_worker.batch import RecordOutcome

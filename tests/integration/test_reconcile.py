@@ -43,7 +43,7 @@ from tests.dynamodb_local import DynamoDBLocal
 from tests.integration import shop as shops
 from tests.integration.busy_table import Follower, Orders, Writer, busy, drift, enable_stream, load
 from tests.integration.shop import SOLD, export_objects, local_environment
-from tests.integration.world import ClientWith, side_by_side
+from tests.integration.world import Call, ClientWith, side_by_side
 from tests.sizes import size
 
 EVER_SOLD = """
@@ -426,8 +426,8 @@ def test_repair_whose_answers_are_lost__corrects_once(shop: Shop, seed: int) -> 
     planted = plant(shop, seed)
     calls = itertools.count()
 
-    def loses_answers(**request: Any) -> Any:
-        answer = shop.world.client.transact_write_items(**request)
+    def loses_answers(write: Call, request: dict[str, Any]) -> Any:
+        answer = write(**request)
         if next(calls) % 2 == 0:
             raise ConnectionClosedError(endpoint_url="http://lost")
         return answer
@@ -448,11 +448,11 @@ def test_killed_repair__the_next_one_corrects_the_rest_once(shop: Shop, seed: in
     planted = plant(shop, seed)
     calls = itertools.count()
 
-    def dies(**request: Any) -> Any:
+    def dies(write: Call, request: dict[str, Any]) -> Any:
         call = next(calls)
         if before and call >= 10:
             raise Killed
-        answer = shop.world.client.transact_write_items(**request)
+        answer = write(**request)
         if call >= 10:
             raise Killed
         return answer

@@ -11,7 +11,7 @@ from typing import Any
 
 import botocore.exceptions
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.contributions import Definitions
@@ -25,6 +25,7 @@ from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, ImmediateExecutor, Request, cancelled, client_error
 from tests.postings import REFERENCE, postings
 from tests.records import CREATED_AT, DAY, insert, modify, order
+from tests.sizes import examples
 
 TARGET = "item_count_by_date"
 TIMED_OUT = botocore.exceptions.ReadTimeoutError(endpoint_url="http://127.0.0.1")
