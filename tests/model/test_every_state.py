@@ -40,6 +40,7 @@ from aggregation_worker.ledger.receipts import (
 from aggregation_worker.ledger.writes import Look, Write
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, ImmediateExecutor
+from tests.model.hostile_world import promise
 from tests.model.in_memory_dynamodb import InMemoryDynamoDB, Item
 
 # Records are letters; p and q share the position of c. A capital is the same record's posting to the second
@@ -246,8 +247,8 @@ class Explorer:
             committer._learn(work, then, future, outcome)
         after = self._client.stored(stored)
         self.writes.update(kind.__name__ for kind in outcome.writes)
-        assert not outcome.refused
-        assert not outcome.differing
+        promise(not outcome.refused, f"refused: {outcome.refused}")
+        promise(not outcome.differing, f"they differ: {outcome.differing}")
         self._check(after)
         self._check_settled(after, outcome)
         return then, after, _known(worker.number, work, made)
@@ -259,9 +260,9 @@ class Explorer:
         committer._next(work, outcome)
         self._check_settled(stored, outcome)
         for posting, reason in outcome.refused:
-            assert reason == EXPIRED
             position = position_in(posting.receipt)
-            assert any(found.after < position <= found.key for found in stored.expired), posting.receipt
+            has_expired = any(found.after < position <= found.key for found in stored.expired)
+            promise(has_expired and reason == EXPIRED, f"{posting.receipt} has not expired: {reason}")
         return stored, _known(worker.number, work, made)
 
     def _at_work(self, worker: Worker) -> tuple[Committer, commit._Work, Outcome, list[str]]:
@@ -293,25 +294,27 @@ class Explorer:
         item = json.loads(stored.row or "{}")
         for aggregate, receipts in _receipts(stored).items():
             aggregation = aggregate.aggregation
-            assert len(receipts) == len(set(receipts)), f"twice: {receipts}"
+            promise(len(receipts) == len(set(receipts)), f"twice: {receipts}")
             total = item.get(aggregation.measures[0].name, {"N": "0"})["N"]
-            assert total == str(len(receipts)), f"total {total}, receipts {receipts}"
+            promise(total == str(len(receipts)), f"total {total}, receipts {receipts}")
             seen = row_receipts(item, aggregation.name)
-            assert all(position_in(receipt) > seen.archived for receipt in seen.values or {})
+            promise(all(position_in(one) > seen.archived for one in seen.values or {}), f"not archived: {seen}")
             after = ""
             for found in sorted(_of_generation(stored, aggregate), key=lambda found: found.key):
-                assert after == found.after < found.key
+                promise(after == found.after < found.key, f"{found} does not follow {after}")
                 after = found.key
                 positions = [position_in(receipt) for receipt in found.receipts]
-                assert all(found.after < position <= found.key for position in positions)
-                assert len(positions) <= self._history.page or positions[0] == positions[-1] or "p" in str(found)
-            assert after == seen.archived
+                promise(all(found.after < one <= found.key for one in positions), f"wrong receipts on {found}")
+                small = len(positions) <= self._history.page or positions[0] == positions[-1]
+                promise(small, f"too many receipts on {found}")
+            promise(after == seen.archived, f"pages up to {after}, watermark {seen.archived}")
 
     def _check_settled(self, stored: Stored, outcome: Outcome) -> None:
         """What is reported as counted is; or it went with the row."""
         counted = _receipts(stored)
         for posting in (*outcome.applied, *outcome.duplicates):
-            assert posting.receipt in counted[posting.aggregate] or posting.receipt in stored.lost, posting.receipt
+            known = posting.receipt in counted[posting.aggregate] or posting.receipt in stored.lost
+            promise(known, f"{posting.receipt} is not counted")
 
 
 def _known(number: int, work: commit._Work, made: Sequence[str]) -> Worker:
