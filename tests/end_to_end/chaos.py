@@ -181,7 +181,7 @@ class Source:
 def _random_order(chance: random.Random) -> Order:
     malformed = chance.random() < 0.001
     return Order(
-        item=f"item{chance.randrange(6)}",
+        item=f"item{chance.randrange(12)}",
         day=chance.choice(("2024-07-15", "2024-07-16")),
         customer=chance.choice(("c1", "c2", "c3", None)),
         paid=chance.random() < 0.6,
@@ -660,7 +660,7 @@ def _environment(
         "DEAD_LETTER_BUCKET": DEAD_LETTERS,
         "POWERTOOLS_LOG_LEVEL": "CRITICAL",
         "POWERTOOLS_METRICS_DISABLED": "true",
-        **({} if number % 2 else {"CHAOS_ROOM": str(SMALL_ROOM), "CHAOS_PAGE": str(SMALL_PAGE)}),
+        **({} if number % 2 == 0 else {"CHAOS_ROOM": str(SMALL_ROOM), "CHAOS_PAGE": str(SMALL_PAGE)}),
     }
 
 

@@ -359,6 +359,8 @@ HISTORIES = (
     History(("a", "ab", "c"), room=1, at_least=25_000),
     History(("a", "ab", "c"), room=2, expiry=True, at_least=4_000),
     History(("c", "ab", "d"), room=2, at_least=10_000),
+    History(("de", "a", "b"), room=1, at_least=100),
+    History(("de", "a", "b"), room=1, page=2, at_least=100),
     History(("abcd", "ace"), room=2, page=2, expiry=True, at_least=6_000),
     # Two aggregations in the row.
     History(("aA", "abB"), room=1, at_least=1_500),
