@@ -410,9 +410,7 @@ DAMAGES: tuple[Damage, ...] = (
 
 @given(st.lists(transactions, min_size=1, max_size=8))
 @examples(20, long=300)
-def test_random_transactions__both_answer_alike_and_leave_the_same_items(
-    both: Both, requests: list[list[Action]]
-) -> None:
+def test_random_transactions__both_answer_and_write_alike(both: Both, requests: list[list[Action]]) -> None:
     example = uuid.uuid4().hex[:12]
     sent = [[_of_example(action, example) for action in actions] for actions in requests]
 
@@ -425,7 +423,7 @@ def test_random_transactions__both_answer_alike_and_leave_the_same_items(
 
 @given(st.lists(rows() | pages() | totals(), min_size=1, max_size=20))
 @examples(20, long=300)
-def test_random_writes__both_answer_alike_and_leave_the_same_items(both: Both, actions: list[Action]) -> None:
+def test_random_writes__both_answer_and_write_alike(both: Both, actions: list[Action]) -> None:
     example = uuid.uuid4().hex[:12]
     sent = [_of_example(action, example) for action in actions]
 
@@ -466,7 +464,7 @@ ADDS_THE_LARGEST: Action = {
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
 @given(updates)
 @example([ADDS_THE_LARGEST])
-@examples(2, long=20)
+@examples(2, long=30)
 def test_damaged_transactions__both_refuse_alike(both: Both, damage: Damage, actions: list[Action]) -> None:
     example = uuid.uuid4().hex[:12]
     actions = [_of_example(action, example) for action in deepcopy(actions)]
@@ -521,7 +519,7 @@ def test_put_at_the_size_limit__both_answer_alike(both: Both, size: int) -> None
 
 
 @given(st.lists(st.tuples(keys, st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=6))
-@examples(8, long=100)
+@examples(10, long=100)
 def test_conditional_puts__both_answer_alike(both: Both, puts: list[tuple[str, bool, bool, bool]]) -> None:
     example = uuid.uuid4().hex
     for name, is_conditional, returns_old, with_fingerprint in puts:
@@ -579,7 +577,7 @@ def test_queries__both_answer_alike_page_by_page(
 def test_query__goes_on_until_all_pages_are_read() -> None:
     memory = InMemoryDynamoDB()
     memory.create(LEDGER, *KEYS[LEDGER])
-    memory.items_per_page = 2
+    memory.page_size = 2
     items = [{"aggregate": {"S": "x"}, "page": {"S": str(number)}} for number in range(5)]
     for item in reversed(items):
         memory.put_item(TableName=LEDGER, Item=item)
@@ -736,7 +734,7 @@ def _change(record: Mapping[str, Any]) -> tuple[Any, ...]:
 # --- What AWS does otherwise than its local version ---------------------------------------------------------------
 
 
-def test_type_error_as_aws_reports_it__is_the_reason_of_its_action_and_nothing_changes() -> None:
+def test_type_error_on_aws__is_a_reason_and_nothing_changes() -> None:
     memory = InMemoryDynamoDB(Dialect.AWS)
     for name, keys in KEYS.items():
         memory.create(name, *keys)

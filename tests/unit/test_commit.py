@@ -5,12 +5,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import botocore.exceptions
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.contributions import Definitions
@@ -19,11 +20,12 @@ from aggregation_worker.ledger import writes
 from aggregation_worker.ledger.commit import EXPIRED, MAX_IN_FLIGHT, RESTORED, Committer, Deadline, Outcome
 from aggregation_worker.ledger.failures import CommitError, Throttle
 from aggregation_worker.ledger.receipts import Posting, aggregate_name, partition_of, row_receipts
-from aggregation_worker.ledger.writes import Add, Archive, Late
+from aggregation_worker.ledger.writes import Add, Archive, Late, next_start
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, ImmediateExecutor, Request, cancelled, client_error
 from tests.postings import REFERENCE, postings
 from tests.records import CREATED_AT, DAY, insert, modify, order
+from tests.sizes import examples
 
 TARGET = "item_count_by_date"
 TIMED_OUT = botocore.exceptions.ReadTimeoutError(endpoint_url="http://127.0.0.1")
@@ -170,7 +172,7 @@ def test_rows__are_read_a_hundred_at_a_time_at_half_the_price() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_row_that_fills_up__archives_and_late_records_come_to_its_pages() -> None:
+def test_row_that_fills_up__archives_and_takes_late_records() -> None:
     commits = Commits()
 
     outcomes = [commits.run(raw).writes for raw in in_turn(4, first=10)]
@@ -237,10 +239,24 @@ def test_pages__expire_after_the_retention_counted_from_now() -> None:
     assert expires == {str(CREATED_AT + 1_000 + 60 * 86_400)}
 
 
+def test_starting_values__go_in_once_beside_the_records() -> None:
+    commits = Commits(defined=SHARED)
+    commits.run(insert())
+    values = [replace(one, receipt="stream") for one in postings(insert(order(quantity=1_000)), defined=SHARED)]
+    commits.committer.plan = next_start
+    commits.client.after.extend([TIMED_OUT, None])
+
+    first, second = (commits.committer.commit(values, commits.deadline(60)) for _ in range(2))
+
+    assert (records(first)["applied"], records(first)["duplicates"]) == ([0], [0])
+    assert records(second)["duplicates"] == [0, 0]
+    assert commits.quantity() == 1_010
+
+
 # --- Duplicates -----------------------------------------------------------------------------------------------------
 
 
-def test_batch_delivered_again__costs_no_write_units_while_the_row_tells() -> None:
+def test_batch_delivered_again__costs_no_write_units() -> None:
     commits = Commits()
     raws = [insert(order(quantity=10)), insert(order(quantity=30)), insert(order(item="item312"))]
     commits.run(*raws)
@@ -255,7 +271,7 @@ def test_batch_delivered_again__costs_no_write_units_while_the_row_tells() -> No
 
 
 @pytest.mark.usefixtures("tiny")
-def test_archived_batch_delivered_again__costs_no_write_units_either() -> None:
+def test_archived_batch_delivered_again__costs_no_write_units() -> None:
     commits = Commits()
     raws = in_turn(9)
     commits.run(*raws)
@@ -280,7 +296,7 @@ def test_overlapping_batch__adds_only_what_is_new() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_receipts_of_another_amount__are_told_once_and_change_nothing() -> None:
+def test_receipts_of_another_amount__are_told_and_add_nothing() -> None:
     commits = Commits()
     commits.run(*(insert(order(quantity=1), created_at=CREATED_AT + n, sequence_number=10**21 + n) for n in range(5)))
 
@@ -310,7 +326,7 @@ def test_rows_that_cannot_be_read__are_written_all_the_same(error: Exception) ->
     assert commits.quantity() == 20
 
 
-def between(commits: Commits, *raws: Any, times: int = 1) -> None:
+def between(commits: Commits, *raws: Any) -> None:
     """Another worker commits these records one by one, each before a write of the worker."""
     left = list(raws)
 
@@ -336,7 +352,7 @@ def test_row_that_has_changed__is_written_with_what_is_left() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_row_that_changes_before_it_is_archived__is_archived_as_it_is_then() -> None:
+def test_row_changed_before_it_is_archived__is_archived_anew() -> None:
     commits = Commits()
     commits.run(*in_turn(3))
     between(commits, *in_turn(1, first=5))
@@ -363,7 +379,7 @@ def test_page_that_has_changed__is_read_again() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_row_that_is_found_changed_again_and_again__is_paused_for() -> None:
+def test_row_found_changed_again_and_again__is_paused_for() -> None:
     commits = Commits()
     commits.run(*in_turn(3))
     commits.client.before.extend(
@@ -374,6 +390,24 @@ def test_row_that_is_found_changed_again_and_again__is_paused_for() -> None:
 
     assert records(outcome) == all_in("applied", 1)
     assert commits.clock.pauses == pytest.approx([0.010, 0.020])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_late_records__have_pages_read_up_to_the_last_of_them() -> None:
+    commits = Commits()
+    for raw in in_turn(40, first=10):
+        commits.run(raw)
+    assert len(commits.client.pages(commits.partition())) > 15
+
+    alone = commits.run(*in_turn(1))
+    queries = commits.client.sent().count("query")
+    apart = commits.run(*in_turn(1, first=1), *in_turn(1, first=24))
+
+    assert records(alone) == all_in("applied", 1)
+    assert records(apart) == all_in("applied", 2)
+    assert queries == 1
+    assert 1 < commits.client.sent().count("query") < 8
+    assert len(commits.client.receipts()) == 43
 
 
 # --- Pages that are not there ---------------------------------------------------------------------------------------
@@ -403,7 +437,7 @@ def test_page_that_becomes_visible_late__is_waited_for() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_record_whose_page_has_expired__is_refused_with_that_reason() -> None:
+def test_record_of_an_expired_page__is_refused_with_that_reason() -> None:
     commits = Commits(jitter=0.0)
     commits.run(*in_turn(6, first=10))
     commits.delete_pages()
@@ -460,7 +494,7 @@ def test_restored_row__refuses_what_would_be_archived_again() -> None:
 # --- Conflicts and throttling ---------------------------------------------------------------------------------------
 
 
-def test_conflicts_of_a_plain_update__are_tried_again_until_they_succeed() -> None:
+def test_conflicts_of_a_plain_update__are_tried_again() -> None:
     commits = Commits()
     commits.client.before.extend([client_error("TransactionConflictException")] * 12)
 
@@ -473,7 +507,7 @@ def test_conflicts_of_a_plain_update__are_tried_again_until_they_succeed() -> No
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("reasons", [[CONFLICT, NONE], [NONE, CONFLICT], ["ConditionalCheckFailed", CONFLICT]])
-def test_conflicts_of_an_archive__are_tried_again_until_they_succeed(reasons: list[Any]) -> None:
+def test_conflicts_of_an_archive__are_tried_again(reasons: list[Any]) -> None:
     commits = Commits()
     commits.run(*in_turn(3))
     commits.client.before.extend([cancelled(reasons)] * 3)
@@ -494,7 +528,7 @@ def test_conflicts_of_an_archive__are_tried_again_until_they_succeed(reasons: li
         (None, Throttle.UNKNOWN),
     ],
 )
-def test_throttling__is_tried_again_and_counted_by_whose_limit_it_was(reason: str | None, throttle: Throttle) -> None:
+def test_throttling__is_counted_by_whose_limit_it_was(reason: str | None, throttle: Throttle) -> None:
     commits = Commits()
     more: Any = {"ThrottlingReasons": [{"reason": reason}]} if reason else {}
     commits.client.before.extend([client_error("ThrottlingException", **more)] * 3)
@@ -529,7 +563,7 @@ def test_throttled_query__is_tried_again() -> None:
     ids=["conflict", "throttled request", "throttled row", "no answer"],
 )
 @pytest.mark.parametrize(("jitter", "part"), [(0.0, 0.5), (1.0, 1.0)])
-def test_pauses__double_up_to_the_longest_and_are_jittered_down_to_a_half(
+def test_pauses__double_up_to_the_longest_and_are_jittered(
     error: Exception, first: float, longest: float, jitter: float, part: float
 ) -> None:
     commits = Commits(jitter=jitter)
@@ -595,7 +629,7 @@ def touches(request: Request, item: str) -> bool:
 # --- Refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_row_that_dynamodb_refuses__is_refused_and_the_rest_applied() -> None:
+def test_refused_row__is_refused_and_the_rest_applied() -> None:
     commits = Commits()
     commits.run(insert())
     commits.row()["quantity"] = {"S": "many"}
@@ -608,7 +642,7 @@ def test_row_that_dynamodb_refuses__is_refused_and_the_rest_applied() -> None:
     assert commits.clock.pauses == []
 
 
-def test_shared_row_that_refuses_one_measure__takes_the_other_aggregation() -> None:
+def test_shared_row_with_a_refused_measure__takes_the_other() -> None:
     commits = Commits(defined=SHARED)
     commits.run(insert())
     commits.row()["quantity"] = {"S": "many"}
@@ -632,7 +666,7 @@ def test_overflow__refuses_the_record_that_causes_it() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_archive_that_dynamodb_refuses__refuses_the_record_that_causes_it() -> None:
+def test_refused_archive__refuses_the_record_that_causes_it() -> None:
     commits = Commits()
     commits.run(*in_turn(2), *in_turn(1, first=2, quantity="9" * 37))
     outcome = commits.run(*in_turn(1, first=5), *in_turn(1, first=6, quantity="1E-20"))
@@ -643,7 +677,7 @@ def test_archive_that_dynamodb_refuses__refuses_the_record_that_causes_it() -> N
 
 
 @pytest.mark.usefixtures("tiny")
-def test_late_write_that_dynamodb_refuses__refuses_the_record_that_causes_it() -> None:
+def test_refused_late_write__refuses_the_record_that_causes_it() -> None:
     commits = Commits()
     commits.run(*in_turn(5, first=10), *in_turn(1, first=20, quantity="9" * 37))
 
@@ -679,7 +713,7 @@ def test_ledger_that_is_missing__raises() -> None:
         commits.run(*in_turn(5))
 
 
-def test_index_on_the_total_of_another_type__raises_and_refuses_no_record() -> None:
+def test_index_of_another_type__raises_and_refuses_no_record() -> None:
     commits = Commits()
     message = "One or more parameter values were invalid: Type mismatch for Index Key quantity Expected: S Actual: N"
     commits.client.before.append(client_error("ValidationException", message))
@@ -688,7 +722,7 @@ def test_index_on_the_total_of_another_type__raises_and_refuses_no_record() -> N
         commits.run(insert(), insert())
 
 
-def test_error_that_refuses_everything__starts_nothing_that_still_waits_for_a_thread() -> None:
+def test_error_that_refuses_everything__starts_nothing_more() -> None:
     commits = Commits()
     release = threading.Event()
     sent: list[Request] = []
@@ -758,7 +792,7 @@ def test_answer_lost_before_the_commit__is_sent_again(error: Exception) -> None:
     assert len(commits.client.receipts()) == 9
 
 
-def test_answer_lost_and_time_over__is_reported_as_unsettled_and_counted_once_in_all() -> None:
+def test_answer_lost_and_time_over__is_unsettled_and_in_once() -> None:
     commits = Commits(latency=4.0)
     commits.client.after.append(TIMED_OUT)
     raw = insert()
@@ -855,7 +889,7 @@ def hanging() -> Iterator[Hanging]:
     found.release.set()
 
 
-def test_answers_that_do_not_come__are_given_up_in_time_and_reported(hanging: Hanging) -> None:
+def test_answers_that_do_not_come__are_given_up_in_time(hanging: Hanging) -> None:
     with ThreadPoolExecutor(MAX_IN_FLIGHT) as executor:
         outcome, seconds = hanging.commit(executor, 100)
         hanging.release.set()
@@ -864,7 +898,7 @@ def test_answers_that_do_not_come__are_given_up_in_time_and_reported(hanging: Ha
     assert 0.2 < seconds < 8  # they hang for ten
 
 
-def test_requests_that_wait_for_a_thread__are_not_sent_when_time_is_up(hanging: Hanging) -> None:
+def test_requests_waiting_for_a_thread__are_not_sent_too_late(hanging: Hanging) -> None:
     with ThreadPoolExecutor(1) as executor:
         outcome, _ = hanging.commit(executor, 200)
         started = hanging.started
@@ -968,7 +1002,7 @@ FAULTS: list[Callable[[Request], Exception | None] | None] = [
 faults: st.SearchStrategy[list[int]] = st.just([]) | st.lists(st.sampled_from(range(len(FAULTS))), max_size=25)
 
 
-@settings(max_examples=150)
+@examples(50, long=1000)
 @given(st.data())
 def test_any_faults_and_any_overlap__count_every_record_once(data: st.DataObject) -> None:
     """Rows and pages hold one receipt and more, aggregations share the rows, and rows are read as they once were."""

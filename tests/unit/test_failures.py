@@ -32,13 +32,13 @@ def test_failed_condition_of_an_update__tells_the_row_as_it_is(item: dict[str, A
 
 
 @pytest.mark.parametrize("page", [NONE, FAILED, WRONG_TYPE, CONFLICT], ids=lambda page: page["Code"])
-def test_failed_condition_of_a_transactions_row__tells_the_row_whatever_its_pages_say(page: dict[str, Any]) -> None:
+def test_failed_condition_of_a_row__comes_before_those_of_pages(page: dict[str, Any]) -> None:
     failure = failure_of(cancelled([page, {**FAILED, "Item": ROW}]))
 
     assert (failure.kind, failure.item) == (Kind.ROW_CHANGED, ROW)
 
 
-def test_failed_condition_of_a_transactions_row_that_is_not_there__tells_an_empty_one() -> None:
+def test_failed_condition_of_a_missing_row__tells_an_empty_one() -> None:
     assert failure_of(cancelled([NONE, FAILED])).item == {}
 
 
@@ -55,16 +55,14 @@ def test_failed_condition_of_a_page__tells_that_it_has_changed(row: dict[str, An
         ([FAILED, THROTTLED], Kind.THROTTLED),
     ],
 )
-def test_page_that_another_write_is_changing__is_not_yet_told_as_changed(reasons: list[Any], kind: Kind) -> None:
+def test_page_in_conflict__is_not_yet_told_as_changed(reasons: list[Any], kind: Kind) -> None:
     assert failure_of(cancelled(reasons)).kind is kind
 
 
 # --- Conflicts ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "code", ["TransactionConflictException", "TransactionInProgressException", "ReplicatedWriteConflictException"]
-)
+@pytest.mark.parametrize("code", ["TransactionConflictException", "ReplicatedWriteConflictException"])
 def test_conflict_of_a_request__is_one(code: str) -> None:
     assert failure_of(client_error(code)) == Failure(Kind.CONFLICT, conflicts=1, message="")
 

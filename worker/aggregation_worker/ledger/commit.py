@@ -270,8 +270,12 @@ class Committer:
         if isinstance(then, Add | Start):
             return self.client.update_item(**then.request())
         if isinstance(then, Look):
-            pages = self.client.get_paginator("query").paginate(**then.request(self.ledger_table))
-            return [page_of(item) for page in pages for item in page["Items"]]
+            found: list[Page] = []
+            for answer in self.client.get_paginator("query").paginate(**then.request(self.ledger_table)):
+                found += map(page_of, answer["Items"])
+                if then.is_over(found):
+                    break
+            return found
         actions: Any = then.request(self.ledger_table, expiry(self.now(), self.retention_days))
         return self.client.transact_write_items(TransactItems=actions)
 

@@ -67,9 +67,7 @@ class Failure:
     throttle: Throttle = Throttle.UNKNOWN
 
 
-_CONFLICT = frozenset(
-    ("TransactionConflictException", "TransactionInProgressException", "ReplicatedWriteConflictException")
-)
+_CONFLICT = frozenset(("TransactionConflictException", "ReplicatedWriteConflictException"))
 _REFUSED = frozenset(("ValidationException", "ItemCollectionSizeLimitExceededException"))
 _KNOWN = ACTION_THROTTLED | ACTION_REFUSED | {"None", ACTION_CONDITION_FAILED, ACTION_CONFLICT}
 # What DynamoDB, and its local version, say of a table whose keys or indexes are not what the definitions ask for: that
@@ -99,7 +97,7 @@ def failure_of(error: Exception) -> Failure:
     if not isinstance(error, ClientError):
         raise error
     response: Mapping[str, Any] = error.response
-    code, message = code_of(error), str(response.get("Error", {}).get("Message") or error)
+    code = code_of(error)
     if code == CANCELLED:
         return _cancelled(error)
     if code == CONDITION_FAILED:
@@ -107,27 +105,23 @@ def failure_of(error: Exception) -> Failure:
     if code in _CONFLICT:
         return Failure(Kind.CONFLICT, conflicts=1)
     if code in _REFUSED:
+        message = str(response["Error"].get("Message", error))
         _raise_if_wrong_schema(message)
         return Failure(Kind.REFUSED, message)
     if is_transient(error):
         return Failure(Kind.THROTTLED, throttle=_throttle(response))
-    raise CommitError(f"DynamoDB refuses to write: {code}: {message}") from error
+    raise CommitError(f"DynamoDB refuses every write: {error}") from error
 
 
 def _cancelled(error: ClientError) -> Failure:
     """Of a transaction's pages and, as its last action, its row."""
     reasons = cancellation_reasons(error)
     codes = [str(reason.get("Code") or "None") for reason in reasons]
-    unknown = [
-        f"{code}: {reason.get('Message')}" for code, reason in zip(codes, reasons, strict=True) if code not in _KNOWN
-    ]
+    told = [(code, str(reason.get("Message") or code)) for code, reason in zip(codes, reasons, strict=True)]
+    unknown = [f"{code}: {message}" for code, message in told if code not in _KNOWN]
     if unknown or not codes:
         raise CommitError(f"DynamoDB cancelled a transaction: {'; '.join(unknown) or error}") from error
-    refused = [
-        str(reason.get("Message") or code)
-        for code, reason in zip(codes, reasons, strict=True)
-        if code in ACTION_REFUSED
-    ]
+    refused = [message for code, message in told if code in ACTION_REFUSED]
     for message in refused:
         _raise_if_wrong_schema(message)
     conflicts = codes.count(ACTION_CONFLICT)
