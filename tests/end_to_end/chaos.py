@@ -5,8 +5,10 @@
 Stream records of a random source are delivered to several worker processes as Lambda delivers them: in order for each
 shard, retried, bisected, given up. DynamoDB Local holds the tables, ministack the queue and the bucket; between the
 workers and them stands a proxy that loses requests and answers, injects errors and kills workers (`faulty_proxy`). Some
-batches are delivered to two workers at once or once more later; dead letters are replayed meanwhile. When all is done
-every total is compared with the fold of the source's history and with the sum of its receipts: the drift must be zero.
+batches are delivered to two workers at once or once more later; dead letters are replayed meanwhile. Some workers
+archive far more often than they would, and some shards are behind the others, so that their records come late. When all
+is done every total is compared with the fold of the source's history and with the sum of its receipts: the drift must
+be zero.
 
 The seed decides the history, how it is cut into batches, and what happens to which request of which worker; how the
 processes are interleaved, and so what is retried when, is up to the machine. Exits with 1 if a total is wrong.
@@ -40,7 +42,15 @@ from botocore.exceptions import BotoCoreError, ClientError
 from aggregation_worker.aggregations.definitions import parse_definitions
 from aggregation_worker.batch import REPORT_OUTCOMES, RecordOutcome
 from aggregation_worker.deployment import settings as deployment
-from aggregation_worker.ledger.receipts import aggregate_name
+from aggregation_worker.ledger.pages import Page, page_of
+from aggregation_worker.ledger.receipts import (
+    AFTER,
+    AGGREGATE_KEY,
+    late_attribute,
+    partition_of,
+    read_receipt,
+    row_receipts,
+)
 from aggregation_worker.local.delivery import Batch, Invocation, PolledRecord, deliver
 from aggregation_worker.local.local_function import LocalFunction
 from aggregation_worker.local.ministack import Ministack, running_ministack
@@ -62,6 +72,11 @@ ROOT = Path(__file__).parents[2]
 # 2100-01-01: no receipt is too old to be trusted, whatever this machine's clock says.
 EPOCH = 4_102_444_800
 RECORDS_A_SECOND = 200
+# Seconds by which the records of a shard are older than those of the others that are delivered with them.
+LAGS = (0, 1, 3, 10)
+# Bytes for receipts in a row as every other worker sees it, and receipts on its pages: a few, where there is room for
+# twenty and for 250.
+SMALL_ROOM, SMALL_PAGE = 300, 20
 
 # How the mapping is set, for every other shard: as it is deployed but for fewer retries, and so that whole batches are
 # given up at once.
@@ -156,7 +171,7 @@ class Source:
             new=None if change.new is None else change.new.item_of(orderid),
             sequence_number=number,
             event_id=hashlib.md5(f"{self.seed}/{shard}/{number}".encode()).hexdigest(),
-            created_at=EPOCH + self.made // RECORDS_A_SECOND,
+            created_at=EPOCH + self.made // RECORDS_A_SECOND - LAGS[shard % len(LAGS)],
         )
         if change.expired:
             record["userIdentity"] = {"type": "Service", "principalId": "dynamodb.amazonaws.com"}
@@ -166,7 +181,7 @@ class Source:
 def _random_order(chance: random.Random) -> Order:
     malformed = chance.random() < 0.001
     return Order(
-        item=f"item{chance.randrange(6)}",
+        item=f"item{chance.randrange(12)}",
         day=chance.choice(("2024-07-15", "2024-07-16")),
         customer=chance.choice(("c1", "c2", "c3", None)),
         paid=chance.random() < 0.6,
@@ -293,6 +308,8 @@ class Report:
     """What a run did and what came of it.
 
     Attributes:
+        writes: adds, archives and late writes that went in.
+        pages: of the ledger, at the end.
         drift: the difference of every total from the fold of the history: zeros.
         waiting: dead letters in the queue at the end; a record can have several.
         refused: records that some aggregation cannot count; each waits.
@@ -305,6 +322,8 @@ class Report:
     requests: int
     kills: int
     faults: Mapping[Fault, int]
+    writes: Mapping[str, int]
+    pages: int
     invocations: Mapping[str, int]
     outcomes: Mapping[str, int]
     echoes: int
@@ -320,6 +339,9 @@ class Report:
         """The report, for people."""
         yield f"seed {self.seed}, {self.seconds:.0f} s"
         yield f"{self.records:,} stream records, {self.requests:,} requests to AWS"
+        yield (
+            ", ".join(f"{number:,} {kind}" for kind, number in sorted(self.writes.items())) + f"; {self.pages:,} pages"
+        )
         yield f"{sum(self.invocations.values()):,} invocations: " + ", ".join(
             f"{number:,} {what}" for what, number in sorted(self.invocations.items())
         )
@@ -486,6 +508,8 @@ class Chaos:
             requests=self.proxy.requests,
             kills=self.fleet.kills,
             faults=self.proxy.injected,
+            writes=self.proxy.taken,
+            pages=sum(map(len, self._pages().values())),
             invocations=self.fleet.invocations,
             outcomes=self.fleet.outcomes,
             echoes=len(self.echoes),
@@ -510,19 +534,29 @@ class Chaos:
         return found
 
     def _sums_of_receipts(self) -> dict[Total, Amounts]:
-        names = {aggregate_name(*total): total for total in self.source.totals}
-        sums: dict[Total, Amounts] = {}
-        for page in scan(self.dynamodb, LEDGER_TABLE):
-            if "fingerprint" in page:
-                continue
-            receipts = [
-                tuple(Decimal(part["N"]) for part in value.get("L", [value]))
-                for name, value in page.items()
-                if name not in ("aggregate", "page", "expires_at")
-            ]
-            total = names[page["aggregate"]["S"]]
-            sums |= add_up((total, amounts) for amounts in (*receipts, *([sums[total]] if total in sums else ())))
-        return sums
+        """What the receipts of every row and its pages come to."""
+        pages = self._pages()
+        found: list[tuple[Total, Amounts]] = []
+        for rule in RULES:
+            for row in scan(self.dynamodb, rule.table):
+                group = tuple(row[key]["S"] for key, _ in TABLES[rule.table])
+                if not group[0].startswith(rule.prefix):
+                    continue
+                seen = row_receipts(row, rule.name)
+                receipts = {name: read_receipt(value)[0] for name, value in (seen.values or {}).items()}
+                for page in pages.pop(partition_of(rule.name, group, seen.generation), ()):
+                    receipts |= {name: amounts for name, (amounts, _) in page.receipts().items()}
+                found += [((rule.name, group), amounts) for amounts in receipts.values()]
+        assert not pages, f"pages are nobody's: {sorted(pages)}"
+        return add_up(found)
+
+    def _pages(self) -> dict[str, list[Page]]:
+        """The pages of the ledger, by their partition."""
+        found: dict[str, list[Page]] = {}
+        for item in scan(self.dynamodb, LEDGER_TABLE):
+            if AFTER in item:
+                found.setdefault(item[AGGREGATE_KEY]["S"], []).append(page_of(item))
+        return found
 
     def _waiting(self) -> list[str]:
         """The event ids of the records that still wait in the queue."""
@@ -584,13 +618,20 @@ def run(
         (folder / "aggregations.toml").write_text(DEFINITIONS)
         fleet = Fleet()
         stack.callback(fleet.close)
-        proxy = stack.enter_context(FaultyProxy(seed, fleet.kill, fault_factor).running())
+        proxy = stack.enter_context(FaultyProxy(seed, fleet.kill, fault_factor, kind_of=_kind_of_write).running())
         for number in range(workers):
             environment = _environment(folder, dynamodb_local, ministack, proxy, number, queue_url)
             fleet.add(Worker(number, environment, folder / f"worker-{number}.log"))
         echo_threads = stack.enter_context(ThreadPoolExecutor(2))
         source = Source(records, seed, shards)
         return Chaos(source, dynamodb, ministack, fleet, proxy, queue_url, echo_threads, batch_sizes).run(progress)
+
+
+def _kind_of_write(operation: str, body: bytes) -> str:
+    """For the report."""
+    if operation == "TransactWriteItems":
+        return "late writes" if f'"{late_attribute("")}' in body.decode() else "archives"
+    return "adds" if operation == "UpdateItem" else ""
 
 
 def _environment(
@@ -619,6 +660,7 @@ def _environment(
         "DEAD_LETTER_BUCKET": DEAD_LETTERS,
         "POWERTOOLS_LOG_LEVEL": "CRITICAL",
         "POWERTOOLS_METRICS_DISABLED": "true",
+        **({} if number % 2 == 0 else {"CHAOS_ROOM": str(SMALL_ROOM), "CHAOS_PAGE": str(SMALL_PAGE)}),
     }
 
 

@@ -1,7 +1,8 @@
 """One worker process of a chaos run: the deployed handler, asked line by line.
 
 Each line of standard input is an invocation, `{"event": …, "milliseconds": …}`; each line of the answer is
-`{"answer": …}` or, where the handler raised, `{"error": …}`. It may be killed at any moment.
+`{"answer": …}` or, where the handler raised, `{"error": …}`. It may be killed at any moment. Where CHAOS_ROOM and
+CHAOS_PAGE are set, rows have room for so many bytes of receipts, and pages for so many receipts.
 """
 
 import json
@@ -29,7 +30,11 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
         from aggregation_worker.handler import lambda_handler
+        from aggregation_worker.ledger import pages, writes
 
+        if room := os.environ.get("CHAOS_ROOM"):
+            writes.ROW_STEP, writes.LEAST_ROOM = 1, int(room)
+            pages.MAX_PAGE_RECEIPTS = int(os.environ["CHAOS_PAGE"])
         for number, line in enumerate(sys.stdin):
             invocation = json.loads(line)
             context = Context(f"{os.getpid()}-{number}", time.monotonic() + invocation["milliseconds"] / 1000)

@@ -34,7 +34,7 @@ class Fault(StrEnum):
     KILLED_LATER = "killed a moment after the answer"
 
 
-# Of all requests, how many meet which fault.
+# Of all requests, how many meet which fault. An invocation makes dozens: few may kill, or none would come to its end.
 RATES: Mapping[Fault, float] = {
     Fault.REQUEST_LOST: 0.02,
     Fault.ANSWER_LOST: 0.03,
@@ -44,18 +44,20 @@ RATES: Mapping[Fault, float] = {
     Fault.THROTTLED: 0.02,
     Fault.SERVER_ERROR: 0.02,
     Fault.REFUSED: 0.003,
-    Fault.KILLED_BEFORE: 0.008,
-    Fault.KILLED_AFTER: 0.012,
-    Fault.KILLED_LATER: 0.008,
+    Fault.KILLED_BEFORE: 0.0015,
+    Fault.KILLED_AFTER: 0.002,
+    Fault.KILLED_LATER: 0.0015,
 }
 # Faults in which the server does not see the request, or not yet.
 _NEVER_ARRIVES = frozenset(
     (Fault.REQUEST_LOST, Fault.DELAYED, Fault.THROTTLED, Fault.CONFLICT, Fault.REFUSED, Fault.KILLED_BEFORE)
 )
-# Faults that only a transaction can meet: their answers name its actions.
-_TRANSACTIONS_ONLY = frozenset((Fault.CONFLICT, Fault.REFUSED))
+# Faults that only a write to DynamoDB can meet; the answer to a transaction names its actions.
+_WRITES_ONLY = frozenset((Fault.CONFLICT, Fault.REFUSED))
+_WRITES = frozenset(("UpdateItem", "TransactWriteItems"))
 # The calls on which totals depend; what a worker reads when it starts is left alone.
-_SPOILT = frozenset(("DynamoDB_20120810.TransactWriteItems", "AmazonSQS.SendMessageBatch"))
+_SPOILT = _WRITES | {"BatchGetItem", "Query", "SendMessageBatch"}
+_ALONE = {Fault.CONFLICT: "TransactionConflictException", Fault.REFUSED: "ValidationException"}
 
 Kill = Callable[[int], None]
 """Kills the worker with this number."""
@@ -71,6 +73,11 @@ class _Message:
     @property
     def raw(self) -> bytes:
         return self.head + self.body
+
+    @property
+    def operation(self) -> str:
+        """The name of the API call."""
+        return self.header("x-amz-target").rpartition(".")[2]
 
     def header(self, name: str) -> str:
         """A header's value, or nothing."""
@@ -91,6 +98,8 @@ class FaultyProxy:
         fault_factor: how much more often than `RATES` says a request meets a fault.
         injected: how often each fault was injected.
         requests: how many requests came through.
+        kind_of: what a request, its operation and body, counts as in `taken`; empty: not at all.
+        taken: how many requests of each kind a server has carried out.
         calm: when set, nothing is spoilt any more.
     """
 
@@ -99,6 +108,8 @@ class FaultyProxy:
     fault_factor: float = 1.0
     injected: Counter[Fault] = field(default_factory=Counter)
     requests: int = 0
+    kind_of: Callable[[str, bytes], str] = lambda operation, body: ""
+    taken: Counter[str] = field(default_factory=Counter)
     calm: bool = False
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     _chances: dict[int, random.Random] = field(default_factory=dict)
@@ -168,7 +179,7 @@ class FaultyProxy:
         fault = self._decide(chance, request)
         answer: bytes | None = None
         if fault not in _NEVER_ARRIVES and (fault is not Fault.SERVER_ERROR or chance.random() < 0.5):
-            answer = (await upstream.send(request)).raw
+            answer = await self._send(upstream, request)
         match fault:
             case Fault.SLOW:
                 await asyncio.sleep(chance.uniform(0.05, 0.3))
@@ -181,7 +192,7 @@ class FaultyProxy:
             case Fault.THROTTLED:
                 answer = _error(400, "ThrottlingException")
             case Fault.CONFLICT | Fault.REFUSED:
-                answer = _cancelled(request, fault.value, chance)
+                answer = _cancelled(request, fault, chance)
             case Fault.KILLED_BEFORE | Fault.KILLED_AFTER:
                 self.kill(worker)
                 answer = None
@@ -193,15 +204,20 @@ class FaultyProxy:
         await writer.drain()
         return True
 
+    async def _send(self, upstream: "_Upstream", request: _Message) -> bytes:
+        answer = (await upstream.send(request)).raw
+        if answer.startswith(b"HTTP/1.1 200") and (kind := self.kind_of(request.operation, request.body)):
+            self.taken[kind] += 1
+        return answer
+
     def _decide(self, chance: random.Random, request: _Message) -> Fault | None:
-        target = request.header("x-amz-target")
-        if self.calm or target not in _SPOILT:
+        if self.calm or request.operation not in _SPOILT:
             return None
         draw = chance.random()
         for fault, rate in RATES.items():
             draw -= rate * self.fault_factor
             if draw < 0:
-                if fault in _TRANSACTIONS_ONLY and not target.endswith("TransactWriteItems"):
+                if fault in _WRITES_ONLY and request.operation not in _WRITES:
                     return None
                 self.injected[fault] += 1
                 return fault
@@ -212,7 +228,7 @@ class FaultyProxy:
             await asyncio.sleep(seconds)
             try:
                 with suppress(OSError, asyncio.IncompleteReadError):
-                    await upstream.send(request)
+                    await self._send(upstream, request)
             finally:
                 upstream.close()
 
@@ -282,11 +298,14 @@ def _error(status: int, code: str, **more: Any) -> bytes:
     ).encode() + body
 
 
-def _cancelled(request: _Message, code: str, chance: random.Random) -> bytes:
-    """A cancelled transaction: some of its actions for `code`, the others for no reason of their own."""
+def _cancelled(request: _Message, fault: Fault, chance: random.Random) -> bytes:
+    """A cancelled transaction: some of its actions for this fault, the others for no reason of their own."""
+    if request.operation == "UpdateItem":
+        return _error(400, _ALONE[fault])
     actions: Sequence[Any] = json.loads(request.body)["TransactItems"]
     chosen = {chance.randrange(len(actions)) for _ in range(chance.randint(1, 3))}
     reasons = [
-        {"Code": code, "Message": "injected"} if index in chosen else {"Code": "None"} for index in range(len(actions))
+        {"Code": fault.value, "Message": "injected"} if index in chosen else {"Code": "None"}
+        for index in range(len(actions))
     ]
     return _error(400, "TransactionCanceledException", CancellationReasons=reasons)

@@ -31,5 +31,6 @@ def test_workers_are_killed_and_answers_lost__no_total_drifts() -> None:
     assert not any(any(drift) for drift in report.drift.values())
     assert report.wrong == ()
     assert report.kills > 0
+    assert min(report.writes[kind] for kind in ("adds", "archives", "late writes")) > 20
     assert sum(report.faults.values()) > report.kills
     assert report.outcomes[RecordOutcome.DUPLICATE] > 0

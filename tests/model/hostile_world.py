@@ -105,7 +105,8 @@ class BrokenPromiseError(AssertionError):
     """What must never happen, happened."""
 
 
-def _promise(kept: bool, what: str) -> None:
+def promise(kept: bool, what: str) -> None:
+    """Raises if it is not kept."""
     if not kept:
         raise BrokenPromiseError(what)
 
@@ -655,7 +656,7 @@ class World:
             waiting = [*self.unacknowledged.values()]
             for start in range(0, len(waiting), batch_size):
                 self.finish(self.deliver(waiting[start : start + batch_size]))
-        _promise(not self.unacknowledged, f"records are never done: {sorted(self.unacknowledged)}")
+        promise(not self.unacknowledged, f"records are never done: {sorted(self.unacknowledged)}")
         fruitless = 0
         while fruitless < 2:  # a total that changed may now hold what it could not hold before
             before = self._receipts_in_all()
@@ -699,10 +700,10 @@ class World:
                 else:
                     raise BrokenPromiseError(f"record {event_id} is not counted in {total}")
         should_be = {total: amounts for total, amounts in add_up(counted).items() if total in totals or any(amounts)}
-        _promise(totals == should_be, f"totals {_differences(totals, should_be)} differ from the fold of the history")
+        promise(totals == should_be, f"totals {_differences(totals, should_be)} differ from the fold of the history")
         more, fewer = waiting - cannot_be_counted - may_wait, cannot_be_counted - waiting
-        _promise(not more, f"records wait that are counted completely: {sorted(more)}")
-        _promise(not fewer, f"records that cannot be counted are nowhere: {sorted(fewer)}")
+        promise(not more, f"records wait that are counted completely: {sorted(more)}")
+        promise(not fewer, f"records that cannot be counted are nowhere: {sorted(fewer)}")
 
     # --- What is watched at every moment --------------------------------------------------------------------------
 
@@ -785,25 +786,23 @@ class World:
             partitions.add(_partition(total, seen.generation))
             found = totals.get(total, ())
             should_be = _sum(part.sum for part in parts if part.sum)
-            _promise(
+            promise(
                 found == should_be or not (any(found) or any(should_be)),
                 f"total {total}, {found}, differs from the sum of its receipts, {should_be}",
             )
             self._check_places(total, archived, in_row, seen.archived)
-        _promise(partitions >= pages.keys(), f"pages are nobody's: {sorted(pages.keys() - partitions)}")
+        promise(partitions >= pages.keys(), f"pages are nobody's: {sorted(pages.keys() - partitions)}")
 
     def _check_places(self, total: Total, archived: Sequence[_Held], in_row: _Held, watermark: str) -> None:
         """Pages follow one another up to the watermark, and each receipt is where its position belongs."""
         after = ""
         for page in archived:
-            _promise(page.after == after < page.key, f"pages of {total} do not follow one another: {page}")
+            promise(page.after == after < page.key, f"pages of {total} do not follow one another: {page}")
             inside = all(page.after < position_in(name) <= page.key for name in page.receipts)
-            _promise(inside, f"a receipt of {total} is on the wrong page: {page}")
+            promise(inside, f"a receipt of {total} is on the wrong page: {page}")
             after = page.key
-        _promise(after == watermark, f"the watermark of {total} is {watermark}, its pages end at {after}")
-        _promise(
-            all(position_in(name) > watermark for name in in_row.receipts), f"{total} keeps old receipts: {in_row}"
-        )
+        promise(after == watermark, f"the watermark of {total} is {watermark}, its pages end at {after}")
+        promise(all(position_in(name) > watermark for name in in_row.receipts), f"{total} keeps old receipts: {in_row}")
 
     def _check_done(self, record: Raw, outcome: RecordOutcome, reasons: Sequence[str]) -> None:
         """What is reported as done is done."""
@@ -811,13 +810,13 @@ class World:
         expected = self.expected[event_id]
         missing = {name for name, _ in self._missing(record)}
         if outcome is RecordOutcome.PARKED:
-            _promise(event_id in self._ever_parked, f"record {event_id} was reported as parked, but is nowhere")
+            promise(event_id in self._ever_parked, f"record {event_id} was reported as parked, but is nowhere")
             missing = {name for name in missing if not any(reason.startswith(f"{name}: ") for reason in reasons)}
         else:
-            _promise(not expected.refused_by, f"record {event_id} is {outcome}, but {expected.refused_by} refuse it")
+            promise(not expected.refused_by, f"record {event_id} is {outcome}, but {expected.refused_by} refuse it")
             counted = outcome is not RecordOutcome.NOT_COUNTED
-            _promise(counted is bool(expected.contributions), f"record {event_id} is {outcome}: {expected}")
-        _promise(not missing, f"record {event_id} was reported as {outcome}, but is not counted in {missing}")
+            promise(counted is bool(expected.contributions), f"record {event_id} is {outcome}: {expected}")
+        promise(not missing, f"record {event_id} was reported as {outcome}, but is not counted in {missing}")
 
     def _receipt_of(self, record: Raw) -> str:
         return receipt_name(read_record(record, SOURCE_TABLE))
