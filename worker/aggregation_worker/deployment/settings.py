@@ -66,10 +66,10 @@ def event_names(definitions: Definitions) -> tuple[EventName, ...]:
 # --- The function -------------------------------------------------------------------------------------------------
 # Seconds. A batch takes well under one; the rest is for riding out throttling and conflicts without a redelivery.
 FUNCTION_TIMEOUT_SECONDS = 60
-# Megabytes. CPU comes with memory: 1,769 MB are one core, so this is 0.58 of one. Of a core, 1,000 records a second in one
-# shard take a fifth in batches of 1,000 and half in batches of 10, most of it in botocore, 0.4 ms for each request; lone
-# records mostly wait, and more memory would be paid for the waiting. Peak use for the largest event, 6 MB, is under
-# 200 MB.
+# Megabytes. CPU comes with memory: 1,769 MB are one core, so this is 0.58 of one. Of a core, 1,000 records a second in
+# one shard take a fifth in batches of 1,000 and half in batches of 10, most of it in botocore, 0.4 ms for each request;
+# lone records mostly wait, and more memory would be paid for the waiting. Peak use for the largest event, 6 MB, is
+# under 200 MB.
 FUNCTION_MEMORY_MB = 1_024
 
 # --- The scheduled reconcile --------------------------------------------------------------------------------------
