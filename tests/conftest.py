@@ -8,17 +8,29 @@ from typing import Any
 
 import freezegun
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]  # pytest-xdist has no types here
 
 from aggregation_worker.local.ministack import Ministack, running_ministack
+from tests import sizes
 from tests.dynamodb_local import DynamoDBLocal, DynamoDBLocalUnavailableError, running_dynamodb_local
 
-# A failing example prints how to reproduce it; a noisy machine's pauses are no failures.
-settings.register_profile("project", print_blob=True, deadline=None)
-settings.load_profile("project")
 # Freezing the time looks at every attribute of every module that is loaded; the CDK's are made only then, all of them.
 freezegun.configure(extend_ignore_list=["aws_cdk", "cdk_nag", "constructs", "jsii"])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="more examples, histories, interleavings and kills")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    sizes.choose(long=config.getoption("long"))
+    # A failing example prints how to reproduce it; a noisy machine's pauses are no failures.
+    examples = sizes.examples(30, long=200)
+    settings.register_profile("project", examples, print_blob=True, deadline=None)
+    # For what only asks whether there is one.
+    settings.register_profile("unshrunk", settings.get_profile("project"), phases=(Phase.explicit, Phase.generate))
+    settings.load_profile("project")
 
 
 _LONGEST = (
@@ -30,9 +42,20 @@ _LONGEST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Before -m selects."""
+    if getattr(getattr(item, "obj", None), "is_hypothesis_test", False) or item.get_closest_marker("only_long"):
+        item.add_marker("long")
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The longest files come first, so that in the end no processor waits for another; otherwise the order stays."""
+    if not config.getoption("long"):
+        left_out = [item for item in items if item.get_closest_marker("only_long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
     def rank(item: pytest.Item) -> int:
         return next((place for place, path in enumerate(_LONGEST) if item.nodeid.startswith(path)), len(_LONGEST))
@@ -89,5 +112,5 @@ def dynamodb_endpoint(dynamodb_local: DynamoDBLocal) -> str:
 @pytest.fixture(scope="module")
 def ministack() -> Iterator[Ministack]:
     """ministack, with nothing in it, for the tests of one file."""
-    with running_ministack() as server:
+    with running_ministack(start_timeout_seconds=180) as server:
         yield server

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -62,6 +62,7 @@ class FaultyDynamoDB(InMemoryDynamoDB):
         before: a fault for each write to come, raised before it is carried out; when they are used up there are none.
         after: the same, raised when it is carried out: its answer is lost.
         reads: a fault for each BatchGetItem and Query to come.
+        earlier: what BatchGetItem reads instead, as an eventually consistent read may; see `copy`.
         requests: every request sent, in order.
         on_request: called at the beginning of each request; what it raises is the answer.
     """
@@ -72,6 +73,7 @@ class FaultyDynamoDB(InMemoryDynamoDB):
         self.before: deque[Fault] = deque()
         self.after: deque[Fault] = deque()
         self.reads: deque[Fault] = deque()
+        self.earlier: InMemoryDynamoDB | None = None
         self.requests: list[Request] = []
         self.on_request: Callable[[Request], None] = lambda request: None
         for name, table in {**deployment.target_tables(definitions), LEDGER: deployment.LEDGER}.items():
@@ -87,7 +89,8 @@ class FaultyDynamoDB(InMemoryDynamoDB):
 
     def batch_get_item(self, **parameters: Any) -> dict[str, Any]:
         """A read after the fault laid for it."""
-        return self._between_faults(super().batch_get_item, Request("batch_get_item", parameters))
+        read = super().batch_get_item if self.earlier is None else self.earlier.batch_get_item
+        return self._between_faults(read, Request("batch_get_item", parameters))
 
     def query(self, **parameters: Any) -> dict[str, Any]:
         """A read after the fault laid for it."""
@@ -104,6 +107,12 @@ class FaultyDynamoDB(InMemoryDynamoDB):
     def sent(self) -> list[str]:
         """The operations of all writes and queries, in order."""
         return [request.operation for request in self.requests if request.operation != "batch_get_item"]
+
+    def copy(self) -> InMemoryDynamoDB:
+        """The tables as they are now."""
+        found = InMemoryDynamoDB()
+        found.tables = {name: replace(table, items=dict(table.items)) for name, table in self.tables.items()}
+        return found
 
     # --- What is in the tables ------------------------------------------------------------------------------------
 

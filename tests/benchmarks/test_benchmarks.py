@@ -57,7 +57,7 @@ def test_round_trip__is_added_to_every_request(dynamodb_local: DynamoDBLocal) ->
     assert figures["naive"].seconds[0] >= figures["naive"].requests * 0.02
 
 
-def test_simulated_shard_alone__commits_what_is_offered_without_conflict() -> None:
+def test_simulated_shard_alone__commits_without_conflict() -> None:
     curve = concurrency.Simulation(shards=1, aggregates=10, seconds=4).run()
 
     assert curve.committed == pytest.approx(curve.offered, rel=0.3)

@@ -40,8 +40,10 @@ def cdk(*arguments: str, environment: dict[str, str] | None = None) -> subproces
             missing(f"the CDK CLI needs {what}: install it and make sure that it is on PATH")
     no_account = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     no_account |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
+    # Processes and requests of its own, which no test is about.
+    no_account |= {"CDK_DISABLE_CLI_TELEMETRY": "true", "CDK_DISABLE_VERSION_CHECK": "true"}
     return subprocess.run(
-        ["npx", "--yes", cdk_cli(), *arguments],
+        ["npx", "--yes", cdk_cli(), *arguments, "--no-notices"],
         cwd=CDK,
         env=no_account | (environment or {}),
         capture_output=True,

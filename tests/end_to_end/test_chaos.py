@@ -9,21 +9,25 @@ from aggregation_worker.batch import RecordOutcome
 from tests.dynamodb_local import DynamoDBLocalUnavailableError
 from tests.end_to_end.chaos import run
 from tests.end_to_end.conftest import missing
+from tests.sizes import size
 
 pytestmark = pytest.mark.end_to_end
 
 
+@pytest.mark.long
 def test_workers_are_killed_and_answers_lost__no_total_drifts() -> None:
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(2**32))
     print(f"repeat with CHAOS_SEED={seed}")
 
+    records = size(2_000, long=10_000)
+
     try:
-        report = run(3_000, seed, batch_sizes=(1, 10, 40, 120), fault_factor=2)
+        report = run(records, seed, batch_sizes=(1, 10, 40, 120), fault_factor=2)
     except DynamoDBLocalUnavailableError as unavailable:
         missing(unavailable)
 
     print(*report.lines(), sep="\n")
-    assert report.records == 3_000
+    assert report.records == records
     assert not any(any(drift) for drift in report.drift.values())
     assert report.wrong == ()
     assert report.kills > 0

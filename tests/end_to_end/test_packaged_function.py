@@ -159,7 +159,7 @@ def test_large_unusable_record__goes_by_way_of_the_bucket(function: RunningFunct
     assert json.loads(stored) == unusable
 
 
-def test_record_that_cannot_even_be_parked__is_the_only_one_reported(assembly: Assembly, services: Services) -> None:
+def test_record_that_cannot_be_parked__is_the_only_one_reported(assembly: Assembly, services: Services) -> None:
     unusable = insert(order("9005", item="partial") | {"quantity": {"S": "many"}})
     event = {"Records": [insert(order("9006", item="partial", quantity=3)), unusable]}
     nowhere = services.environment(DEAD_LETTER_QUEUE_URL=services.queue_url + "-missing")
@@ -179,7 +179,7 @@ def test_missing_setting__is_an_error_that_names_it(assembly: Assembly, services
         function.invoke({"Records": [insert()]})
 
 
-def test_bundle__is_small_pure_python_with_bytecode_and_without_the_operators_tools(
+def test_bundle__is_small_pure_python_with_bytecode(
     assembly: Assembly, function: RunningFunction, capsys: pytest.CaptureFixture[str]
 ) -> None:
     function.invoke({"Records": []})

@@ -121,14 +121,14 @@ def test_alarms_of_a_scheduled_reconcile__come_with_it(stack: Stack, reconcile_s
     assert alarms(reconcile_stack) == alarms(stack) | expected
 
 
-def test_target_table_named_ledger__has_alarms_beside_the_ledgers() -> None:
+def test_target_table_named_ledger__has_alarms_of_its_own() -> None:
     stack = synthesized(SAMPLE_FILE.read_text().replace('table = "item_count_by_date"', 'table = "ledger"'))
 
     names = {name.removeprefix("DynamoDBAggregationWorker-") for name in alarms(stack)}
     assert names > {"ledger-write-throttling", "write-throttling-ledger"}
 
 
-def test_metrics_of_the_worker__carry_the_service_that_the_function_reports() -> None:
+def test_metrics_of_the_worker__carry_the_functions_service() -> None:
     stack = synthesized(stack_name="Second")
 
     function = stack.properties("Lambda::Function")
@@ -137,7 +137,7 @@ def test_metrics_of_the_worker__carry_the_service_that_the_function_reports() ->
     assert dimensions == {"service": function["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"]}
 
 
-def test_every_alarm__tells_the_topic_when_it_begins_and_when_it_is_over(reconcile_stack: Stack) -> None:
+def test_every_alarm__tells_the_topic_of_its_beginning_and_end(reconcile_stack: Stack) -> None:
     for alarm in reconcile_stack.of_type("CloudWatch::Alarm").values():
         properties = plain(alarm["Properties"])
         assert properties["AlarmActions"] == properties["OKActions"] == ["<AlarmsTopic>"]

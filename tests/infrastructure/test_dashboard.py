@@ -80,7 +80,7 @@ def test_cost__counts_the_writes_of_ledger_and_targets(other_stack: Stack) -> No
     )
 
 
-def test_many_target_tables__leave_alarms_that_the_widget_cannot_take_out() -> None:
+def test_many_target_tables__leave_alarms_out_of_the_widget() -> None:
     """CloudWatch refuses a dashboard with more than 100 alarms in one widget."""
     head, _, aggregation = SAMPLE_FILE.read_text().partition("[[aggregations]]")
     aggregations = [aggregation.replace('"item_count_by_date"', f'"counts{number}"') for number in range(50)]

@@ -13,7 +13,7 @@ def test_queue__keeps_messages_for_14_days_encrypted(stack: Stack) -> None:
     }
 
 
-def test_queue_policy__refuses_plain_http_and_lets_in_only_the_bucket(stack: Stack) -> None:
+def test_queue_policy__lets_in_only_the_bucket_and_no_plain_http(stack: Stack) -> None:
     policy = stack.properties("SQS::QueuePolicy")
 
     assert policy["Queues"] == ["<DeadLettersQueue>"]
@@ -107,7 +107,7 @@ def test_queue_and_bucket__outlive_the_stack(stack: Stack, throwaway_stack: Stac
         assert thrown_away["DeletionPolicy"] == thrown_away["UpdateReplacePolicy"] == "Delete"
 
 
-def test_bucket_name__fits_s3_with_the_longest_stack_name_and_region() -> None:
+def test_bucket_name_of_the_longest_stack_name__fits_s3() -> None:
     longest = "s" * 30 + "-dlq-" + "1" * 12 + "-" + "ap-southeast-1"
 
     assert len(longest) <= 63

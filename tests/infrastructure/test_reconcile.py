@@ -58,7 +58,7 @@ def test_with_the_flag__all_else_stays_as_it_is(stack: Stack, reconcile_stack: S
     assert {before[name]["Type"] for name in changed} == {"AWS::CloudWatch::Dashboard"}
 
 
-def test_function__is_its_own_and_runs_alone_for_as_long_as_lambda_allows(reconcile_stack: Stack) -> None:
+def test_function__runs_alone_for_as_long_as_lambda_allows(reconcile_stack: Stack) -> None:
     function = function_of(reconcile_stack)
 
     assert function["Handler"] == "aggregation_worker.reconciliation.scheduled.lambda_handler"
@@ -91,7 +91,7 @@ def test_environment__holds_every_setting(reconcile_stack: Stack) -> None:
     }
 
 
-def test_environment_of_other_definitions__names_the_existing_stream(other_reconcile_stack: Stack) -> None:
+def test_environment_of_other_definitions__names_their_stream(other_reconcile_stack: Stack) -> None:
     variables = function_of(other_reconcile_stack)["Environment"]["Variables"]
 
     assert variables["STREAM_ARN"].startswith("arn:aws:dynamodb:eu-central-1:123456789012:table/sales/stream/")
@@ -136,7 +136,7 @@ def test_role__writes_nothing_but_log_and_traces(reconcile_stack: Stack, other_r
         assert role.keys() == {"AssumeRolePolicyDocument", "Description", "Policies"}
 
 
-def test_role_of_other_definitions__reads_the_existing_table_and_every_target(other_reconcile_stack: Stack) -> None:
+def test_role_of_other_definitions__reads_their_tables(other_reconcile_stack: Stack) -> None:
     resources = {name: resource for name, _, resource in statements(other_reconcile_stack)}
 
     assert resources["ReadSource"] == "arn:aws:dynamodb:eu-central-1:123456789012:table/sales"
@@ -240,7 +240,7 @@ def test_schedule_that_could_prove_nothing__is_refused() -> None:
         (["ignore"], True, True),
     ],
 )
-def test_schedule__needs_one_aggregation_that_the_source_can_prove(
+def test_schedule__needs_an_aggregation_that_can_be_proved(
     policies: list[str], nothing_removed: bool, provable: bool
 ) -> None:
     head, _, aggregation = SAMPLE_FILE.read_text().partition("[[aggregations]]")
@@ -255,7 +255,7 @@ def test_schedule__needs_one_aggregation_that_the_source_can_prove(
             deployment.check_scheduled_reconcile(definitions, nothing_removed=nothing_removed)
 
 
-def test_limit__leaves_half_the_functions_life_for_all_but_reading_the_source() -> None:
+def test_limit__leaves_half_the_time_for_more_than_the_source() -> None:
     seconds = deployment.MAX_SCHEDULED_RECONCILE_BYTES / deployment.RECONCILE_BYTES_PER_SECOND
 
     assert seconds <= deployment.RECONCILE_TIMEOUT_SECONDS / 2

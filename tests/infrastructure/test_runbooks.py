@@ -44,7 +44,7 @@ def pages_of_alarms(stack: Stack) -> set[str]:
     return {re.search(r"runbooks/([\w-]+)\.md", description)[1] for description in descriptions}  # type: ignore[index]  # no match fails the test
 
 
-def test_every_alarm__has_a_page_and_every_page_an_alarm_or_a_task(reconcile_stack: Stack) -> None:
+def test_every_alarm__has_a_page_and_every_page_a_purpose(reconcile_stack: Stack) -> None:
     of_alarms = pages_of_alarms(reconcile_stack)
     of_tasks = set(index_rows("Tasks"))
 
@@ -78,7 +78,7 @@ def test_links__lead_to_pages(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(RUNBOOKS.glob("*.md")), ids=lambda file: file.stem)
-def test_cdk_cli__is_the_version_of_its_readme_with_options_it_has(file: Path) -> None:
+def test_cdk_cli__has_its_readmes_version_and_known_options(file: Path) -> None:
     (version,) = set(re.findall(r"aws-cdk@[\d.]+", (CDK / "README.md").read_text()))
 
     commands = re.findall(r"`npx (\S+) (\w+)([^`]*)`", file.read_text())

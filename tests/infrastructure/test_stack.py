@@ -43,7 +43,7 @@ def test_outputs_that_the_aggregator_command_reads__are_there(stack: Stack, othe
         assert set(Output) <= outputs(one).keys()
 
 
-def test_outputs_of_other_definitions__have_a_query_for_each_aggregation(other_stack: Stack) -> None:
+def test_outputs_of_other_definitions__have_a_query_for_each(other_stack: Stack) -> None:
     found = outputs(other_stack)
 
     assert found["SourceTableName"] == "sales"

@@ -58,57 +58,65 @@ def synth_as_the_cdk_cli(output: Path, **context: Any) -> Synthesis:
     return Synthesis(done.returncode, done.stderr)
 
 
+@dataclass(frozen=True)
+class Assembly:
+    """A folder as `cdk synth` writes it with some of the app's flags."""
+
+    flags: dict[str, str]
+    folder: Path
+
+
 @pytest.fixture(scope="module")
-def other_definitions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("definitions") / "other.toml"
-    file.write_text(OTHER_DEFINITIONS)
-    return file
-
-
-@pytest.fixture(scope="module", params=["shipped", "other"])
-def flags(request: pytest.FixtureRequest, other_definitions: Path) -> dict[str, str]:
-    """No flags of the app, or all of them."""
+def assemblies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Assembly]:
+    """Without flags, and with other definitions and all flags."""
+    folder = tmp_path_factory.mktemp("synthesis")
+    definitions = folder / "other.toml"
+    definitions.write_text(OTHER_DEFINITIONS)
     every_flag = {
-        "definitions": str(other_definitions),
+        "definitions": str(definitions),
         "throwaway": "true",
         "reservedConcurrency": "5",
         "alarmEmail": "night@example.com",
         "reconcile": "cron(0 3 * * ? *)",
         "reconcileNothingRemoved": "true",
     }
-    return {} if request.param == "shipped" else every_flag
+    made = {"shipped": Assembly({}, folder / "shipped"), "other": Assembly(every_flag, folder / "other")}
+    for one in made.values():
+        done = synth(one.folder, **one.flags)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+    return made
 
 
-@pytest.fixture(scope="module")
-def assembly(flags: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `cdk synth` writes it."""
-    output = tmp_path_factory.mktemp("assembly")
-    done = synth(output, **flags)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return output
+@pytest.fixture(params=["shipped", "other"])
+def assembly(request: pytest.FixtureRequest, assemblies: dict[str, Assembly]) -> Assembly:
+    return assemblies[request.param]
 
 
-def template(assembly: Path) -> Any:
-    (file,) = assembly.glob("*.template.json")
-    return json.loads(file.read_text())
+def template_file(folder: Path) -> Path:
+    (file,) = folder.glob("*.template.json")
+    return file
 
 
-def report(assembly: Path) -> dict[str, Any]:
-    (one,) = json.loads((assembly / "validation-report.json").read_text())["pluginReports"]
+def template(folder: Path) -> Any:
+    return json.loads(template_file(folder).read_text())
+
+
+def report(folder: Path) -> dict[str, Any]:
+    (one,) = json.loads((folder / "validation-report.json").read_text())["pluginReports"]
     assert one["pluginName"] == "AwsSolutions"
     return dict(one)
 
 
-def test_cdk_nag__finds_nothing_that_is_not_acknowledged(assembly: Path) -> None:
-    found = report(assembly)
+def test_cdk_nag__finds_nothing_that_is_not_acknowledged(assembly: Assembly) -> None:
+    found = report(assembly.folder)
 
     assert found["conclusion"] == "success"
     assert found["violations"] == []
 
 
-def test_every_acknowledgement__is_needed_and_explained(assembly: Path) -> None:
-    suppressed = report(assembly)["suppressedViolations"]
+def test_every_acknowledgement__is_needed_and_explained(assembly: Assembly) -> None:
+    suppressed = report(assembly.folder)["suppressedViolations"]
 
     names = {re.sub(r"<(\w+?)[0-9A-F]{8}\.", r"<\1.", violation["ruleName"]) for violation in suppressed}
     assert {name for name in names if "/stream/*" not in name} == ACKNOWLEDGED
@@ -116,40 +124,38 @@ def test_every_acknowledgement__is_needed_and_explained(assembly: Path) -> None:
     assert all(len(violation["reason"].split()) >= 5 for violation in suppressed)
 
 
-def test_cfn_lint__has_no_error_and_no_warning(assembly: Path) -> None:
-    (template,) = assembly.glob("*.template.json")
+def test_cfn_lint__has_no_error_and_no_warning(assemblies: dict[str, Assembly]) -> None:
+    templates = [str(template_file(one.folder)) for one in assemblies.values()]
 
     cfn_lint = [sys.executable, "-c", "import sys; from cfnlint.runner import main; sys.exit(main())"]
-    done = subprocess.run([*cfn_lint, "--template", str(template)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*cfn_lint, "--template", *templates], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_feature_flags_that_the_cdk_recommends__would_change_nothing(
-    assembly: Path, flags: dict[str, str], tmp_path: Path
-) -> None:
+def test_recommended_feature_flags__would_change_nothing(assembly: Assembly, tmp_path: Path) -> None:
     """So cdk.json sets none of them."""
-    artifacts = json.loads((assembly / "manifest.json").read_text())["artifacts"]
+    artifacts = json.loads((assembly.folder / "manifest.json").read_text())["artifacts"]
     (known,) = (one["properties"]["flags"] for one in artifacts.values() if one["type"] == "cdk:feature-flag-report")
     recommended = {name: flag["recommendedValue"] for name, flag in known.items()}
 
-    done = synth(tmp_path, **flags, **recommended)
+    done = synth(tmp_path, **assembly.flags, **recommended)
 
     assert len(recommended) > 50
     assert not any("userValue" in flag for flag in known.values())
     assert done.returncode == 0, done.stderr
-    assert template(tmp_path) == template(assembly)
+    assert template(tmp_path) == template(assembly.folder)
 
 
-@pytest.mark.parametrize("flags", ["other"], indirect=True)
-def test_app__writes_the_same_as_the_cdk_cli_runs_it(assembly: Path, flags: dict[str, str], tmp_path: Path) -> None:
-    done = synth_as_the_cdk_cli(tmp_path, **flags)
+@pytest.mark.parametrize("assembly", ["other"], indirect=True)
+def test_app__writes_the_same_as_the_cdk_cli_runs_it(assembly: Assembly, tmp_path: Path) -> None:
+    done = synth_as_the_cdk_cli(tmp_path, **assembly.flags)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert template(tmp_path) == template(assembly)
+    assert template(tmp_path) == template(assembly.folder)
 
 
-def test_mistake__is_one_sentence_and_a_status_as_the_cdk_cli_runs_it(tmp_path: Path) -> None:
+def test_mistake_as_the_cdk_cli_runs_it__is_one_sentence(tmp_path: Path) -> None:
     done = synth_as_the_cdk_cli(tmp_path, throwaway="perhaps")
 
     assert (done.returncode, done.stderr) == (1, "error: -c throwaway=perhaps: true or false is needed\n")
@@ -187,9 +193,7 @@ def test_mistake_in_the_definitions__is_one_sentence(mistake: tuple[str, str], s
     assert done.stderr.count("\n") == 1
 
 
-def test_ledger_that_forgets_before_dead_letters_do__is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ledger_that_forgets_too_early__is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aggregation_worker.deployment.settings.LEDGER_RETENTION_DAYS", 44)
 
     done = synth(tmp_path)

@@ -28,7 +28,7 @@ def test_shipped_definitions__give_source_target_and_ledger(stack: Stack) -> Non
     }
 
 
-def test_other_definitions__give_two_targets_with_their_key_types_and_no_source(other_stack: Stack) -> None:
+def test_other_definitions__give_two_targets_and_no_source(other_stack: Stack) -> None:
     tables = other_stack.tables()
 
     assert {name: keys_of(table) for name, table in tables.items()} == {

@@ -45,6 +45,7 @@ from tests.integration.busy_table import (
     load,
 )
 from tests.integration.world import World, a_world
+from tests.sizes import size
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -228,8 +229,8 @@ WAITING = "waiting for workers"
 KILLS = (
     ("", 1.0, False),
     ("reading items", 0.2, False),
-    ("reading items", 1.0, True),
-    ("reading items", 1.5, False),
+    ("reading items", 1.0, False),
+    ("reading items", 1.5, True),
     ("reading the stream", 0.1, False),
     ("adding up", 0.3, False),
     (WAITING, 0.3, False),
@@ -239,6 +240,7 @@ KILLS = (
 )
 
 
+@pytest.mark.long
 def test_adopting_a_busy_table__ends_without_drift(
     dynamodb_local: DynamoDBLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,7 +252,7 @@ def test_adopting_a_busy_table__ends_without_drift(
         tmp_path,
         monkeypatch,
         *(SOLD, BY_CUSTOMER, LATER),
-        existing=50_000,
+        existing=size(12_000, long=50_000),
         environment=environment,
         orders=Orders(customers=5_000),
     ) as shop:
@@ -284,7 +286,7 @@ def test_adopting_a_busy_table__ends_without_drift(
 
 def killed_ten_times(shop: Shop, chance: random.Random) -> None:
     """Kills `backfill by_customer` at ten moments, each time continuing; then lets it finish."""
-    for stage, longest, lost in KILLS:
+    for stage, longest, lost in KILLS[:: size(3, long=1)]:
         more = ("--catch-up-until", moment_text(int(time.time()) + 3_600)) if stage == WAITING else ()
         process = shop.start("by_customer", "--rate", "1000", *more, state="spool")
         reached = threading.Event()

@@ -33,6 +33,7 @@ from aggregation_worker.operations.cli import build_parser, main
 from aggregation_worker.operations.resources import Resources
 from tests.aggregator import running_aggregator
 from tests.integration.world import side_by_side
+from tests.sizes import size
 
 Handler = Callable[[dict[str, Any], Any], Any]
 
@@ -529,6 +530,7 @@ def test_ctrl_c__leaves_every_unfinished_letter_in_the_queue(
         assert stored(pipeline) == expected(pipeline)
 
 
+@pytest.mark.long
 def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
     broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -541,10 +543,11 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
         pipeline.mapping.drain(60)
         broken_number_parsing()
 
-        for number in range(10):
+        at_start, later = size(1, long=3), size(3, long=7)
+        for number in range(at_start + later):
             before = waiting(pipeline)
             with running_aggregator(*command, output=subprocess.DEVNULL) as process:
-                if number < 3:  # killed while it starts
+                if number < at_start:  # killed while it starts
                     time.sleep(chance.random())
                 else:  # killed when it has replayed some letters
                     while waiting(pipeline) == before and process.poll() is None:
@@ -552,7 +555,7 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
                     time.sleep(chance.random() * 0.1)
                 process.kill()
                 assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-        assert 0 < waiting(pipeline) <= 400 - 7
+        assert 0 < waiting(pipeline) <= 400 - later
         deadline = time.monotonic() + 60
         while waiting(pipeline) and time.monotonic() < deadline:
             main(["replay", "--in-process"])

@@ -44,6 +44,7 @@ from tests.integration import shop as shops
 from tests.integration.busy_table import Follower, Orders, Writer, busy, drift, enable_stream, load
 from tests.integration.shop import SOLD, export_objects, local_environment
 from tests.integration.world import ClientWith, side_by_side
+from tests.sizes import size
 
 EVER_SOLD = """
 [[aggregations]]
@@ -53,6 +54,7 @@ partition_key = { name = "item_number", from = "item_number" }
 sum = { quantity = "quantity" }
 """
 ITEMS, DAYS = 50, 3
+DRIFTS = size(30, long=100)
 
 
 @dataclass(slots=True)
@@ -181,21 +183,21 @@ def seed() -> int:
 
 
 def plant(shop: Shop, seed: int) -> set[Group]:
-    """100 drifts of three kinds."""
+    """So many drifts, of three kinds."""
     chance = random.Random(seed)
     groups = [(f"item{item}", f"2024-07-{day + 1:02}") for item in range(ITEMS) for day in range(DAYS)]
     chance.shuffle(groups)
     candidates = iter(groups)
     planted: set[Group] = set()
-    for group in itertools.islice(candidates, 50):
+    for group in itertools.islice(candidates, DRIFTS // 2):
         quantity, orders = chance.choice([(1, 0), (-7, 0), (0, 1), (3, -2), (10**20, 0)])
         shop.add_unnoticed(group, quantity, orders)
         planted.add(group)
-    while len(planted) < 80:
+    while len(planted) < DRIFTS * 8 // 10:
         group = next(candidates)
         if shop.delete_row(group):
             planted.add(group)
-    for number in range(20):
+    for number in range(DRIFTS // 5):
         group = (f"nobody-ordered-{number}", "2024-07-01")
         shop.add_unnoticed(group, 1 + number, 1)
         planted.add(group)
@@ -217,7 +219,8 @@ def test_healthy_busy_table__has_no_drift(shop: Shop, seed: int) -> None:
     shop.assert_exact()
 
 
-def test_100_planted_drifts__are_found_and_repaired(shop: Shop, seed: int) -> None:
+@pytest.mark.long
+def test_planted_drifts__are_found_and_repaired(shop: Shop, seed: int) -> None:
     with busy(shop.busy_writer(seed), shop.busy_writer(seed + 1), shop.follower):
         planted = plant(shop, seed)
 
@@ -225,9 +228,9 @@ def test_100_planted_drifts__are_found_and_repaired(shop: Shop, seed: int) -> No
         repaired = shop.repair()
         afterwards = shop.reconcile()
 
-    assert len(planted) == 100
+    assert len(planted) == DRIFTS
     assert groups(found, Verdict.DRIFT) == planted
-    assert (found.drifted, found.undecided) == (100, 0)
+    assert (found.drifted, found.undecided) == (DRIFTS, 0)
     assert groups(repaired, Verdict.REPAIRED) == planted
     assert (repaired.drifted, repaired.undecided) == (0, 0)
     assert (afterwards.drifted, afterwards.undecided) == (0, 0)
@@ -400,6 +403,7 @@ def test_corrected_order_without_letters__is_repaired(
 # --- Repairs that meet trouble ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_two_repairs_at_once__correct_once(shop: Shop, seed: int) -> None:
     planted = plant(shop, seed)
     barrier = threading.Barrier(2)
@@ -417,6 +421,7 @@ def test_two_repairs_at_once__correct_once(shop: Shop, seed: int) -> None:
     shop.assert_exact()
 
 
+@pytest.mark.long
 def test_repair_whose_answers_are_lost__corrects_once(shop: Shop, seed: int) -> None:
     planted = plant(shop, seed)
     calls = itertools.count()
@@ -434,6 +439,7 @@ def test_repair_whose_answers_are_lost__corrects_once(shop: Shop, seed: int) -> 
     shop.assert_exact()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("before", [True, False], ids=["before the write", "after the write"])
 def test_killed_repair__the_next_one_corrects_the_rest_once(shop: Shop, seed: int, before: bool) -> None:
     class Killed(BaseException):
@@ -483,7 +489,7 @@ def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop, dynamodb_loca
             due_after.append(len(requests) + chance.randrange(1, 9))
 
     def write() -> None:
-        time.sleep(0.002)
+        time.sleep(0.01)
         order = {"orderid": {"S": f"hot-{next(numbers)}"}, "item_number": {"S": "item1"}}
         shop.world.client.put_item(
             TableName=shop.source, Item=order | {"order_date": {"S": "2024-07-01"}, "quantity": {"N": "1"}}
@@ -715,6 +721,7 @@ class ExportBucket:
         return Paginator()
 
 
+@pytest.mark.long
 def test_export_in_s3__gives_the_same_report_as_a_scan(shop: Shop, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # The test's stream is seconds old; the margin is for an export's minute of fuzziness.
     monkeypatch.setattr("aggregation_worker.reconciliation.snapshot._EXPORT_FUZZ", datetime.resolution)

@@ -192,14 +192,14 @@ class InMemoryDynamoDB:
 
     Attributes:
         writes: how many items were written or deleted so far.
-        items_per_page: a query answers with at most so many.
+        page_size: items of one answer of Query and Scan.
     """
 
     def __init__(self, dialect: Dialect = Dialect.AWS) -> None:
         self.dialect = dialect
         self.tables: dict[str, Table] = {}
         self.writes = 0
-        self.items_per_page = 1_000
+        self.page_size = 1_000
         self._tokens: set[str] = set()
         self._lock = threading.Lock()
 
@@ -241,18 +241,28 @@ class InMemoryDynamoDB:
             table = self._table(request["TableName"], "Query")
             given = _Placeholders(request, "Query")
             holds = given.key_condition(request["KeyConditionExpression"], table)
-            # The partition's key is one of the values: most items need no closer look.
-            values = [_comparable(value) for value in request.get("ExpressionAttributeValues", {}).values()]
-            found = sorted((key, item) for key, item in table.items.items() if key[0] in values and holds(item))
-            start = request.get("ExclusiveStartKey")
-            left = [item for key, item in found if start is None or key > _checked_key(table, start, "Query")]
-            page = left[: min(self.items_per_page, request.get("Limit", self.items_per_page))]
-            last = {"LastEvaluatedKey": _key_of(table, page[-1])} if len(page) < len(left) else {}
-            return {"Items": [dict(item) for item in page], **last}
+            # The partition's key is one of the values: most items need no closer look. (A number can be spelt in ways.)
+            (name, kind), *_ = table.keys
+            values = list(request.get("ExpressionAttributeValues", {}).values())
 
-    def scan(self, *, TableName: str, ConsistentRead: bool = False) -> dict[str, Any]:
-        """Reads every item."""
-        return {"Items": [dict(item) for item in self.tables[TableName].items.values()]}
+            def wanted(item: Item) -> bool:
+                return (kind == "N" or item[name] in values) and holds(item)
+
+            return self._page(table, wanted, request.get("ExclusiveStartKey"), request.get("Limit", self.page_size))
+
+    def scan(
+        self, *, TableName: str, ConsistentRead: bool = False, ExclusiveStartKey: Item | None = None
+    ) -> dict[str, Any]:
+        """Reads every item; in the order of their keys, for want of DynamoDB's."""
+        with self._lock:
+            return self._page(self._table(TableName, "Scan"), lambda item: True, ExclusiveStartKey, self.page_size)
+
+    def _page(self, table: Table, wanted: Callable[[Item], bool], start: Item | None, limit: int) -> dict[str, Any]:
+        after = None if start is None else _checked_key(table, start, "Query")
+        keys = sorted(key for key, item in table.items.items() if (after is None or key > after) and wanted(item))
+        items = [dict(table.items[key]) for key in keys[: min(limit, self.page_size)]]
+        last = {"LastEvaluatedKey": _key_of(table, items[-1])} if len(items) < len(keys) else {}
+        return {"Items": items, **last}
 
     def get_paginator(self, operation: str) -> "Paginator":
         """Boto3's paginator."""

@@ -18,8 +18,8 @@ from tests.definition_texts import aggregation, aggregation_text
 from tests.model.hostile_world import LEDGER, LEDGER_KEYS, STOP_SENDING, Client, Limits, World
 from tests.model.in_memory_dynamodb import InMemoryDynamoDB
 from tests.model.orders import Order
-from tests.model.scale import SCALE
 from tests.model.scheduler import Call, Process, Scheduler, Task
+from tests.sizes import size
 
 # The order enters one total only: it is unpaid, nobody's, and nothing of it was sold.
 COUNTED_ONCE = Order(paid=False, customer=None, quantity="0")
@@ -48,8 +48,9 @@ class Scenario:
         replays: how many replays of that dead letter there are at the same time.
         seconds: how long an invocation may take.
         shards: of the stream; with two, the first record of each has the same sequence number.
-        faults: how many calls may go wrong in one run, each in one of the ways of `kinds`; the long setting
-            (MODEL_SCALE of 10 or more) allows one more, of `THE_WORST`.
+        faults: how many calls may go wrong in one run, each in one of the ways of `kinds`.
+        more: with --long, how many more may, each in one of the ways of `THE_WORST`.
+        only_long: it takes so long that it is left out by default.
         at_least: runs that there must be, so that nothing hides that a scenario has become trivial.
     """
 
@@ -64,6 +65,13 @@ class Scenario:
     seconds: float = 60.0
     shards: int = 1
     limits: Limits = field(default_factory=Limits)
+    more: int = 1
+    only_long: bool = False
+
+    def parameter(self) -> Any:
+        """For pytest."""
+        marks = [pytest.mark.only_long] * self.only_long or [pytest.mark.long] * (self.more > 0)
+        return pytest.param(self, id=self.name, marks=marks)
 
 
 SCENARIOS = (
@@ -131,6 +139,8 @@ SCENARIOS = (
         faults=2,
         kinds=THE_WORST,
         at_least=1_500,
+        more=0,
+        only_long=True,
     ),
     Scenario(
         "overlapping batches, one transaction for each receipt",
@@ -148,6 +158,8 @@ SCENARIOS = (
         kinds=("answer_lost", "conflicting"),
         limits=ONE_ACTION_EACH,
         at_least=2_000,
+        more=0,
+        only_long=True,
     ),
     Scenario(
         "two totals of two records in one transaction",
@@ -164,6 +176,8 @@ SCENARIOS = (
         kinds=THE_WORST,
         limits=ONE_ACTION_EACH,
         at_least=1_400,
+        more=0,
+        only_long=True,
     ),
     Scenario(
         "a record that is refused before one that is not",
@@ -216,7 +230,7 @@ def play(scenario: Scenario, choose: Callable[[int], int]) -> None:
             world.replay([*world.messages], seconds=scenario.seconds)
         for batch in scenario.batches:
             world.deliver([world.history[index] for index in batch], seconds=scenario.seconds)
-        kinds = [*[scenario.kinds] * scenario.faults, *[THE_WORST] * (SCALE >= 10), ()]
+        kinds = [*[scenario.kinds] * scenario.faults, *[THE_WORST] * size(0, long=scenario.more), ()]
         faults = 0
         while options := [*_options(world, kinds[faults])]:
             faulty, act = options[choose(len(options))]
@@ -255,7 +269,7 @@ def _choices(fault: str, task: Task) -> Sequence[int]:
     return (0, 1) if fault == "server_error" else (0,)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", [scenario.parameter() for scenario in SCENARIOS])
 def test_every_interleaving__every_total_is_exact(scenario: Scenario, capsys: pytest.CaptureFixture[str]) -> None:
     decisions = Decisions()
     runs = 0
@@ -276,7 +290,7 @@ def test_every_interleaving__every_total_is_exact(scenario: Scenario, capsys: py
     assert runs >= scenario.at_least
 
 
-def test_two_workers_with_different_definitions_start_at_once__exactly_one_of_them_works() -> None:
+def test_two_definitions_started_at_once__one_of_them_works() -> None:
     definitions = [aggregation(), aggregation(aggregation_text('remove = "retract"'))]
     decisions = Decisions()
     runs = 0

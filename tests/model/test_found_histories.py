@@ -12,9 +12,7 @@ from tests.model.scheduler import Call
 @pytest.mark.parametrize(
     ("fate", "outcome"), [("throttled", RecordOutcome.RETRIED), ("refused_whole", RecordOutcome.PARKED)]
 )
-def test_record_twice_in_a_batch_and_not_settled__neither_is_reported_as_done(
-    fate: str, outcome: RecordOutcome
-) -> None:
+def test_unsettled_record_twice_in_a_batch__neither_is_done(fate: str, outcome: RecordOutcome) -> None:
     """It was posted once, and the second was reported as a duplicate whatever became of the first."""
     with World() as world:
         world.put("1", Order())
@@ -34,9 +32,7 @@ def test_record_twice_in_a_batch_and_not_settled__neither_is_reported_as_done(
 @pytest.mark.parametrize(
     ("dialect", "outcome"), [(Dialect.AWS, RecordOutcome.DUPLICATE), (Dialect.LOCAL, RecordOutcome.PARKED)]
 )
-def test_counted_record_comes_again_to_a_total_that_can_hold_no_more__is_not_counted_twice(
-    dialect: Dialect, outcome: RecordOutcome
-) -> None:
+def test_counted_record_at_a_full_total__is_not_counted_twice(dialect: Dialect, outcome: RecordOutcome) -> None:
     """AWS tells of the receipt and of the sum that does not fit; DynamoDB Local of the sum alone.
 
     So there the record is parked although it is counted: needlessly, but no total is touched.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.contributions import KeyType
@@ -30,8 +30,8 @@ from tests.model.in_memory_dynamodb import (
     InMemoryDynamoDB,
     Shards,
 )
-from tests.model.scale import scaled
 from tests.records import STREAM_ARN
+from tests.sizes import examples
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -409,10 +409,8 @@ DAMAGES: tuple[Damage, ...] = (
 
 
 @given(st.lists(transactions, min_size=1, max_size=8))
-@settings(max_examples=scaled(60))
-def test_random_transactions__both_answer_alike_and_leave_the_same_items(
-    both: Both, requests: list[list[Action]]
-) -> None:
+@examples(20, long=300)
+def test_random_transactions__both_answer_and_write_alike(both: Both, requests: list[list[Action]]) -> None:
     example = uuid.uuid4().hex[:12]
     sent = [[_of_example(action, example) for action in actions] for actions in requests]
 
@@ -424,8 +422,8 @@ def test_random_transactions__both_answer_alike_and_leave_the_same_items(
 
 
 @given(st.lists(rows() | pages() | totals(), min_size=1, max_size=20))
-@settings(max_examples=scaled(60))
-def test_random_writes__both_answer_alike_and_leave_the_same_items(both: Both, actions: list[Action]) -> None:
+@examples(20, long=300)
+def test_random_writes__both_answer_and_write_alike(both: Both, actions: list[Action]) -> None:
     example = uuid.uuid4().hex[:12]
     sent = [_of_example(action, example) for action in actions]
 
@@ -466,7 +464,7 @@ ADDS_THE_LARGEST: Action = {
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
 @given(updates)
 @example([ADDS_THE_LARGEST])
-@settings(max_examples=scaled(4))
+@examples(2, long=30)
 def test_damaged_transactions__both_refuse_alike(both: Both, damage: Damage, actions: list[Action]) -> None:
     example = uuid.uuid4().hex[:12]
     actions = [_of_example(action, example) for action in deepcopy(actions)]
@@ -521,7 +519,7 @@ def test_put_at_the_size_limit__both_answer_alike(both: Both, size: int) -> None
 
 
 @given(st.lists(st.tuples(keys, st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=6))
-@settings(max_examples=scaled(20))
+@examples(10, long=100)
 def test_conditional_puts__both_answer_alike(both: Both, puts: list[tuple[str, bool, bool, bool]]) -> None:
     example = uuid.uuid4().hex
     for name, is_conditional, returns_old, with_fingerprint in puts:
@@ -544,7 +542,7 @@ def test_conditional_puts__both_answer_alike(both: Both, puts: list[tuple[str, b
 
 
 @given(st.sets(positions), positions, positions, st.sampled_from(("BETWEEN", ">=", "<", "=", "")), st.integers(1, 5))
-@settings(max_examples=scaled(40))
+@examples(15, long=200)
 def test_queries__both_answer_alike_page_by_page(
     both: Both, there: set[str], first: str, last: str, comparison: str, limit: int
 ) -> None:
@@ -579,7 +577,7 @@ def test_queries__both_answer_alike_page_by_page(
 def test_query__goes_on_until_all_pages_are_read() -> None:
     memory = InMemoryDynamoDB()
     memory.create(LEDGER, *KEYS[LEDGER])
-    memory.items_per_page = 2
+    memory.page_size = 2
     items = [{"aggregate": {"S": "x"}, "page": {"S": str(number)}} for number in range(5)]
     for item in reversed(items):
         memory.put_item(TableName=LEDGER, Item=item)
@@ -736,7 +734,7 @@ def _change(record: Mapping[str, Any]) -> tuple[Any, ...]:
 # --- What AWS does otherwise than its local version ---------------------------------------------------------------
 
 
-def test_type_error_as_aws_reports_it__is_the_reason_of_its_action_and_nothing_changes() -> None:
+def test_type_error_on_aws__is_a_reason_and_nothing_changes() -> None:
     memory = InMemoryDynamoDB(Dialect.AWS)
     for name, keys in KEYS.items():
         memory.create(name, *keys)

@@ -7,7 +7,6 @@ and several invocations at once. A failure prints what repeats it.
 import random
 from dataclasses import replace
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -15,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.model.hostile_world import FATES, Limits, World
 from tests.model.in_memory_dynamodb import Dialect
 from tests.model.orders import Order
-from tests.model.scale import PHASES, chosen, scaled, seeds
+from tests.sizes import chosen, examples, seeds
 
 # Few enough that changes meet in the same totals, on the same receipt pages and in the same transactions.
 ORDER_IDS = ("1", "2", "3", "4")
@@ -179,7 +178,7 @@ class HostileWorld(RuleBasedStateMachine):
 
 
 TestHostileWorld = HostileWorld.TestCase
-TestHostileWorld.settings = settings(max_examples=scaled(60), stateful_step_count=40, phases=PHASES)
+TestHostileWorld.settings = settings(examples(20, long=400), stateful_step_count=40)
 
 
 def a_random_history(seed: int, records: int) -> World:
@@ -261,8 +260,8 @@ def _random_delivery(world: World, chance: random.Random) -> None:
         world.deliver(waiting[first : first + length], seconds=seconds)
 
 
-@pytest.mark.parametrize("seed", seeds(8))
-def test_long_random_history__every_total_is_the_fold_of_the_source(seed: int | None) -> None:
+@seeds(4, long=40)
+def test_long_random_history__totals_are_the_fold_of_the_source(seed: int | None) -> None:
     world = a_random_history(chosen(seed), 120)
 
     assert len(world.history) >= 120

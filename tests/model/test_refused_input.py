@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.contributions import Definitions
@@ -39,8 +39,8 @@ from tests.definition_texts import SOURCE, aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, FaultyDynamoDB, ImmediateExecutor
 from tests.json_values import JSON
 from tests.model.in_memory_dynamodb import client_error
-from tests.model.scale import scaled
 from tests.records import SOURCE_TABLE, changed, insert, modify, order, remove
+from tests.sizes import examples
 
 A_MINUTE = Deadline(lambda: 60.0, stop_sending=5.0, stop_waiting=1.0)
 # Two aggregations that ask for different attributes, so that one can refuse what the other counts.
@@ -137,7 +137,7 @@ def damaged_records(draw: st.DrawFn) -> Any:
 
 
 @given(st.lists(damaged_records(), min_size=1, max_size=4))
-@settings(max_examples=scaled(200))
+@examples(60, long=1_000)
 def test_any_event__what_is_refused_touches_no_total(damaged: list[Any]) -> None:
     counted = Counted()
     healthy = [insert(order(quantity=7, customer=CUSTOMER)), insert(order(quantity=8, customer=CUSTOMER))]
@@ -203,7 +203,7 @@ AGGREGATIONS = st.builds(
 
 
 @given(st.lists(AGGREGATIONS, min_size=1, max_size=2))
-@settings(max_examples=scaled(200))
+@examples(60, long=1_000)
 def test_any_definitions__are_refused_or_count_without_guessing(texts: list[str]) -> None:
     try:
         counted = Counted(parse_definitions(SOURCE + "".join(texts)))
@@ -308,8 +308,8 @@ BODIES = (
 
 
 @given(st.lists(BODIES, min_size=1, max_size=5), CONTENTS, DOCUMENTS | CONTENTS)
-@settings(max_examples=scaled(200))
-def test_any_dead_letters__only_whole_records_are_counted_and_nothing_unread_is_deleted(
+@examples(60, long=1_000)
+def test_any_dead_letters__whole_records_count_and_others_stay(
     bodies: list[str], parked: bytes, document: bytes
 ) -> None:
     counted = Counted()

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.batch import BatchResult, RecordOutcome, process
 from aggregation_worker.dead_letters import ParkedRecord, read_dead_letter
-from aggregation_worker.ledger.commit import Committer, Deadline
-from aggregation_worker.ledger.settlement import CommitError
+from aggregation_worker.ledger.commit import EXPIRED, Committer, Deadline
+from aggregation_worker.ledger.failures import CommitError
 from aggregation_worker.streams.records import StreamViewTypeError, UnexpectedEventError
 from tests.dead_letter_fakes import ParkingPlace
 from tests.definition_texts import aggregation_text, definitions
-from tests.faulty_dynamodb import Clock, FaultyDynamoDB, ImmediateExecutor, cancelled, client_error
+from tests.faulty_dynamodb import Clock, FaultyDynamoDB, ImmediateExecutor, client_error
 from tests.json_values import JSON
 from tests.postings import REFERENCE
-from tests.records import DAY, STREAM_ARN, changed, insert, modify, order, remove, stream_record
+from tests.records import CREATED_AT, DAY, STREAM_ARN, changed, insert, modify, order, remove, stream_record
 
 APPLIED, DUPLICATE, NOT_COUNTED, PARKED, RETRIED = RecordOutcome
 TARGET = "item_count_by_date"
@@ -122,9 +122,7 @@ def test_move_with_one_new_contribution__is_applied() -> None:
     worker = Worker()
     raw = modify(order(item="item123"), order(item="item312"))
     worker.deliver(raw)
-    page = next(page for page in worker.client.tables["ledger"].items.values() if "item312" in page["aggregate"]["S"])
-    for name in [name for name in page if name not in ("aggregate", "page", "expires_at")]:
-        del page[name]
+    worker.client.row(TARGET, "item312", DAY)["receipts#item_count_by_date"]["M"].clear()
 
     result = worker.deliver(raw)
 
@@ -212,6 +210,18 @@ def test_move_refused_in_one_group__counts_in_the_other() -> None:
     assert worker.quantity("item312") == 10
 
 
+def test_record_of_an_expired_page__is_parked_with_what_to_do() -> None:
+    worker = Worker()
+    worker.deliver(*(insert(created_at=CREATED_AT + 100 + second) for second in range(60)))
+    worker.client.tables["ledger"].items.clear()
+    raw = insert()
+
+    result = worker.deliver(raw)
+
+    assert result.outcomes == (PARKED,)
+    assert worker.parked() == [ParkedRecord(raw, (f"item_count_by_date: {EXPIRED}",))]
+
+
 def test_refused_record_that_is_retried__is_not_parked_yet() -> None:
     worker = Worker(BOTH)
 
@@ -270,10 +280,8 @@ def test_time_that_runs_out_while_committing__parks_nothing_more() -> None:
 
 def test_record_with_an_unsettled_contribution__is_retried() -> None:
     worker = Worker(BOTH)
-    reasons = [{"Code": "None"}] * 3 + [{"Code": "ThrottlingError"}]
-    worker.client.before.append(cancelled(reasons))
     worker.client.before.append(None)
-    worker.client.before.extend([cancelled(["None", "ThrottlingError"])] * 100)
+    worker.client.before.extend([client_error("ThrottlingException")] * 100)
 
     result = worker.deliver(insert(order(price={"N": "5"})), seconds=10.0)
 
@@ -307,6 +315,17 @@ def test_error_that_refuses_everything__raises_and_parks_nothing() -> None:
 
     with pytest.raises(CommitError):
         worker.deliver(insert(), BAD)
+
+    assert worker.place.clients_made == []
+
+
+def test_index_of_another_type__raises_and_parks_nothing() -> None:
+    worker = Worker()
+    message = "One or more parameter values were invalid: Type mismatch for Index Key quantity Expected: S Actual: N"
+    worker.client.before.append(client_error("ValidationException", message))
+
+    with pytest.raises(CommitError, match="Index Key quantity"):
+        worker.deliver(insert(), insert(), BAD)
 
     assert worker.place.clients_made == []
 

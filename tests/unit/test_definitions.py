@@ -427,6 +427,19 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         (aggregation_text(sum='{ item_number = "quantity" }'), NAMED + "item_number: is the name of a key attribute"),
         (aggregation_text(sum='{ order_date = "quantity" }'), NAMED + "order_date: is the name of a key attribute"),
         (aggregation_text('count = "item_number"'), NAMED + "item_number: is the name of a key attribute"),
+        (
+            aggregation_text(sum='{ "kept#total" = "quantity" }'),
+            NAMED + "kept#total: begins with 'kept#', as the worker's own attributes of a row do; choose another name",
+        ),
+        (aggregation_text('count = "receipts#"'), NAMED + "receipts#: begins with 'receipts#'"),
+        (
+            aggregation_text(partition_key='{ name = "late#x", from = "item_number" }'),
+            NAMED + "partition_key: name: begins with 'late#'",
+        ),
+        (
+            aggregation_text(sort_key='{ name = "archived#x", from = "item_number" }'),
+            NAMED + "sort_key: name: begins with 'archived#'",
+        ),
         (aggregation_text('count = "quantity"'), NAMED + "count: 'quantity' is already the name of a sum"),
         (aggregation_text('count = ""'), NAMED + "count: is empty"),
         (aggregation_text("count = true"), NAMED + "count: a string is needed, not a boolean"),

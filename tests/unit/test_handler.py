@@ -21,7 +21,7 @@ from aggregation_worker.batch import REPORT_OUTCOMES
 from aggregation_worker.handler import ParkingError, deadline_of, lambda_handler
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
 from aggregation_worker.ledger.definition_guard import DefinitionChangedError
-from aggregation_worker.ledger.settlement import CommitError
+from aggregation_worker.ledger.failures import CommitError
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.settings import SettingsError
 from aggregation_worker.streams.records import StreamViewTypeError, UnexpectedEventError
@@ -30,7 +30,18 @@ from tests.definition_texts import SOURCE, aggregation_text
 from tests.faulty_dynamodb import LEDGER, FaultyDynamoDB, ImmediateExecutor, client_error
 from tests.json_values import JSON
 from tests.postings import REFERENCE
-from tests.records import STREAM_ARN, changed, event, insert, modify, order, remove, sequence_number, stream_record
+from tests.records import (
+    CREATED_AT,
+    STREAM_ARN,
+    changed,
+    event,
+    insert,
+    modify,
+    order,
+    remove,
+    sequence_number,
+    stream_record,
+)
 
 DOCUMENTED = (
     SettingsError,
@@ -48,6 +59,10 @@ ENVIRONMENT = {
     "DEAD_LETTER_QUEUE_URL": QUEUE_URL,
     "DEAD_LETTER_BUCKET": BUCKET,
 }
+WRITES = [
+    *("RowAdds", "RowArchives", "LateWrites", "WriteConflicts", "ReceiptsDiffer"),
+    *("ThrottledByKey", "ThrottledByTable", "ThrottledByAccount", "ThrottledOtherwise"),
+]
 OUTCOMES = ["RecordsApplied", "RecordsDuplicate", "RecordsNotCounted", "RecordsParked", "RecordsRetried"]
 BAD = changed(insert(), "dynamodb.NewImage", {**order(), "quantity": {"S": "ten"}})
 
@@ -91,9 +106,13 @@ class Function:
 
     def metrics(self) -> dict[str, float]:
         """The metrics of the last invocation."""
-        last = [line for line in self.lines() if "_aws" in line][-1]
-        names = [metric["Name"] for metric in last["_aws"]["CloudWatchMetrics"][0]["Metrics"]]
-        return {name: last[name][0] for name in names}
+        return self.all_metrics()[-1]
+
+    def all_metrics(self) -> list[dict[str, float]]:
+        """The metrics of each invocation."""
+        lines = [line for line in self.lines() if "_aws" in line]
+        names = [[metric["Name"] for metric in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]] for line in lines]
+        return [{name: line[name][0] for name in found} for line, found in zip(lines, names, strict=True)]
 
 
 @contextmanager
@@ -126,9 +145,7 @@ def test_batch_that_is_done__fails_for_no_item(function: Function) -> None:
 
 def test_empty_batch__is_done(function: Function) -> None:
     assert function.invoke(event()) == {"batchItemFailures": []}
-    assert function.metrics() == dict.fromkeys(
-        ["RecordsReceived", *OUTCOMES, "TransactionsCommitted", "TransactionConflicts"], 0.0
-    )
+    assert function.metrics() == dict.fromkeys(["RecordsReceived", *OUTCOMES, *WRITES], 0.0)
 
 
 def test_records_not_done__are_reported_by_sequence_number(function: Function) -> None:
@@ -194,13 +211,41 @@ def test_every_received_record__is_in_one_outcome_metric(function: Function) -> 
     }
 
 
-def test_transactions_and_conflicts__are_counted(function: Function) -> None:
-    function.dynamodb.before.extend([client_error("TransactionConflictException")] * 3)
+def test_writes__are_counted_by_their_kind(function: Function) -> None:
+    for raws in (
+        [insert(created_at=CREATED_AT + 1_000)],
+        [insert(created_at=CREATED_AT + 1_000 + second) for second in range(50)],
+        [insert()],
+    ):
+        function.invoke(event(*raws))
+
+    counted = [[metrics[name] for name in WRITES[:3]] for metrics in function.all_metrics()]
+    assert counted == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_throttling__is_counted_by_whose_limit_it_was(function: Function) -> None:
+    function.dynamodb.before.append(client_error("TransactionConflictException"))
+    for reason in ("TableWriteKeyRangeThroughputExceeded", "TableWriteMaxOnDemandThroughputExceeded"):
+        function.dynamodb.before.append(client_error("ThrottlingException", ThrottlingReasons=[{"reason": reason}]))
+    account = [{"reason": "TableWriteAccountLimitExceeded"}]
+    function.dynamodb.before.append(client_error("ThrottlingException", ThrottlingReasons=account))
+    function.dynamodb.before.append(client_error("ThrottlingException"))
 
     function.invoke(event(insert()))
 
-    assert function.metrics()["TransactionsCommitted"] == 1
-    assert function.metrics()["TransactionConflicts"] == 3
+    metrics = function.metrics()
+    assert [metrics[name] for name in WRITES if "Throttled" in name or "Conflict" in name] == [1] * 5
+    assert function.logs()[-1]["throttled"] == {"key": 1, "table": 1, "account": 1, "unknown": 1}
+
+
+def test_receipts_that_hold_another_amount__are_counted(function: Function) -> None:
+    known = insert(order(quantity=1))
+    function.invoke(event(known))
+
+    function.invoke(event(changed(known, "dynamodb.NewImage", order(quantity=2)), insert()))
+
+    assert function.metrics()["ReceiptsDiffer"] == 1
+    assert function.logs()[-1]["differing_receipts"] == 1
 
 
 def test_lag__is_emitted_only_if_something_was_applied(function: Function) -> None:
@@ -250,7 +295,8 @@ def test_logs__are_one_line_a_batch_and_one_a_refused_record(function: Function)
     assert (second.get("sequence_number"), second["reasons"]) == (None, ["the record is not a JSON object"])
     assert last["message"] == "batch counted"
     assert last["outcomes"] == {"applied": 1, "duplicate": 0, "not counted": 0, "parked": 2, "retried": 0}
-    assert (last["transactions"], last["conflicts"]) == (1, 0)
+    assert last["writes"] == {"RowAdds": 1, "RowArchives": 0, "LateWrites": 0}
+    assert (last["conflicts"], last["throttled"], last["differing_receipts"]) == (0, {}, 0)
     assert {line["request_id"] for line in (first, second, last)} == {Context().aws_request_id}
     assert {line["service"] for line in (first, second, last)} == {"aggregation-worker"}
 

@@ -85,7 +85,7 @@ def test_full_page__costs_few_kilobytes() -> None:
 
 
 @pytest.mark.parametrize(("count", "parts"), [(0, 1), (250, 1), (251, 2), (501, 3), (2_000, 8)])
-def test_receipts__are_spread_evenly_over_as_few_pages_as_hold_them(count: int, parts: int) -> None:
+def test_receipts__are_spread_evenly_over_few_pages(count: int, parts: int) -> None:
     made = cut(receipts_of(count), "", "6694ee70ffffff")
 
     sizes = [len(page.receipts()) for page in made]

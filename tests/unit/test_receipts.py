@@ -6,23 +6,32 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregation_worker.aggregations.definitions import RESERVED_PREFIXES
 from aggregation_worker.ledger.receipts import (
     REPAIR_PAGE_PREFIX,
     RowReceipts,
     aggregate_name,
     aggregations_in,
+    archived_attribute,
+    backfill_attribute,
+    backfill_value,
     expiry,
     first_position,
+    generation_attribute,
     item_size,
+    kept_attribute,
+    late_attribute,
     partition_of,
     position_in,
     position_of,
+    read_backfill,
     read_receipt,
     receipt_name,
     receipt_value,
+    receipts_attribute,
     row_receipts,
     second_of,
     without_repeats,
@@ -30,6 +39,7 @@ from aggregation_worker.ledger.receipts import (
 from tests.definition_texts import aggregation_text, definitions
 from tests.postings import postings
 from tests.records import CREATED_AT, DAY, insert, modify, order, remove, validated
+from tests.sizes import examples
 
 NAMES = st.from_regex(r"[A-Za-z0-9_.-]{1,128}", fullmatch=True)
 # Anything that could be mistaken for a separator, an escape or a digest, and long values around the plain limit.
@@ -43,7 +53,7 @@ LATEST = 0xFFFF_FFFF  # in 2106
 # --- Names in the ledger --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=500)
+@examples(100, long=1000)
 @given(NAMES, GROUPS, NAMES, GROUPS)
 def test_different_groups__never_share_a_ledger_key(
     first_name: str, first: tuple[str, ...], second_name: str, second: tuple[str, ...]
@@ -149,12 +159,12 @@ def test_positions__sort_before_repairs() -> None:
     assert first_position(LATEST) + "ffffff" < REPAIR_PAGE_PREFIX
 
 
-def test_first_position__of_a_time_before_1970_is_the_first_there_is() -> None:
+def test_first_position_of_a_time_before_1970__is_the_first() -> None:
     assert first_position(-5.5) == first_position(0.9) == "00000000"
 
 
 @given(st.text(st.characters(), min_size=1), st.text(st.characters(), min_size=1))
-def test_equal_sequence_numbers_of_two_shards__have_receipts_of_their_own(first: str, second: str) -> None:
+def test_equal_sequence_numbers_of_two_shards__have_two_receipts(first: str, second: str) -> None:
     names = {receipt_name(validated(insert(sequence_number=10**21, event_id=one))) for one in (first, second)}
 
     assert len(names) == len({first, second})
@@ -207,6 +217,13 @@ def test_receipt__holds_the_contribution_and_what_is_kept(
     assert read_receipt(value) == (amounts, kept)
 
 
+def test_starting_value__is_read_as_it_was_written() -> None:
+    value = backfill_value("stream 2024-07-01T00:00:00.000", (Decimal(1), Decimal("2.5")))
+
+    assert value == {"L": [{"S": "stream 2024-07-01T00:00:00.000"}, {"L": [{"N": "1"}, {"N": "2.5"}]}]}
+    assert read_backfill(value) == ("stream 2024-07-01T00:00:00.000", (Decimal(1), Decimal("2.5")))
+
+
 def test_row__says_of_each_aggregation_what_it_holds() -> None:
     item = {
         "item_number": {"S": "item123"},
@@ -221,6 +238,15 @@ def test_row__says_of_each_aggregation_what_it_holds() -> None:
     assert row_receipts(item, "a") == RowReceipts({"1.2": {"N": "3"}}, "Ab_-9z", "0")
     assert row_receipts(item, "b") == RowReceipts({}, "x", "")
     assert row_receipts(item, "c") == RowReceipts(None, "", "")
+
+
+def test_attributes_of_a_row__have_names_no_measure_may_have() -> None:
+    names = [
+        *(receipts_attribute("a"), generation_attribute("a"), archived_attribute("a"), late_attribute("a")),
+        *(kept_attribute("a", "quantity"), backfill_attribute("a")),
+    ]
+
+    assert tuple(name[: name.index("#") + 1] for name in names) == RESERVED_PREFIXES
 
 
 @pytest.mark.parametrize(
@@ -293,7 +319,7 @@ def test_aggregations_of_two_tables__have_rows_of_their_own() -> None:
     assert first.aggregate.row is not second.aggregate.row
 
 
-def test_same_record_twice_in_a_batch__is_posted_once_and_repeated_once() -> None:
+def test_same_record_twice_in_a_batch__is_posted_once() -> None:
     raw = insert()
 
     distinct, repeated = without_repeats(postings(raw, insert(), raw))

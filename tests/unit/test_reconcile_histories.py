@@ -31,7 +31,7 @@ from aggregation_worker.streams.records import Image, from_get_records
 from aggregation_worker.streams.shards import IncompleteDescriptionError
 from tests.busy_source import STREAM_ARN, BusySource, Written, _Datetime
 from tests.faulty_dynamodb import ImmediateExecutor
-from tests.model.scale import chosen, seeds
+from tests.sizes import chosen, seeds
 from tests.totals_in_memory import LEDGER, TotalsInMemory
 
 DEFINITIONS = """
@@ -189,7 +189,7 @@ def found(report: Report, *verdicts: Verdict) -> dict[Group, Any]:
     return {finding.group: finding.difference for finding in report.findings if finding.verdict in verdicts}
 
 
-@pytest.mark.parametrize("seed", seeds(16))
+@seeds(4, long=64)
 def test_drift__is_found_exactly_and_nothing_else(seed: int | None) -> None:
     with a_world(chosen(seed)) as world:
         world.plant(world.source.random.randrange(5))
@@ -199,7 +199,7 @@ def test_drift__is_found_exactly_and_nothing_else(seed: int | None) -> None:
         assert found(report, *Verdict) == found(report, Verdict.DRIFT) == world.wrong()
 
 
-@pytest.mark.parametrize("seed", seeds(12))
+@seeds(4, long=48)
 def test_repair__makes_every_total_exact(seed: int | None) -> None:
     with a_world(chosen(seed)) as world:
         planted = world.plant(world.source.random.randrange(5))
@@ -213,7 +213,7 @@ def test_repair__makes_every_total_exact(seed: int | None) -> None:
         assert world.wrong() == {}
 
 
-@pytest.mark.parametrize("seed", seeds(8))
+@seeds(4, long=32)
 def test_repairs_that_run_into_each_other__correct_once(seed: int | None) -> None:
     """The second run starts and ends inside the first one, between any two requests of its correcting."""
     with a_world(chosen(seed)) as world:
@@ -237,7 +237,7 @@ def test_repairs_that_run_into_each_other__correct_once(seed: int | None) -> Non
         assert world.wrong() == {}
 
 
-@pytest.mark.parametrize("seed", seeds(12))
+@seeds(4, long=48)
 def test_malformed_orders_without_letters__come_right(seed: int | None) -> None:
     """The worker refuses records with a malformed image, old or new; nobody will ever count them."""
     with a_world(chosen(seed), make_order_or_rubbish) as world:
@@ -251,7 +251,7 @@ def test_malformed_orders_without_letters__come_right(seed: int | None) -> None:
         assert world.wrong() == {}
 
 
-@pytest.mark.parametrize("seed", seeds(12))
+@seeds(4, long=48)
 def test_malformed_orders_with_letters__are_left_alone(seed: int | None) -> None:
     with a_world(chosen(seed), make_order_or_rubbish) as world:
         world.settle(100)
@@ -264,7 +264,7 @@ def test_malformed_orders_with_letters__are_left_alone(seed: int | None) -> None
         assert found(report, *Verdict) == found(report, Verdict.WAITS) == world.wrong()
 
 
-@pytest.mark.parametrize("seed", seeds(6))
+@seeds(2, long=24)
 def test_worker_that_stands_still__is_not_healthy_nor_repaired(seed: int | None) -> None:
     with a_world(chosen(seed)) as world:
         world.worker = False
@@ -280,7 +280,7 @@ def test_worker_that_stands_still__is_not_healthy_nor_repaired(seed: int | None)
         assert world.wrong() == {}
 
 
-@pytest.mark.parametrize("seed", seeds(6))
+@seeds(2, long=24)
 def test_drift_beside_a_worker_that_stands_still__is_repaired(seed: int | None) -> None:
     """From the stream's beginning, what is in flight can be told from what is wrong."""
     with a_world(chosen(seed)) as world:
@@ -294,7 +294,7 @@ def test_drift_beside_a_worker_that_stands_still__is_repaired(seed: int | None) 
         assert world.wrong() == {}
 
 
-@pytest.mark.parametrize("seed", seeds(12))
+@seeds(4, long=48)
 def test_every_single_observation__shows_exactly_what_is_wrong(
     seed: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
@@ -27,7 +27,7 @@ from aggregation_worker.streams.records import Image, StreamRecord, StreamViewTy
 from aggregation_worker.streams.shards import IncompleteDescriptionError, StartingPosition
 from tests.busy_source import BEGAN, SOURCE_TABLE, BusySource, Killed
 from tests.definition_texts import aggregation_text, definitions
-from tests.model.scale import scaled
+from tests.sizes import examples
 
 Totals = dict[Group, Amounts]
 seeds = st.integers(0, 2**32)
@@ -137,7 +137,7 @@ def expected_now(spool: Spool, aggregation: Aggregation) -> Totals:
     return summed((one.group, one.expected) for one in spool.compare(aggregation.name))
 
 
-@settings(max_examples=scaled(40), deadline=None)
+@examples(8, long=200)
 @given(seed=seeds)
 def test_from_the_beginning__baseline_is_what_the_table_held_then(seed: int) -> None:
     world = BusySource(seed, an_order_or_nonsense)
@@ -154,7 +154,7 @@ def test_from_the_beginning__baseline_is_what_the_table_held_then(seed: int) -> 
             assert_later_records_are(spool, aggregation, [one.record for one in world.written])
 
 
-@settings(max_examples=scaled(40), deadline=None)
+@examples(8, long=200)
 @given(seed=seeds)
 def test_from_now__baseline_and_later_records_make_the_state(seed: int) -> None:
     world = BusySource(seed, an_order)
@@ -197,7 +197,7 @@ def uncounted_that_follow(world: BusySource, since: int) -> list[StreamRecord]:
     return found
 
 
-@settings(max_examples=scaled(40), deadline=None)
+@examples(8, long=200)
 @given(seed=seeds)
 def test_since__baseline_and_counted_records_make_the_state(seed: int) -> None:
     world = BusySource(seed, an_order)
@@ -227,7 +227,7 @@ def test_since__baseline_and_counted_records_make_the_state(seed: int) -> None:
         assert baselines(spool, mixed[0]) == fold(mixed[0], world.at_the_beginning.values())
 
 
-@settings(max_examples=scaled(12), deadline=None)
+@examples(3, long=60)
 @given(seed=seeds)
 def test_killed_again_and_again__continues_from_its_spool_exactly(seed: int) -> None:
     world = BusySource(seed, an_order_or_nonsense)
@@ -254,7 +254,7 @@ def test_killed_again_and_again__continues_from_its_spool_exactly(seed: int) -> 
                 break
 
 
-@settings(max_examples=scaled(15), deadline=None)
+@examples(4, long=60)
 @given(seed=seeds)
 def test_killed_with_since__continues_from_its_spool_exactly(seed: int) -> None:
     world = BusySource(seed, an_order)

@@ -128,7 +128,7 @@ def test_record_without_an_event_source__is_read() -> None:
 
 NO_MOMENTS: list[Any] = [
     *(..., None, True, False, "1789651658", "2024-07-15", [], {}),
-    *(float("nan"), float("inf"), float("-inf"), -1, -0.5, 253_402_300_800, 10**400),
+    *(float("nan"), float("inf"), float("-inf"), -1, -0.5, 2**32, 10**400),
 ]
 
 
@@ -194,7 +194,7 @@ def test_record_that_is_not_an_object__is_malformed(raw: object) -> None:
         validated(raw)
 
 
-@pytest.mark.parametrize("moment", [0, 0.0, 253_402_300_799])
+@pytest.mark.parametrize("moment", [0, 0.0, 2**32 - 1])  # in 2106: what a receipt's position can hold
 def test_creation_time_at_the_ends_of_the_calendar__is_read(moment: float) -> None:
     assert validated(insert(created_at=moment)).created_at == moment
 

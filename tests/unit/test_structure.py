@@ -53,10 +53,18 @@ def test_what_the_function_loads__imports_no_other_folder() -> None:
     assert imports_of(OF_THE_FUNCTION, *(f"aggregation_worker.{folder}" for folder in others)) == []
 
 
-def test_local__does_not_import_operations() -> None:
-    files = sorted((WORKER / "local").rglob("*.py"))
+# As worker/README.md has it: each imports only those before it, and the modules of errors.
+FOLDERS = ("streams", "aggregations", "ledger", "deployment", "reconciliation", "local", "operations")
 
-    assert imports_of(files, "aggregation_worker.operations") == []
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folder__imports_only_those_before_it(folder: str) -> None:
+    files = sorted((WORKER / folder).rglob("*.py"))
+    later = FOLDERS[FOLDERS.index(folder) + 1 :]
+    if folder in ("streams", "aggregations", "ledger"):
+        later += ("handler", "batch", "dead_letters", "settings", "telemetry")
+
+    assert imports_of(files, *(f"aggregation_worker.{one}" for one in later)) == []
 
 
 def test_worker__does_not_import_the_cdk() -> None:

@@ -10,7 +10,9 @@ from aggregation_worker.telemetry import NAMESPACE, Metric, emit, new_logger, ne
 # The names that alarms, the dashboard and the runbooks rely on.
 NAMES = [
     *("RecordsReceived", "RecordsApplied", "RecordsDuplicate", "RecordsNotCounted", "RecordsParked", "RecordsRetried"),
-    *("TransactionsCommitted", "TransactionConflicts", "ApplyLag", "AggregateDrift"),
+    *("RowAdds", "RowArchives", "LateWrites", "WriteConflicts"),
+    *("ThrottledByKey", "ThrottledByTable", "ThrottledByAccount", "ThrottledOtherwise"),
+    *("ReceiptsDiffer", "ApplyLag", "AggregateDrift"),
 ]
 
 

@@ -13,11 +13,22 @@ from aggregation_worker.ledger.pages import Page, cut, packed
 from aggregation_worker.ledger.receipts import (
     Aggregate,
     Posting,
+    backfill_value,
     item_size,
     position_in,
     receipt_value,
 )
-from aggregation_worker.ledger.writes import MOST_LATE_PAGES, Add, Archive, Late, Look, Step, next_step
+from aggregation_worker.ledger.writes import (
+    MOST_LATE_PAGES,
+    Add,
+    Archive,
+    Late,
+    Look,
+    Start,
+    Step,
+    next_start,
+    next_step,
+)
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import FaultyDynamoDB
 from tests.postings import REFERENCE, postings
@@ -98,7 +109,7 @@ def test_first_receipt__makes_map_and_generation(item: dict[str, Any]) -> None:
     }
 
 
-def test_receipts_after_the_watermark__are_added_where_none_of_them_is() -> None:
+def test_receipts_after_the_watermark__are_added_if_absent() -> None:
     earlier, first, second = records(3)
 
     add = then(step(row_with(archived=position_in(earlier.receipt)), [second, first]), Add)
@@ -247,7 +258,7 @@ def test_full_row__moves_its_older_receipts_to_a_page() -> None:
     }
 
 
-def test_row_that_has_archived__archives_under_the_condition_that_its_watermark_stands() -> None:
+def test_second_archive__asks_that_the_watermark_stands() -> None:
     before = records(1)[0].receipt
     found = records(60, first=1)
 
@@ -259,7 +270,7 @@ def test_row_that_has_archived__archives_under_the_condition_that_its_watermark_
     assert archive.pages[0].after == position_in(before)
 
 
-def test_new_row_whose_first_batch_does_not_fit__begins_with_an_archive() -> None:
+def test_new_row_that_is_too_small__begins_with_an_archive() -> None:
     found = records(60)
 
     archive = then(step({}, found), Archive)
@@ -300,7 +311,7 @@ def test_row_in_use__never_outgrows_its_kilobyte() -> None:
 @pytest.mark.parametrize(
     ("note", "least", "most"), [(0, 18, 22), (500, 6, 10), (700, 26, 34), (2_000, 20, 28)], ids=str
 )
-def test_users_attributes__leave_the_rest_of_a_kilobyte_or_the_next_one(note: int, least: int, most: int) -> None:
+def test_users_attributes__leave_the_rest_of_a_kilobyte(note: int, least: int, most: int) -> None:
     item: dict[str, Any] = {"note": {"S": "x" * note}} if note else {}
 
     held, _ = fill(item, records(60))
@@ -320,7 +331,7 @@ def test_positions_that_coincide__stay_together() -> None:
     assert archive.pages[-1].key == position_in(found[1].receipt)
 
 
-def test_batch_of_one_position_that_fits_in_no_row__goes_to_a_page_as_a_whole() -> None:
+def test_batch_of_one_position__goes_to_one_page() -> None:
     found = postings(*(insert(event_id="same") for _ in range(60)))
 
     archive = then(step({}, found), Archive)
@@ -342,7 +353,7 @@ def test_large_batch__goes_to_pages_that_are_cut() -> None:
     assert len(archive.rest) + sum(len(page.receipts()) for page in archive.pages) == 1_000
 
 
-def test_new_receipts_older_than_those_in_the_row__are_archived_first() -> None:
+def test_new_receipts_older_than_the_rows__are_archived_first() -> None:
     older, *found = records(61)
     held, _ = fill({}, found)
 
@@ -379,6 +390,7 @@ def test_late_records__have_their_pages_looked_up_first() -> None:
             ":archived": {"S": position_in(last.receipt)},
         },
         "ConsistentRead": True,
+        "Limit": 2,
     }
 
 
@@ -421,7 +433,7 @@ def test_late_record__replaces_the_page_of_its_span() -> None:
     }
 
 
-def test_late_record_at_the_last_position_of_a_page__belongs_to_it() -> None:
+def test_late_record_at_a_pages_last_position__belongs_to_it() -> None:
     first, second, third = records(3)
     pages = [page_with(first), page_with(third, after=position_in(first.receipt))]
     at_the_end = replace(second, receipt=f"{pages[0].key}.1")
@@ -431,7 +443,7 @@ def test_late_record_at_the_last_position_of_a_page__belongs_to_it() -> None:
     assert late.read == (pages[0],)
 
 
-def test_page_that_would_be_too_large__is_cut_and_the_last_part_keeps_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_too_large__is_cut_and_the_last_part_keeps_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_pages, "MAX_PAGE_RECEIPTS", 2)
     first, late, last = records(3)
     page = page_with(first, last)
@@ -498,7 +510,7 @@ def test_page_that_is_not_visible__leaves_its_records_unseen() -> None:
         assert (found.then, found.unseen) == (None, (first, second))
 
 
-def test_records_whose_pages_are_there__are_written_before_others_are_given_up() -> None:
+def test_records_of_visible_pages__are_written_before_the_others() -> None:
     found = records(4)
     pages = pages_of(found)[1:]
 
@@ -507,7 +519,7 @@ def test_records_whose_pages_are_there__are_written_before_others_are_given_up()
     assert write.postings == (found[2],)
 
 
-def test_records_after_the_watermark__are_written_before_late_ones() -> None:
+def test_records_after_the_watermark__come_before_late_ones() -> None:
     late, last, new = records(3)
     item = row_with(archived=position_in(last.receipt))
 
@@ -549,7 +561,7 @@ def test_nothing_but_duplicates__needs_no_write() -> None:
 
 
 @pytest.mark.parametrize("other", [{"amounts": (Decimal(11),)}, {"kept": (Decimal(1),)}], ids=["amounts", "kept"])
-def test_receipts_with_another_amount__are_duplicates_that_differ(other: dict[str, Any]) -> None:
+def test_receipts_of_another_amount__are_duplicates_that_differ(other: dict[str, Any]) -> None:
     same, differs, last = records(3)
     left = [same, replace(differs, **other)]
     page = page_with(same, differs, last)
@@ -594,7 +606,7 @@ def test_aggregations_of_one_row__are_added_in_one_write() -> None:
     assert [names[f"#{number}"] for number in (4, 5, 6)] == ["quantity", "orders", "revenue"]
 
 
-def test_aggregation_that_is_new_in_a_row__makes_its_map_beside_the_others() -> None:
+def test_aggregation_new_in_a_row__makes_its_map_beside_others() -> None:
     held, *_ = shared(1)
     found = of_one_row([held, *shared(1, first=1)])[1:]
 
@@ -629,7 +641,7 @@ def test_archive_of_what_posts_nothing__only_makes_room() -> None:
     assert archive.postings == tuple(left)
 
 
-def test_archive_beside_more_than_the_row_holds__carries_its_own_only() -> None:
+def test_archive_beside_too_much__carries_its_own_only() -> None:
     found = shared(60)
 
     archive = then(step({}, found), Archive)
@@ -646,3 +658,49 @@ def test_late_of_one_and_new_of_another__are_separate_writes() -> None:
 
     assert then(step(item, [late, new]), Add).postings == (new,)
     assert then(step({**row_with(new), **item}, [late]), Look).postings == (late,)
+
+
+# --- Starting values of a backfill ----------------------------------------------------------------------------------
+
+
+def start(item: Mapping[str, Any], *left: Posting) -> Step:
+    return next_start(left[0].aggregate.row, item, left, {}, lambda: "new")
+
+
+def starting_value(of: Posting) -> Posting:
+    return replace(of, receipt="since 2024-07-01T00:00:00Z")
+
+
+def test_starting_value__is_added_with_its_receipt_where_there_is_none() -> None:
+    value = starting_value(records(1)[0])
+
+    assert then(start({}, value), Start).request() == {
+        "TableName": "item_count_by_date",
+        "Key": ROW_KEY,
+        "UpdateExpression": "SET #0 = :0 ADD #1 :1",
+        "ConditionExpression": "attribute_not_exists(#0)",
+        "ExpressionAttributeNames": {"#0": "backfill#item_count_by_date", "#1": "quantity"},
+        "ExpressionAttributeValues": {
+            ":0": {"L": [{"S": "since 2024-07-01T00:00:00Z"}, {"L": [{"N": "10"}]}]},
+            ":1": {"N": "10"},
+        },
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+    }
+
+
+def test_starting_values_of_a_shared_row__are_written_one_by_one() -> None:
+    first, second = map(starting_value, shared(1))
+
+    assert then(start({}, first, second), Start).postings == (first,)
+    held = {"backfill#item_count_by_date": backfill_value(first.receipt, first.amounts)}
+    assert start(held, first, second) == Step(None, duplicates=(first,))
+    assert then(start(held, second), Start).postings == (second,)
+
+
+@pytest.mark.parametrize("other", [{"amounts": (Decimal(11),)}, {"receipt": "stream X"}], ids=["amounts", "cut"])
+def test_starting_value_that_is_there_otherwise__differs(other: dict[str, Any]) -> None:
+    value = starting_value(records(1)[0])
+    held = {"backfill#item_count_by_date": backfill_value(value.receipt, value.amounts)}
+    differs = replace(value, **other)
+
+    assert start(held, differs) == Step(None, duplicates=(differs,), differing=(differs,))

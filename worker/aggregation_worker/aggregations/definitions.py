@@ -40,6 +40,8 @@ _AGGREGATION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 _MAX_KEY_NAME_BYTES = 255
 _MAX_FACTORS = 8
+# How the names of the worker's own attributes in a row begin; `ledger.receipts` makes them.
+RESERVED_PREFIXES = ("receipts#", "generation#", "archived#", "late#", "kept#", "backfill#")
 _ASTERISK_OUTSIDE_QUOTES = re.compile(r'\*(?=(?:[^"]*"[^"]*")*[^"]*$)')
 # RFC 3339, "Date and Time on the Internet: Timestamps", in whole seconds: the stream's own times have no finer ones.
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -263,6 +265,7 @@ def moment_text(epoch_seconds: int) -> str:
 def _group_key(entry: _Entry, max_bytes: int) -> GroupKey:
     name = entry.text("name")
     _check_key_name(entry, name)
+    _check_not_reserved(entry, "name", name)
     path = _path(entry, "from", entry.text("from"))
     kind = KeyType(entry.choice("type", list(KeyType), KeyType.STRING))
     prefix = entry.take("prefix", str, "a string", "")
@@ -307,6 +310,7 @@ def _measures(entry: _Entry, key_names: set[str]) -> tuple[Measure, ...]:
             raise entry.error(measure.name, "is the name of a key attribute of the target table")
         if not measure.name or len(measure.name.encode()) > _MAX_KEY_NAME_BYTES:
             raise entry.error("sum", f"{measure.name!r} cannot be an attribute's name (1 to 255 bytes)")
+        _check_not_reserved(entry, measure.name, measure.name)
     return tuple(sorted(measures, key=lambda measure: measure.name))
 
 
@@ -337,6 +341,12 @@ def _check_table_name(entry: _Entry, table: str) -> None:
 def _check_key_name(entry: _Entry, name: str) -> None:
     if len(name.encode()) > _MAX_KEY_NAME_BYTES:
         raise entry.error("name", "is longer than the 255 bytes that DynamoDB allows for a key attribute's name")
+
+
+def _check_not_reserved(entry: _Entry, key: str, name: str) -> None:
+    if name.startswith(RESERVED_PREFIXES):
+        begins = repr(name[: name.index("#") + 1])
+        raise entry.error(key, f"begins with {begins}, as the worker's own attributes of a row do; choose another name")
 
 
 def _check_two_keys(entry: _Entry, partition_key: str, sort_key: str) -> None:

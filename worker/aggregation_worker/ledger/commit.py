@@ -169,23 +169,24 @@ class Committer:
             row = posting.aggregate.row
             works.setdefault(row, _Work(row, deque([[]]))).groups[0].append(posting)
         self._read_rows(list(works.values()), deadline)
-        waiting = deque(works.values())
+        ready = deque(works.values())
+        paused: list[_Work] = []
         in_flight: dict[Future[Any], tuple[_Work, Write | Look]] = {}
         try:
-            while waiting or in_flight:
+            while ready or paused or in_flight:
                 if deadline.sending_time() > 0:
-                    self._send_what_is_ready(waiting, in_flight, deadline, outcome)
+                    self._send_what_is_ready(ready, paused, in_flight, deadline, outcome)
                 elif not in_flight:
                     break
-                for work, step, future in self._answers(waiting, in_flight, deadline):
+                for work, step, future in self._answers(paused, in_flight, deadline):
                     self._learn(work, step, future, outcome)
-                    waiting.append(work)
+                    paused.append(work)
                 if in_flight and deadline.waiting_time() <= 0:
                     break
         finally:
             for future in in_flight:  # none that still waits for a thread may start when the invocation is over
                 future.cancel()
-        for work in (*waiting, *(work for work, _ in in_flight.values())):
+        for work in (*ready, *paused, *(work for work, _ in in_flight.values())):
             outcome.unsettled.extend(posting for group in work.groups for posting in group)
         return outcome
 
@@ -227,25 +228,23 @@ class Committer:
 
     def _send_what_is_ready(
         self,
-        waiting: deque[_Work],
+        ready: deque[_Work],
+        paused: list[_Work],
         in_flight: dict[Future[Any], tuple[_Work, Write | Look]],
         deadline: Deadline,
         outcome: Outcome,
     ) -> None:
-        """Fills the free places with rows whose pause is over."""
+        """Fills the free places with rows, those whose pause is over among them."""
         now = self.clock()
-        for _ in range(len(waiting)):
-            if len(in_flight) >= self.max_in_flight or deadline.sending_time() <= 0:
-                return
-            work = waiting.popleft()
-            if work.not_before > now:
-                waiting.append(work)
-                continue
+        ready.extend(work for work in paused if work.not_before <= now)
+        paused[:] = [work for work in paused if work.not_before > now]
+        while ready and len(in_flight) < self.max_in_flight and deadline.sending_time() > 0:
+            work = ready.popleft()
             then = self._next(work, outcome)
             if then is not None:
                 in_flight[self.executor.submit(self._send, then)] = work, then
             elif work.groups:
-                waiting.append(work)
+                paused.append(work)
 
     def _next(self, work: _Work, outcome: Outcome) -> Write | Look | None:
         """The row's next request; `None` if it has to pause, or all of it is settled."""
@@ -264,6 +263,7 @@ class Committer:
                 return None
             outcome.refused.extend((posting, EXPIRED) for posting in step.unseen)
             work.settle(step.unseen)
+            work.looks = 0
             if not work.groups[0]:
                 work.groups.popleft()
         return None
@@ -272,22 +272,27 @@ class Committer:
         if isinstance(then, Add | Start):
             return self.client.update_item(**then.request())
         if isinstance(then, Look):
-            pages = self.client.get_paginator("query").paginate(**then.request(self.ledger_table))
-            return [page_of(item) for page in pages for item in page["Items"]]
+            found: list[Page] = []
+            for answer in self.client.get_paginator("query").paginate(**then.request(self.ledger_table)):
+                found += map(page_of, answer["Items"])
+                if then.is_over(found):
+                    break
+            return found
         actions: Any = then.request(self.ledger_table, expiry(self.now(), self.retention_days))
         return self.client.transact_write_items(TransactItems=actions)
 
     def _answers(
         self,
-        waiting: deque[_Work],
+        paused: Sequence[_Work],
         in_flight: dict[Future[Any], tuple[_Work, Write | Look]],
         deadline: Deadline,
     ) -> list[tuple[_Work, Write | Look, Future[Any]]]:
         """Waits for the next answer, the end of the next pause or the end of time; returns the answers there are."""
         now = self.clock()
-        pause = min((work.not_before - now for work in waiting if work.not_before > now), default=None)
+        pause = min((max(0.0, work.not_before - now) for work in paused), default=None)
         if not in_flight:
-            self.sleep(max(0.0, min(pause or 0.0, deadline.sending_time())))
+            if pause:
+                self.sleep(max(0.0, min(pause, deadline.sending_time())))
             return []
         left = max(0.0, deadline.waiting_time())
         full = len(in_flight) >= self.max_in_flight

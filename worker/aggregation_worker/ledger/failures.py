@@ -78,11 +78,13 @@ _WRONG_SCHEMA = (
     "Type mismatch for Index Key",
     "required keys was not given a value",
     "number of conditions on the keys is invalid",
+    "Query condition missed key schema element",
+    "does not match schema type",
 )
 
 
 def failure_of(error: Exception) -> Failure:
-    """What an error of `UpdateItem` or `TransactWriteItems` means; a transaction's last action is the row's.
+    """What an error of `UpdateItem`, `TransactWriteItems` or `Query` means; a transaction's last action is the row's.
 
     Raises:
         CommitError: nothing can work before an operator acts.
@@ -115,24 +117,26 @@ def _cancelled(error: ClientError) -> Failure:
     """Of a transaction's pages and, as its last action, its row."""
     reasons = cancellation_reasons(error)
     codes = [str(reason.get("Code") or "None") for reason in reasons]
-    if not codes or not _KNOWN.issuperset(codes):
-        raise CommitError(f"DynamoDB cancelled a transaction: {error}") from error
-    refused = [
-        str(reason.get("Message") or code)
-        for code, reason in zip(codes, reasons, strict=True)
-        if code in ACTION_REFUSED
-    ]
+    told = [(code, str(reason.get("Message") or code)) for code, reason in zip(codes, reasons, strict=True)]
+    unknown = [f"{code}: {message}" for code, message in told if code not in _KNOWN]
+    if unknown or not codes:
+        raise CommitError(f"DynamoDB cancelled a transaction: {'; '.join(unknown) or error}") from error
+    refused = [message for code, message in told if code in ACTION_REFUSED]
     for message in refused:
         _raise_if_wrong_schema(message)
+    conflicts = codes.count(ACTION_CONFLICT)
     if codes[-1] == ACTION_CONDITION_FAILED:
-        return Failure(Kind.ROW_CHANGED, item=reasons[-1].get("Item", {}))
+        return Failure(Kind.ROW_CHANGED, item=reasons[-1].get("Item", {}), conflicts=conflicts)
+    if ACTION_THROTTLED.intersection(codes):
+        return Failure(Kind.THROTTLED, conflicts=conflicts, throttle=_throttle(error.response))
+    # Before a page that has changed: the write in conflict can be the one that has changed it, and still be going on.
+    if conflicts:
+        return Failure(Kind.CONFLICT, conflicts=conflicts)
     if ACTION_CONDITION_FAILED in codes:
         return Failure(Kind.PAGE_CHANGED)
     if refused:
         return Failure(Kind.REFUSED, refused[0])
-    if ACTION_CONFLICT in codes:
-        return Failure(Kind.CONFLICT, conflicts=codes.count(ACTION_CONFLICT))
-    return Failure(Kind.THROTTLED, throttle=_throttle(error.response))
+    return Failure(Kind.CONFLICT)
 
 
 def _throttle(response: Mapping[str, Any]) -> Throttle:

@@ -118,6 +118,7 @@ def position_in(receipt: str) -> str:
 
 
 # --- Attributes of a row ----------------------------------------------------------------------------------------------
+# `definitions.RESERVED_PREFIXES` keeps their names from measures and keys.
 
 
 def receipts_attribute(aggregation: str) -> str:
@@ -148,10 +149,6 @@ def kept_attribute(aggregation: str, measure: str) -> str:
 def backfill_attribute(aggregation: str) -> str:
     """The receipt of a backfill's starting value."""
     return f"backfill#{aggregation}"
-
-
-# A measure's name may not begin like these.
-RESERVED_PREFIXES = ("receipts#", "generation#", "archived#", "late#", "kept#", "backfill#")
 
 
 @dataclass(frozen=True, slots=True)

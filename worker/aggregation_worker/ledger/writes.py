@@ -8,14 +8,15 @@ Pure; `commit` sends what is decided here and learns from the answer. The rule t
 - **Add**, when every position is after the watermark and the receipts fit into the row: one `UpdateItem`, since an item
   is atomic. Condition: the watermark is absent or before the positions, the map of receipts is there, and none of these
   is in it (or: there is no map, and this makes it).
-- **Archive**, when every position is after the watermark but the row would outgrow its kilobyte: a transaction that puts
-  the older receipts on new pages. Condition: map, watermark and generation are what was seen; no page has these keys.
+- **Archive**, when every position is after the watermark but the row would outgrow its kilobyte: a transaction that
+  puts the older receipts on new pages. Condition: map, watermark and generation are what was seen; no page has these
+  keys.
 - **Late**, when the positions are at or before the watermark: a transaction that replaces the pages whose spans hold
   them. Condition: each page is what was read, and begins before the positions; the generation is what was seen.
 
-The watermark never falls, so a record that is late stays late: wherever an earlier delivery put its receipt, every later
-one's condition looks at the item that holds it. A row that somebody deletes begins anew in another generation, whose
-pages are its own.
+The watermark never falls, so a record that is late stays late: wherever an earlier delivery put its receipt, every
+later one's condition looks at the item that holds it. A row that somebody deletes begins anew in another generation,
+whose pages are its own.
 """
 
 from bisect import bisect_left
@@ -62,8 +63,9 @@ LEAST_ROOM = 256
 # Of the room, what stays used after archiving. Shards lag behind one another: what is archived too early comes back as
 # late, which costs four units; archiving half as much each time costs less than that.
 KEPT_PART = 0.5
-# Pages that one transaction rewrites, of the 100 actions that it may have; each can be cut into several.
+# Pages that one transaction reads and replaces, and that it writes, of the 100 actions that it may have.
 MOST_LATE_PAGES = 24
+MOST_PAGES = 90
 # Bytes for a measure's number that is not there yet, and for a watermark.
 _NUMBER_BYTES = 12
 _POSITION_BYTES = 14
@@ -179,7 +181,7 @@ class Late:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Which pages hold the positions of late records: a strongly consistent `Query`."""
+    """Which pages hold the positions of late records: a strongly consistent `Query`, up to the last of them."""
 
     aggregate: Aggregate
     generation: str
@@ -187,7 +189,10 @@ class Look:
     archived: str
 
     def request(self, ledger_table: str) -> dict[str, Any]:
-        """As `Query` takes it: the pages from the first position to the watermark, so none that is no stream's."""
+        """As `Query` takes it: the pages from the first position to the watermark, so none that is no stream's.
+
+        With a limit: a record that is very late may have thousands of pages after its own.
+        """
         partition = partition_of(self.aggregate.aggregation.name, self.aggregate.row.group, self.generation)
         first = min(position_in(posting.receipt) for posting in self.postings)
         return {
@@ -200,7 +205,12 @@ class Look:
                 ":archived": {"S": self.archived},
             },
             "ConsistentRead": True,
+            "Limit": min(len(self.postings), MOST_LATE_PAGES),
         }
+
+    def is_over(self, found: Sequence[Page]) -> bool:
+        """Whether the pages that were found reach the last position."""
+        return bool(found) and found[-1].key >= max(position_in(posting.receipt) for posting in self.postings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +327,7 @@ def _new(
     """
     if not _sums_fit(new):
         new = new[:1]
-    created = {one.aggregate: new_generation() for one in new if known[one.aggregate].values is None}
+    created = {aggregate: new_generation() for aggregate, receipts in known.items() if receipts.values is None}
     room, used = _room(row, item, known)
     for posting in new:
         name = posting.aggregate.aggregation.name
@@ -332,17 +342,13 @@ def _new(
     values |= {one.receipt: _value(one) for one in chosen if one.aggregate.aggregation.name == name}
     names = sorted(values)
     at = _boundary(names, values, int(room * KEPT_PART) - others)
+    pages = cut({one: read_receipt(values[one]) for one in names[:at]}, seen.archived, position_in(names[at - 1]))
+    if len(pages) > MOST_PAGES:
+        return _new(row, item, new[: len(new) // 2], known, new_generation)
     own = next((aggregate for aggregate in created if aggregate.aggregation.name == name), None)
-    return Archive(
-        row,
-        name,
-        seen,
-        seen.generation if own is None else created[own],
-        tuple(cut({one: read_receipt(values[one]) for one in names[:at]}, seen.archived, position_in(names[at - 1]))),
-        {one: values[one] for one in names[at:]},
-        tuple(chosen),
-        created,
-    )
+    generation = seen.generation if own is None else created[own]
+    rest = {one: values[one] for one in names[at:]}
+    return Archive(row, name, seen, generation, tuple(pages), rest, tuple(chosen), created)
 
 
 def _boundary(names: Sequence[str], values: Mapping[str, Any], budget: int) -> int:
@@ -384,16 +390,19 @@ def _late(aggregate: Aggregate, seen: RowReceipts, postings: Sequence[Posting], 
     chosen = list(chain.from_iterable(list(by_page.values())[:MOST_LATE_PAGES]))
     if not _sums_fit(chosen):
         chosen = chosen[:1]
-    fit = set(chosen)
-    read, written = [], []
-    for index, mine in by_page.items():
-        added = {one.receipt: (one.amounts, one.kept) for one in mine if one in fit}
-        if added:
-            page = pages[index]
-            read.append(page)
-            written += cut({**held[index], **added}, page.after, page.key)
-    late = Late(aggregate, seen.generation, tuple(chosen), tuple(read), tuple(written))
-    return Step(late, tuple(duplicates), tuple(differing))
+    while True:
+        fit = set(chosen)
+        read, written = [], []
+        for index, mine in by_page.items():
+            added = {one.receipt: (one.amounts, one.kept) for one in mine if one in fit}
+            if added:
+                page = pages[index]
+                read.append(page)
+                written += cut({**held[index], **added}, page.after, page.key)
+        if len(written) <= MOST_PAGES:
+            late = Late(aggregate, seen.generation, tuple(chosen), tuple(read), tuple(written))
+            return Step(late, tuple(duplicates), tuple(differing))
+        chosen = chosen[: len(chosen) // 2]
 
 
 def _room(row: Row, item: Mapping[str, Any], known: Mapping[Aggregate, RowReceipts]) -> tuple[int, dict[str, int]]:
