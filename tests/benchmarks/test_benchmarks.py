@@ -67,7 +67,7 @@ def test_simulated_shard_alone__commits_without_conflict() -> None:
 def test_simulated_hot_aggregate__has_conflicts_and_a_limit() -> None:
     curve = concurrency.Simulation(shards=16, aggregates=1, seconds=2).run()
 
-    assert min(curve.conflicts, curve.changed) > 0
+    assert curve.conflicts > 0
     assert curve.committed < curve.offered
 
 

@@ -81,7 +81,7 @@ def test_transaction__costs_twice_as_much_for_each_item() -> None:
     assert (meter.requests, meter.units, meter.wasted) == (1, 2 * 1 + 2 * 2, 0)
 
 
-def test_cancelled_transaction__is_charged_and_changes_nothing() -> None:
+def test_cancelled_transaction__is_charged_for_what_is_there_and_changes_nothing() -> None:
     meter = Meter(KEYS)
     large: dict[str, Any] = {"Put": {"TableName": "table", "Item": {"id": {"S": "2"}, "text": {"S": "x" * 2_000}}}}
     meter.add(Request("put_item", large["Put"]))

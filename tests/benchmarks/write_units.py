@@ -74,7 +74,8 @@ def _goals(*units: float) -> tuple[tuple[int, float], ...]:
 
 TRAFFIC = (
     *(Traffic(4, 4, 1, groups, Choice.UNIFORM, 1_500, _goals(1.3, 1.3, 1.6)) for groups in (10, 1_000)),
-    *(Traffic(100, 4, 25, groups, Choice.UNIFORM, 100, _goals(1.28, 1.28, 1.6)) for groups in (10, 100, 1_000)),
+    *(Traffic(100, 4, 25, groups, Choice.UNIFORM, 100, _goals(1.28, 1.28, 1.6)) for groups in (10, 100)),
+    Traffic(100, 4, 25, 1_000, Choice.UNIFORM, 400, _goals(1.28, 1.28, 1.6)),
     Traffic(1_000, 4, 250, 10, Choice.ZIPF, 40, _goals(0.28, 0.3, 1.6)),
     Traffic(1_000, 4, 250, 1_000, Choice.ZIPF, 40, _goals(0.8, 0.95, 1.6)),
     Traffic(1_000, 4, 250, 1_000, Choice.UNIFORM, 40, _goals(1.2, 1.2, 1.6)),
@@ -82,7 +83,7 @@ TRAFFIC = (
     Traffic(1_000, 1, 1_000, 10, Choice.ZIPF, 20, _goals(0.08)),
     Traffic(1_000, 1, 1_000, 1_000, Choice.ZIPF, 20, _goals(0.52)),
     Traffic(1_000, 1, 1_000, 1_000, Choice.UNIFORM, 20, _goals(0.95)),
-    *(Traffic(1_000, 4, 10, groups, Choice.ZIPF, 10, _goals(2.2, 2.6)) for groups in (10, 1_000)),
+    *(Traffic(1_000, 4, 10, groups, Choice.ZIPF, 20, _goals(2.2, 2.6)) for groups in (10, 1_000)),
 )
 
 

@@ -22,6 +22,7 @@ from aggregation_worker.handler import ParkingError, deadline_of, lambda_handler
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
 from aggregation_worker.ledger.definition_guard import DefinitionChangedError
 from aggregation_worker.ledger.failures import CommitError
+from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.settings import SettingsError
 from aggregation_worker.streams.records import StreamViewTypeError, UnexpectedEventError
 from tests.dead_letter_fakes import BUCKET, QUEUE_URL, ParkingPlace
