@@ -23,10 +23,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from aggregation_worker.deployment import settings as deployment
-from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer
 from aggregation_worker.ledger.settlement import Pause
 from aggregation_worker.ledger.transactions import MAX_ACTIONS, MAX_RECEIPTS_PER_ACTION, halved
+
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer
 from tests.benchmarks.compare import WORKER, server, warm_up
 from tests.benchmarks.contenders import ThisWorker, set_up
 from tests.benchmarks.workloads import REFERENCE, Choice, batches

@@ -21,9 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from aggregation_worker.ledger.transactions import Transaction, plan, transact_items
+
 from aggregation_worker.aggregations.contributions import contributions
 from aggregation_worker.ledger.receipts import postings
-from aggregation_worker.ledger.transactions import Transaction, plan, transact_items
 from aggregation_worker.streams.records import read_record
 from tests.benchmarks.workloads import EVENT_BYTES, REFERENCE, batches, records
 from tests.definition_texts import definitions

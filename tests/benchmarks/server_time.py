@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from aggregation_worker.ledger.transactions import transact_items
+
 from aggregation_worker import handler
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
-from aggregation_worker.ledger.transactions import transact_items
 from aggregation_worker.local.pipeline import create_table
 from tests.benchmarks import workloads
 from tests.benchmarks.compare import LONGEST_ONE_BY_ONE, server

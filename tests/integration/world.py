@@ -128,7 +128,7 @@ class World:
         return {partition: sorted(pages, key=lambda page: page.key) for partition, pages in found.items()}
 
     def receipts(self) -> dict[tuple[str, Group], dict[str, tuple[Decimal, ...]]]:
-        """Every receipt's contribution, by total, a backfill's among them; each is checked to stand where it belongs."""
+        """Every receipt's contribution, by total, a backfill's too; each is checked to stand where it belongs."""
         pages = self.pages()
         found = {}
         for aggregation in self.definitions.aggregations:

@@ -21,6 +21,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from aggregation_worker.ledger.redelivery import FEWEST_TRANSACTIONS
 from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
@@ -42,7 +43,6 @@ from aggregation_worker.dead_letters import (
 )
 from aggregation_worker.ledger.commit import Committer, Deadline
 from aggregation_worker.ledger.receipts import aggregate_name, receipt_name
-from aggregation_worker.ledger.redelivery import FEWEST_TRANSACTIONS
 from aggregation_worker.operations.letters import HeldMessages
 from aggregation_worker.operations.replaying import Replay, Selection, SendError
 from aggregation_worker.streams.records import read_record
