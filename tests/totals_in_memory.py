@@ -60,11 +60,11 @@ class TotalsInMemory(InMemoryDynamoDB):
         for table, keys in {aggregation.table: aggregation.keys for aggregation in aggregations}.items():
             self.create(table, *((key.name, key.type.value) for key in keys))
         # The same tables, in requests during which nobody else does anything.
-        undisturbed = InMemoryDynamoDB()
-        undisturbed.tables = self.tables
-        self.undisturbed: Any = undisturbed
-        self._committer = Committer(self.undisturbed, LEDGER, RETENTION_DAYS, ImmediateExecutor())
-        check_definitions(self.undisturbed, LEDGER, aggregations)
+        client: Any = InMemoryDynamoDB()
+        client.tables = self.tables
+        self.undisturbed = client
+        self._committer = Committer(client, LEDGER, RETENTION_DAYS, ImmediateExecutor())
+        check_definitions(client, LEDGER, aggregations)
 
     # --- The worker, and others -----------------------------------------------------------------------------------
 

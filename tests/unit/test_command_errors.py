@@ -188,7 +188,7 @@ def no_table(request: AWSPreparedRequest) -> AWSResponse:
 
 @pytest.mark.parametrize(
     ("command", "table"),
-    [(EXPLAIN, "the-ledger"), ("backfill", SOURCE), ("reconcile", SOURCE), ("verify", "item_count_by_date")],
+    [(EXPLAIN, "item_count_by_date"), ("backfill", SOURCE), ("reconcile", SOURCE), ("verify", "item_count_by_date")],
 )
 def test_missing_table__is_named(
     command: str,

@@ -66,8 +66,8 @@ class Correction:
 
         Not only its measures must: a transaction's items do not appear at one moment, so an archive or a late write may
         have been seen on its pages and not yet in the row. Its part of the row is still to come then, and changes
-        generation, watermark or late writes; the condition on these makes the correction wait for it. The correction itself
-        counts as a late write, so that whoever reads the aggregate notices it.
+        generation, watermark or late writes; the condition on these makes the correction wait for it. The correction
+        itself counts as a late write, so that whoever reads the aggregate notices it.
 
         Args:
             found: what was found in the total without a receipt.
