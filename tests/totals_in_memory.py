@@ -6,7 +6,7 @@ Every request is one moment; between two of them `on_request` lets anybody else 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from botocore.exceptions import ConnectionClosedError
@@ -60,11 +60,11 @@ class TotalsInMemory(InMemoryDynamoDB):
         for table, keys in {aggregation.table: aggregation.keys for aggregation in aggregations}.items():
             self.create(table, *((key.name, key.type.value) for key in keys))
         # The same tables, in requests during which nobody else does anything.
-        client: Any = InMemoryDynamoDB()
-        client.tables = self.tables
-        self.undisturbed = client
-        self._committer = Committer(client, LEDGER, RETENTION_DAYS, ImmediateExecutor())
-        check_definitions(client, LEDGER, aggregations)
+        undisturbed = InMemoryDynamoDB()
+        undisturbed.tables = self.tables
+        self.undisturbed = cast("Any", undisturbed)
+        self._committer = Committer(self.undisturbed, LEDGER, RETENTION_DAYS, ImmediateExecutor())
+        check_definitions(self.undisturbed, LEDGER, aggregations)
 
     # --- The worker, and others -----------------------------------------------------------------------------------
 

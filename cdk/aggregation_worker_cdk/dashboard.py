@@ -30,6 +30,14 @@ _OUTCOMES = (
     Metric.RECORDS_PARKED,
     Metric.RECORDS_RETRIED,
 )
+_WRITES = (Metric.ROW_ADDS, Metric.ROW_ARCHIVES, Metric.LATE_WRITES)
+_MET_BY_WRITES = (
+    Metric.WRITE_CONFLICTS,
+    Metric.THROTTLED_BY_KEY,
+    Metric.THROTTLED_BY_TABLE,
+    Metric.THROTTLED_BY_ACCOUNT,
+    Metric.THROTTLED_OTHERWISE,
+)
 
 
 class AggregationDashboard(Construct):
@@ -80,21 +88,27 @@ def _graph(
 def _is_it_current(metrics: StackMetrics) -> list[cw.IWidget]:
     lag = [metrics.worker(Metric.APPLY_LAG, statistic) for statistic in ("p50", "p99", "Maximum")]
     return [
-        _graph("From a change to its total", 8, [metric.with_(label=metric.statistic) for metric in lag], "ms"),
+        _graph("From a change to its total", 6, [metric.with_(label=metric.statistic) for metric in lag], "ms"),
         _graph(
             "Age of what is read from the stream",
-            8,
+            6,
             [metrics.lambda_function("IteratorAge", "Maximum", cdk.Duration.minutes(1))],
             "ms",
         ),
         _graph(
             "What holds it up",
-            8,
+            6,
             [
                 metrics.lambda_function("Errors"),
                 metrics.lambda_function("Throttles"),
                 metrics.worker(Metric.RECORDS_RETRIED),
             ],
+            "in 5 minutes",
+        ),
+        _graph(
+            "Writes in conflict, and throttled by whose limit",
+            6,
+            [metrics.worker(metric) for metric in _MET_BY_WRITES],
             "in 5 minutes",
         ),
     ]
@@ -143,12 +157,7 @@ def _is_it_exact(metrics: StackMetrics) -> list[cw.IWidget]:
             stacked=True,
         ),
         _graph("Duplicates, recognized by their receipts", 6, [metrics.worker(Metric.RECORDS_DUPLICATE)], "records"),
-        _graph(
-            "Transactions",
-            6,
-            [metrics.worker(Metric.TRANSACTIONS_COMMITTED), metrics.worker(Metric.TRANSACTION_CONFLICTS)],
-            "in 5 minutes",
-        ),
+        _graph("Receipts that differ from the record", 6, [metrics.worker(Metric.RECEIPTS_DIFFER)], "receipts"),
     ]
 
 
@@ -176,7 +185,8 @@ def _what_does_it_cost(metrics: StackMetrics) -> list[cw.IWidget]:
         period=_HOUR,
     )
     return [
-        _graph("Write units", 8, list(units.values()), "in 5 minutes", stacked=True),
-        _graph("Write units per record", 8, [per_record], "units"),
-        _graph("Writes and Lambda", 8, [dollars], "US dollars an hour"),
+        _graph("What the worker writes", 6, [metrics.worker(write) for write in _WRITES], "in 5 minutes", stacked=True),
+        _graph("Write units", 6, list(units.values()), "in 5 minutes", stacked=True),
+        _graph("Write units per record", 6, [per_record], "units"),
+        _graph("Writes and Lambda", 6, [dollars], "US dollars an hour"),
     ]

@@ -96,11 +96,12 @@ class AggregationFunction(Construct):
         """The execution role: each action that the worker or Lambda on its behalf performs, on what it performs it.
 
         `TransactWriteItems` needs the permission for each of its actions ("Using IAM with DynamoDB transactions",
-        Amazon DynamoDB developer guide), which are updates; conditions on the updated item need none.
+        Amazon DynamoDB developer guide): puts into the ledger and an update of a target. Conditions on what is written
+        need none.
         """
         account = cdk.Stack.of(self).account
         bucket_arn = dead_letters.bucket.bucket_arn
-        targets = [table.table_arn for table in tables.targets.values()]
+        aggregations = [aggregation.name for aggregation in definitions.aggregations]
         statements = [
             iam.PolicyStatement(
                 sid="ReadStream",
@@ -115,27 +116,27 @@ class AggregationFunction(Construct):
                 resources=[f"{tables.source.table_arn}/stream/*"],
             ),
             iam.PolicyStatement(
-                sid="PostReceiptsAndTotals",
-                actions=["dynamodb:UpdateItem"],
-                resources=[tables.ledger.table_arn, *targets],
+                # What a batch's rows hold; then receipts and sums, into the rows alone or together with pages.
+                sid="AddToTotals",
+                actions=["dynamodb:BatchGetItem", "dynamodb:UpdateItem"],
+                resources=[table.table_arn for table in tables.targets.values()],
             ),
             iam.PolicyStatement(
-                # Whether a big batch has been delivered before.
-                sid="ReadReceipts",
-                actions=["dynamodb:BatchGetItem"],
+                # Archived receipts, and the pages where late ones belong. A page's partition key begins with its
+                # aggregation's name and a `#`, which no name holds, so none of the ledger's other items can be put.
+                sid="KeepPages",
+                actions=["dynamodb:PutItem", "dynamodb:Query"],
                 resources=[tables.ledger.table_arn],
+                conditions={
+                    "ForAllValues:StringLike": {"dynamodb:LeadingKeys": [f"{name}#*" for name in aggregations]}
+                },
             ),
             iam.PolicyStatement(
+                # Only the items whose partition key is an aggregation's name, which no page's is.
                 sid="GuardDefinitions",
                 actions=["dynamodb:GetItem", "dynamodb:PutItem"],
                 resources=[tables.ledger.table_arn],
-                # Only the pages whose key is an aggregation's name; those of receipts also have the group in their key,
-                # so a put can never overwrite a receipt.
-                conditions={
-                    "ForAllValues:StringEquals": {
-                        "dynamodb:LeadingKeys": [aggregation.name for aggregation in definitions.aggregations]
-                    }
-                },
+                conditions={"ForAllValues:StringEquals": {"dynamodb:LeadingKeys": aggregations}},
             ),
             iam.PolicyStatement(
                 sid="ParkRecords",

@@ -10,7 +10,7 @@ from constructs import Construct
 
 from aggregation_worker_cdk.bundle import ARCHITECTURE, RUNTIME
 
-# Longer than a receipt is kept, so that the log can explain every receipt.
+# Longer than a page is kept, so that the log reaches as far back as the ledger.
 _LOG_RETENTION = logs.RetentionDays.THREE_MONTHS
 
 

@@ -89,7 +89,7 @@ class ScheduledReconcile(Construct):
                 resources=totals,
             ),
             iam.PolicyStatement(
-                # Definitions and what was backfilled, and the receipts of a total.
+                # Definitions and what was backfilled, and the pages of a total.
                 sid="ReadLedger",
                 actions=["dynamodb:GetItem", "dynamodb:Query"],
                 resources=[tables.ledger.table_arn],

@@ -33,7 +33,7 @@ class AggregationStack(cdk.Stack):
         """Adds the stack to the app.
 
         Raises:
-            DeploymentError: the ledger would forget a receipt while its record can still come back, or a scheduled
+            DeploymentError: the ledger would forget a page while its records can still come back, or a scheduled
                 reconcile could prove nothing.
         """
         if options.reconcile is not None:
@@ -83,11 +83,11 @@ class AggregationStack(cdk.Stack):
         # Those of `Output` are read by the `aggregator` command, the others by people.
         self._output(Output.SOURCE_TABLE, tables.source.table_name, "The table whose changes are counted")
         self._output("TargetTableNames", " ".join(tables.targets), "The tables with the totals")
-        self._output(Output.LEDGER_TABLE, tables.ledger.table_name, "The table with the receipts")
+        self._output(Output.LEDGER_TABLE, tables.ledger.table_name, "The table with the archived receipts")
         self._output(
             Output.LEDGER_RETENTION_DAYS,
             str(deployment.LEDGER_RETENTION_DAYS),
-            "Days for which a receipt, and so the safety of a replay, lasts",
+            "Days for which archived receipts last, and records can be replayed",
         )
         self._output(Output.DEAD_LETTER_QUEUE_URL, dead_letters.queue.queue_url, "Where uncounted records wait")
         self._output(Output.DEAD_LETTER_BUCKET, dead_letters.bucket.bucket_name, "What messages of the queue refer to")

@@ -30,7 +30,7 @@ class Tables(Construct):
 
     All have the names that the definitions give them (the ledger: the stack's, with `-ledger`). A table of a fixed name
     cannot be replaced or made a second time by mistake: a stack deployed again after `cdk destroy` fails at the tables
-    that were kept, instead of beginning an empty ledger beside old totals, with which everything would count twice.
+    that were kept, instead of beginning an empty ledger beside old totals, which would park every late record.
     """
 
     def __init__(self, scope: Construct, construct_id: str, *, definitions: Definitions, throwaway: bool) -> None:
@@ -75,12 +75,12 @@ class Tables(Construct):
             billing_mode=dynamodb.BillingMode.PAY_PER_REQUEST,
             # The key is AWS's, in this account: CloudTrail records every use of it, and it has no policy to maintain.
             encryption=dynamodb.TableEncryption.AWS_MANAGED,
-            # The way back from a bad write, by the second, for 35 days; for the ledger too, since totals that are
-            # restored need the receipts of the same second.
+            # For the source, the way back from a bad write, by the second, for 35 days. Totals and ledger are never
+            # continued from a backup (worker/README.md says why): it is there to look up how they were.
             point_in_time_recovery_specification=dynamodb.PointInTimeRecoverySpecification(
                 point_in_time_recovery_enabled=True
             ),
-            # The ledger is kept like the totals: without its receipts, every redelivery and replay counts again.
+            # The ledger is kept like the totals: without its pages, no late record can be told from a duplicate.
             deletion_protection=not self._throwaway,
             removal_policy=cdk.RemovalPolicy.DESTROY if self._throwaway else cdk.RemovalPolicy.RETAIN,
         )

@@ -1,13 +1,15 @@
 """Four ways of keeping totals side by side: speed, requests and write units, on the same server with the same records.
 
-    uv run python -m tests.benchmarks.compare --quick --output FOLDER
+    uv run python -m tests.benchmarks.compare --quick --round-trip 4 --output FOLDER
 
 prints a table and writes `comparison.json` and `comparison.png` into the folder. The contenders take turns, round by
 round, so that what disturbs the machine disturbs all of them; figures are medians over the rounds, and the ratios are
-medians of each round's own ratios.
+medians of each round's own ratios. `--round-trip` holds every answer back for so many milliseconds, as the network
+between Lambda and DynamoDB does: a server on the same machine hides what a request costs.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -21,12 +23,12 @@ from typing import Any
 from aggregation_worker.local.ministack import running_ministack
 from tests.benchmarks import processor_time, workloads
 from tests.benchmarks.contenders import NAMES, Setup, set_up
+from tests.benchmarks.meter import Meter
 from tests.benchmarks.workloads import Delivered, Workload, batches, counted_before
-from tests.benchmarks.write_units import DOLLARS_PER_MILLION_UNITS, Meter
 from tests.dynamodb_local import running_dynamodb_local
 
 # A contender that handles records one by one is as quick in a long batch as in a short one, so it is timed on the first
-# records only.
+# records only. A round has so many small batches that they come to as many.
 LONGEST_ONE_BY_ONE = 300
 WORKER = "this worker"
 # The optimising compiler alone, which a benchmark has the time for, and a collector without threads of its own, which
@@ -40,7 +42,8 @@ class Figures:
 
     Attributes:
         seconds, records: of each timed round.
-        requests, units, wasted_units: of all timed rounds; the wasted ones were charged for requests that failed.
+        requests, units, wasted_units, read_units, dollars: of all timed rounds; `units` are write units, the wasted
+            ones of which were charged for requests that failed.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -48,6 +51,8 @@ class Figures:
     requests: int = 0
     units: int = 0
     wasted_units: int = 0
+    read_units: float = 0.0
+    dollars: float = 0.0
 
     def rates(self) -> list[float]:
         """Records per second of each round."""
@@ -61,7 +66,8 @@ class Figures:
             "requests_per_record": self.requests / records,
             "write_units_per_record": self.units / records,
             "wasted_units_per_record": self.wasted_units / records,
-            "dollars_per_million_records": self.units / records * DOLLARS_PER_MILLION_UNITS,
+            "read_units_per_record": self.read_units / records,
+            "dollars_per_million_records": self.dollars / records * 1e6,
         }
 
 
@@ -76,18 +82,21 @@ def warm_up(endpoint: str, seconds: float) -> None:
                 setup.contender.deliver(batch if name == WORKER else batch[:50])
 
 
-def compare(workload: Workload, endpoint: str, rounds: int) -> dict[str, Figures]:
-    """Runs every contender in turn, once to warm up and then `rounds` times."""
+def compare(workload: Workload, endpoint: str, rounds: int, round_trip: float = 0.0) -> dict[str, Figures]:
+    """Runs every contender in turn, once to warm up and then `rounds` times; `round_trip` in seconds."""
     figures = {name: Figures() for name in NAMES}
     with ExitStack() as stack:
-        setups = {name: stack.enter_context(set_up(name, endpoint)) for name in NAMES}
+        setups = {name: stack.enter_context(set_up(name, endpoint, round_trip=round_trip)) for name in NAMES}
         expected: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
         meters = {name: Meter(setup.keys) for name, setup in setups.items()}
-        for round_, batch in zip(range(rounds + 1), batches(workload), strict=False):
+        stream = batches(workload)
+        for round_ in range(rounds + 1):
+            delivered = list(itertools.islice(stream, max(1, LONGEST_ONE_BY_ONE // workload.batch)))
             for name, setup in setups.items():
-                part = batch if name == WORKER else batch[:LONGEST_ONE_BY_ONE]
-                _one_round(setup, part, workload, meters[name], figures[name] if round_ else Figures())
-                expected[name].update(_quantities(part))
+                parts = delivered if name == WORKER else [batch[:LONGEST_ONE_BY_ONE] for batch in delivered]
+                _one_round(setup, parts, workload, meters[name], figures[name] if round_ else Figures())
+                for part in parts:
+                    expected[name].update(_quantities(part))
         for name, setup in setups.items():
             # Only the naive handler counts a duplicate.
             if name != "naive" or workload.delivered is Delivered.NONE:
@@ -95,26 +104,31 @@ def compare(workload: Workload, endpoint: str, rounds: int) -> dict[str, Figures
     return figures
 
 
-def _one_round(setup: Setup, batch: list[dict[str, Any]], workload: Workload, meter: Meter, figures: Figures) -> None:
-    log = setup.client.log
-    if before := counted_before(workload, batch):
-        setup.contender.deliver(before)
-        _count(log, meter)
-    requests, units, wasted = meter.requests, meter.units, meter.wasted
+def _one_round(
+    setup: Setup, parts: Sequence[list[dict[str, Any]]], workload: Workload, meter: Meter, figures: Figures
+) -> None:
+    for part in parts:
+        if before := counted_before(workload, part):
+            setup.contender.deliver(before)
+    _count(setup, meter)
+    meter.reset()
     start = time.perf_counter()
-    setup.contender.deliver(batch)
+    for part in parts:
+        setup.contender.deliver(part)
     figures.seconds.append(time.perf_counter() - start)
-    figures.records.append(len(batch))
-    _count(log, meter)
-    figures.requests += meter.requests - requests
-    figures.units += meter.units - units
-    figures.wasted_units += meter.wasted - wasted
+    figures.records.append(sum(map(len, parts)))
+    _count(setup, meter)
+    figures.requests += meter.requests
+    figures.units += meter.units
+    figures.wasted_units += meter.wasted
+    figures.read_units += meter.read_units
+    figures.dollars += meter.dollars
 
 
-def _count(log: list[Any], meter: Meter) -> None:
-    for request in log:
+def _count(setup: Setup, meter: Meter) -> None:
+    for request in setup.client.log:
         meter.add(request)
-    log.clear()
+    setup.client.log.clear()
 
 
 def _quantities(batch: Sequence[dict[str, Any]]) -> Counter[str]:
@@ -143,8 +157,9 @@ def ratio(figures: dict[str, Figures], other: str) -> float:
 def table(results: dict[Workload, dict[str, Figures]]) -> str:
     """All figures as a Markdown table."""
     lines = [
-        "| workload | contender | records/s | requests/record | write units/record | $/million | worker is |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| workload | contender | records/s | requests/record | write units/record | read units/record | $/million "
+        "| worker is |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for workload, figures in results.items():
         for position, (name, found) in enumerate(figures.items()):
@@ -153,6 +168,7 @@ def table(results: dict[Workload, dict[str, Figures]]) -> str:
             lines.append(
                 f"| {'' if position else workload.name} | {name} | {of['records_per_second']:,.0f} "
                 f"| {of['requests_per_record']:.3f} | {of['write_units_per_record']:.2f} "
+                f"| {of['read_units_per_record']:.2f} "
                 f"| {of['dollars_per_million_records']:.2f} | {times} |"
             )
     return "\n".join(lines)
@@ -213,9 +229,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where JSON and PNG are written")
-    parser.add_argument("--quick", action="store_true", help="three workloads and three rounds")
+    parser.add_argument("--quick", action="store_true", help="four workloads and three rounds")
     parser.add_argument("--only", metavar="TEXT", help="only workloads whose name contains this")
     parser.add_argument("--rounds", type=int, metavar="N", help="timed rounds of each workload (default: 5)")
+    parser.add_argument(
+        "--round-trip", type=float, default=0, metavar="MS", help="added to every request (default: %(default)s)"
+    )
     parser.add_argument(
         "--warm-up", type=float, default=15, metavar="S", help="seconds for each contender (default: %(default)s)"
     )
@@ -232,7 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with server(options.server) as endpoint:
         warm_up(endpoint, options.warm_up)
         for workload in chosen:
-            results[workload] = compare(workload, endpoint, options.rounds or (3 if options.quick else 5))
+            results[workload] = compare(
+                workload, endpoint, options.rounds or (3 if options.quick else 5), options.round_trip / 1000
+            )
             print(table({workload: results[workload]}), flush=True)
     print("\n" + table(results))
     write(results, options.output)

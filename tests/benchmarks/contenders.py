@@ -23,7 +23,6 @@ from aws_lambda_powertools.utilities.idempotency import (
     idempotent_function,
 )
 from botocore.config import Config
-from botocore.exceptions import ClientError
 
 from aggregation_worker import handler
 from aggregation_worker.aggregations.contributions import Definitions, KeyType
@@ -34,7 +33,7 @@ from aggregation_worker.deployment.settings import TableDefinition
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline
 from aggregation_worker.local.pipeline import create_table
 from aggregation_worker.local.recompute import stored_totals
-from tests.benchmarks.write_units import Request
+from tests.benchmarks.meter import RecordingClient
 from tests.definition_texts import aggregation_text, definitions
 from tests.records import event
 
@@ -51,38 +50,6 @@ class Contender(Protocol):
 
     def deliver(self, batch: Sequence[dict[str, Any]]) -> None:
         """One invocation with these records."""
-
-
-class RecordingClient:
-    """A client that remembers every write it was asked for, in the order in which they ended."""
-
-    def __init__(self, client: "DynamoDBClient") -> None:
-        self._client = client
-        self.log: list[Request] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    def put_item(self, **parameters: Any) -> Any:
-        """As the client's."""
-        return self._write("put_item", parameters)
-
-    def update_item(self, **parameters: Any) -> Any:
-        """As the client's."""
-        return self._write("update_item", parameters)
-
-    def transact_write_items(self, **parameters: Any) -> Any:
-        """As the client's."""
-        return self._write("transact_write_items", parameters)
-
-    def _write(self, operation: str, parameters: dict[str, Any]) -> Any:
-        try:
-            answer = getattr(self._client, operation)(**parameters)
-        except ClientError:
-            self.log.append(Request(operation, parameters, failed=True))
-            raise
-        self.log.append(Request(operation, parameters))
-        return answer
 
 
 def client_of(endpoint: str, config: Config | None = None) -> "DynamoDBClient":
@@ -259,12 +226,13 @@ class Setup:
 
 
 @contextmanager
-def set_up(name: str, endpoint: str, *, workers: int = 1) -> Iterator[Setup]:
+def set_up(name: str, endpoint: str, *, workers: int = 1, round_trip: float = 0.0) -> Iterator[Setup]:
     """A contender over tables of its own, which are removed at the end.
 
     Args:
         name: one of `NAMES`.
         workers: how many callers will use it at the same time.
+        round_trip: seconds that every answer is held back.
     """
     suffix = uuid.uuid4().hex[:10]
     defined = definitions(aggregation_text(table=f"target-{suffix}"))
@@ -274,7 +242,7 @@ def set_up(name: str, endpoint: str, *, workers: int = 1) -> Iterator[Setup]:
         tables[other] = deployment.LEDGER if name == "this worker" else _MARKERS
     (target,) = deployment.target_tables(defined)
     config = handler._config(total_max_attempts=1) if name == "this worker" else Config()
-    client = RecordingClient(client_of(endpoint, config))
+    client = RecordingClient(client_of(endpoint, config), round_trip)
     threads = ThreadPoolExecutor(MAX_IN_FLIGHT * workers)
     contender: Contender
     with mock.patch.dict(os.environ, {"AWS_LAMBDA_FUNCTION_NAME": "benchmark"}), threads:

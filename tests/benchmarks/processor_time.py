@@ -16,17 +16,22 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from aggregation_worker.ledger.transactions import Transaction, plan, transact_items
+import boto3
+from botocore.awsrequest import AWSResponse, HeadersDict
 
-from aggregation_worker.aggregations.contributions import contributions
-from aggregation_worker.ledger.receipts import postings
+from aggregation_worker import handler
+from aggregation_worker.aggregations.contributions import Group, contributions
+from aggregation_worker.ledger.receipts import Posting, Row, postings, without_repeats
+from aggregation_worker.ledger.writes import Add, Look, Start, Write, next_step
 from aggregation_worker.streams.records import read_record
 from tests.benchmarks.workloads import EVENT_BYTES, REFERENCE, batches, records
+from tests.benchmarks.write_units import LEDGER, World
 from tests.definition_texts import definitions
 
 _DEFINITIONS = definitions()
@@ -39,47 +44,106 @@ import aggregation_worker.handler
 from tests.benchmarks import processor_time
 event = json.load(open(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-transactions = processor_time.planned(event["Records"])
-for transaction in transactions:
-    json.dumps(processor_time.requests(transaction))
+planned = processor_time.planned(event["Records"], {})
+for write in planned:
+    json.dumps(processor_time.requests([write]), default=repr)
 print(json.dumps({"records": len(event["Records"]), "peak_kb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
                   "event_kb": before}))
 """
 
 
-def planned(batch: Sequence[Any]) -> list[Transaction]:
-    """Everything that the worker does with a batch before its first request: parse, contributions, postings, plan."""
+def posted(batch: Sequence[Any]) -> list[Posting]:
+    """The postings of raw records: parsed, and their contributions."""
     readable = []
     for index, raw in enumerate(batch):
         record = read_record(raw, _DEFINITIONS.source.table)
         changes, _ = contributions(_DEFINITIONS.aggregations, record)
         readable.append((index, record, changes))
-    transactions, _ = plan(postings(readable))
-    return transactions
+    return without_repeats(postings(readable))[0]
 
 
-def requests(transaction: Transaction) -> Any:
-    """The actions that are sent for a transaction."""
-    return transact_items(transaction, "ledger", 1_794_835_658)
+def planned(batch: Sequence[Any], rows: Mapping[Group, Mapping[str, Any]]) -> list[Write | Look]:
+    """Everything that the worker does with a batch before it sends: each row's first request.
+
+    Args:
+        rows: what reading the rows has found.
+    """
+    by_row: dict[Row, list[Posting]] = {}
+    for posting in posted(batch):
+        by_row.setdefault(posting.aggregate.row, []).append(posting)
+    steps = (next_step(row, rows.get(row.group, {}), left, {}, _new_generation) for row, left in by_row.items())
+    return [step.then for step in steps if step.then is not None]
 
 
-def microseconds_per_record(size: int, rounds: int = 15) -> dict[str, float]:
-    """Median processor time of one record in batches of `size`: to plan it, and to build its share of the requests."""
-    batch = next(batches(REFERENCE)) if size == REFERENCE.batch else list(itertools.islice(records(REFERENCE), size))
+def _new_generation() -> str:
+    return "123456"
+
+
+def requests(writes: Iterable[Write | Look]) -> list[Any]:
+    """What is sent for them."""
+    return [
+        write.request()
+        if isinstance(write, Add | Start)
+        else write.request(LEDGER)
+        if isinstance(write, Look)
+        else write.request(LEDGER, 1_794_835_658)
+        for write in writes
+    ]
+
+
+def steady_rows(stream: Iterator[list[Any]], count: int) -> dict[Group, Mapping[str, Any]]:
+    """The target's rows after so many batches."""
+    world = World()
+    for batch in itertools.islice(stream, count):
+        world.deliver(posted(batch))
+    return dict(world.rows)
+
+
+def microseconds_per_record(size: int, rounds: int = 15, batches_before: int = 10) -> dict[str, float]:
+    """Median processor time of one record in batches of `size`: to plan it, and to build its share of the requests.
+
+    Args:
+        batches_before: of the reference workload, which have brought the rows to a state as in service.
+    """
+    stream = batches(REFERENCE)
+    rows = steady_rows(stream, batches_before)
+    batch = list(itertools.islice(itertools.chain.from_iterable(stream), size))
     plans, requested = [], []
     for _ in range(rounds):
         gc.collect()
         start = time.process_time()
-        transactions = planned(batch)
+        writes = planned(batch, rows)
         middle = time.process_time()
-        for transaction in transactions:
-            requests(transaction)
+        requests(writes)
         plans.append(middle - start)
         requested.append(time.process_time() - middle)
     return {
         "plan": statistics.median(plans) / size * 1e6,
         "requests": statistics.median(requested) / size * 1e6,
+        "requests_per_record": len(writes) / size,
+        "botocore_per_request": botocore_microseconds(writes),
     }
+
+
+def botocore_microseconds(writes: Sequence[Write | Look]) -> float:
+    """Mean processor time that botocore takes for an `UpdateItem` of these, when the answer is there at once."""
+    client = boto3.client(
+        "dynamodb",
+        region_name="us-east-1",
+        aws_access_key_id="000000000000",
+        aws_secret_access_key="local",
+        config=handler._config(total_max_attempts=1),
+    )
+    raw = SimpleNamespace(stream=lambda: iter([b"{}"]))
+    headers: Any = HeadersDict()
+    answer: Any = lambda **_: AWSResponse("", 200, headers, raw)  # noqa: E731 - botocore's type knows no answer
+    client.meta.events.register("before-send.dynamodb", answer)
+    adds = requests(write for write in writes if isinstance(write, Add))
+    client.update_item(**adds[0])
+    start = time.process_time()
+    for request in adds:
+        client.update_item(**request)
+    return (time.process_time() - start) / len(adds) * 1e6
 
 
 def peak_memory(folder: Path) -> dict[str, float]:
@@ -163,7 +227,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for size in options.records:
         figures = microseconds_per_record(size, options.rounds)
-        print(f"{size:6,} records: plan {figures['plan']:5.1f} µs, requests {figures['requests']:5.1f} µs a record")
+        print(
+            f"{size:6,} records: plan {figures['plan']:5.1f} µs, requests {figures['requests']:5.1f} µs a record; "
+            f"botocore {figures['botocore_per_request']:4.0f} µs a request, of which there are "
+            f"{figures['requests_per_record']:.2f} a record"
+        )
     if options.start:
         with tempfile.TemporaryDirectory() as folder:
             memory = peak_memory(Path(folder))
@@ -181,10 +249,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"cold init {found['init_ms']:.0f} ms (median of 5)"
         )
     if options.profile:
-        batch = next(batches(REFERENCE))
+        stream = batches(REFERENCE)
+        rows = steady_rows(stream, 10)
+        batch = next(stream)
         with cProfile.Profile() as profile:
             for _ in range(10):
-                planned(batch)
+                requests(planned(batch, rows))
         pstats.Stats(profile).sort_stats("tottime").print_stats(25)
 
 

@@ -1,12 +1,13 @@
-"""The write-unit calculator against AWS's published rules and examples."""
+"""The calculator of units against AWS's published rules and examples."""
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.benchmarks.workloads import REFERENCE, TEN_GROUPS, Choice, Kind
-from tests.benchmarks.write_units import Meter, Request, item_bytes, price, value_bytes, write_units
+from tests.benchmarks import write_units
+from tests.benchmarks.meter import Meter, Request, item_bytes, units_of_write, value_bytes
+from tests.benchmarks.write_units import TRAFFIC, main, price
 
 KEYS = {"table": ("id",)}
 
@@ -64,10 +65,10 @@ def test_value_of_an_unknown_type__is_refused() -> None:
         (None, None, 1),
     ],
 )
-def test_write_units__count_the_larger_item_in_whole_kilobytes(
+def test_units_of_a_write__count_the_larger_item_in_whole_kilobytes(
     before: int | None, after: int | None, units: int
 ) -> None:
-    assert write_units(before, after) == units
+    assert units_of_write(before, after) == units
 
 
 def test_transaction__costs_twice_as_much_for_each_item() -> None:
@@ -91,6 +92,23 @@ def test_cancelled_transaction__is_charged_and_changes_nothing() -> None:
     assert (meter.units, meter.wasted) == (2 + 4 + 4, 8)
 
 
+def test_failed_update__is_charged_for_the_item_that_is_there() -> None:
+    meter = Meter(KEYS)
+    large: dict[str, Any] = {"TableName": "table", "Item": {"id": {"S": "1"}, "text": {"S": "x" * 2_000}}}
+    update = {
+        "TableName": "table",
+        "Key": {"id": {"S": "1"}},
+        "UpdateExpression": "SET #0 = :0",
+        "ExpressionAttributeNames": {"#0": "text"},
+        "ExpressionAttributeValues": {":0": {"S": "x" * 9_000}},
+    }
+
+    meter.add(Request("put_item", large))
+    meter.add(Request("update_item", update, failed=True))
+
+    assert (meter.units, meter.wasted) == (2 + 2, 2)
+
+
 def test_updates__grow_the_item_they_are_charged_for() -> None:
     meter = Meter(KEYS)
     update: dict[str, Any] = {
@@ -112,18 +130,55 @@ def test_updates__grow_the_item_they_are_charged_for() -> None:
 
     assert meter.units == 1 + 2 + 2
     # id + 1, quantity 120, text, expires_at of ten digits
-    assert meter.largest_item == 3 + (8 + 2) + (4 + 1_100) + (10 + 6)
+    assert meter.largest == {"table": 3 + (8 + 2) + (4 + 1_100) + (10 + 6)}
 
 
-def test_price__keeps_the_promised_limits() -> None:
-    at_250 = replace(REFERENCE, batch=250)
+def test_entries_of_a_map__are_set_and_added_to_in_one_update() -> None:
+    meter = Meter(KEYS)
+    parameters: dict[str, Any] = {"TableName": "table", "Key": {"id": {"S": "1"}}}
+    makes: dict[str, Any] = {
+        "UpdateExpression": "SET #0 = :0 ADD #1 :1",
+        "ExpressionAttributeNames": {"#0": "map", "#1": "n"},
+        "ExpressionAttributeValues": {":0": {"M": {"a.1": {"N": "1"}}}, ":1": {"N": "1"}},
+    }
+    sets: dict[str, Any] = {
+        "UpdateExpression": "SET #0.#1 = :0, #0.#2 = :1 ADD #3 :2",
+        "ExpressionAttributeNames": {"#0": "map", "#1": "b.1", "#2": "c.1", "#3": "n"},
+        "ExpressionAttributeValues": {":0": {"N": "2"}, ":1": {"N": "3"}, ":2": {"N": "5"}},
+    }
 
-    assert price(replace(TEN_GROUPS, batch=250), seconds=2).units <= 0.4
-    assert price(at_250, seconds=2).units <= 2.15
-    assert price(replace(at_250, groups=100_000, choice=Choice.UNIFORM), seconds=1).units <= 4.1
+    for expressions in (makes, sets):
+        meter.add(Request("update_item", parameters | expressions))
+
+    # id + 1; the map with three names of three characters, their values of two bytes and a byte each; n
+    assert (meter.units, meter.largest) == (2, {"table": 3 + (3 + 3 + 3 * (3 + 2 + 1)) + (1 + 2)})
 
 
-def test_price_of_a_move__is_that_of_its_two_contributions() -> None:
-    moves = replace(REFERENCE, groups=100_000, choice=Choice.UNIFORM, batch=250, kind=Kind.MOVE)
+def test_reads__cost_half_a_unit_each_or_a_unit_for_four_kilobytes_together() -> None:
+    meter = Meter(KEYS)
+    large: dict[str, Any] = {"id": {"S": "1"}, "text": {"S": "x" * 5_000}}
+    meter.add(Request("put_item", {"TableName": "table", "Item": large}))
+    keys = [{"id": {"S": number}} for number in "123"]
 
-    assert price(moves, seconds=1).units <= 2 * 4.1
+    meter.add(Request("batch_get_item", {"RequestItems": {"table": {"Keys": keys}}}))
+    several = meter.read_units
+    meter.add(Request("query", {"TableName": "table", "ConsistentRead": True}, found=[large, large]))
+
+    assert (several, meter.read_units - several) == (1 + 0.5 + 0.5, 3)
+
+
+def test_price__keeps_its_goals_in_a_short_run() -> None:
+    traffic = replace(TRAFFIC[0], seconds=300)
+
+    assert [price(traffic, skew).units <= goal for skew, goal in traffic.goals] == [True] * 3
+
+
+def test_command__says_which_goals_are_missed(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    distinct = replace(next(one for one in TRAFFIC if not one.groups), seconds=2)
+    monkeypatch.setattr(write_units, "TRAFFIC", (distinct, replace(distinct, batch=125, goals=((0, 0.5),))))
+
+    assert main([]) == 1
+
+    printed = capsys.readouterr().out
+    assert "1.00 (≤ 1.02)" in printed
+    assert "missed: 1,000/s over 4, batches of 125, all distinct, 0 s apart" in printed

@@ -1,223 +1,278 @@
-"""What writes cost by AWS's documented rules: item sizes, write units, and their price.
-
-A `Meter` is told every request and keeps the items in memory, so it knows their sizes before and after. It is a
-calculator, not a database: it believes what it is told about which requests failed, and knows only the expressions that
-the contenders use. (The consumed capacity that DynamoDB Local returns for transactions does not follow AWS's rule.)
-
-What X groups cost at 1,000 records/s over four shards, in batches of 250, without any server:
+"""What the worker's requests cost per record by AWS's documented rules, for traffic of many shapes, without a server.
 
     uv run python -m tests.benchmarks.write_units
+
+The worker's own committer plans, sends and learns, batch after batch, over a DynamoDB in memory whose answers are held
+to those of DynamoDB Local; a `Meter` adds up what its requests cost. A table follows beside three other ways of keeping
+totals. The exit status is 0 only if every goal is met.
 """
 
 import argparse
-import base64
 import itertools
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from aggregation_worker.aggregations.numbers import EXACT, amount_text
-from tests.benchmarks.processor_time import planned, requests
-from tests.benchmarks.workloads import RECORDS_PER_SECOND, REFERENCE, Choice, Workload, records
+from aggregation_worker.aggregations.contributions import Contribution, Group
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.ledger.commit import Committer, Deadline
+from aggregation_worker.ledger.receipts import Posting, postings
+from aggregation_worker.streams.records import EventName, StreamRecord
+from tests.benchmarks.meter import DOLLARS_PER_MILLION_UNITS, Meter, RecordingClient
+from tests.benchmarks.workloads import Choice
+from tests.definition_texts import definitions
+from tests.model.in_memory_dynamodb import InMemoryDynamoDB
+from tests.records import DAY
 
-# On-demand write request units, us-east-1, in dollars per million ("Amazon DynamoDB pricing").
-DOLLARS_PER_MILLION_UNITS = 0.625
-
-_TRANSACTION = 2  # units for each that the write would cost alone
-_CONTAINER_BYTES = 3
-_ELEMENT_BYTES = 1
-_TERM = re.compile(r"([#\w]+)\s*=?\s*(:\w+)")
-
-
-def item_bytes(item: Mapping[str, Any]) -> int:
-    """An item's size as it counts for capacity, in bytes.
-
-    The rules are those of "DynamoDB item sizes and formats" in the Amazon DynamoDB developer guide.
-    """
-    return sum(len(name.encode()) + value_bytes(value) for name, value in item.items())
-
-
-def value_bytes(value: Mapping[str, Any]) -> int:
-    """The size of one attribute value in DynamoDB's typed JSON, in bytes.
-
-    Raises:
-        ValueError: it has no DynamoDB type.
-    """
-    ((kind, content),) = value.items()
-    match kind:
-        case "S":
-            return len(content.encode())
-        case "N":
-            return _number_bytes(content)
-        case "B":
-            return len(base64.b64decode(content) if isinstance(content, str) else content)
-        case "BOOL" | "NULL":
-            return 1
-        case "L":
-            return _CONTAINER_BYTES + sum(_ELEMENT_BYTES + value_bytes(inner) for inner in content)
-        case "M":
-            return _CONTAINER_BYTES + item_bytes(content) + _ELEMENT_BYTES * len(content)
-        case "SS" | "NS" | "BS":
-            return sum(value_bytes({kind[0]: inner}) for inner in content)
-    raise ValueError(f"unknown attribute type {kind!r}")
-
-
-def _number_bytes(text: str) -> int:
-    """One byte for every two significant digits, one more, and one for a minus sign; outer zeros do not count."""
-    number = Decimal(text)
-    digits = len("".join(map(str, number.as_tuple().digits)).strip("0"))
-    return math.ceil(digits / 2) + 1 + (number < 0)
-
-
-def write_units(before: int | None, after: int | None) -> int:
-    """Units of one write outside a transaction: a unit for each KB of the item, before or after, whichever is larger.
-
-    Args:
-        before, after: bytes of the item; `None` where there is none. A write that fails its condition is charged for
-            the item that is there, so its `after` is `None`.
-    """
-    return max(1, math.ceil(max(before or 0, after or 0) / 1024))
+LEDGER = "ledger"
+SKEWS = (0, 3, 10)
+_DEFINITIONS = definitions()
+(_AGGREGATION,) = _DEFINITIONS.aggregations
+TABLES = deployment.target_tables(_DEFINITIONS) | {LEDGER: deployment.LEDGER}
+BEGINNING = 1_789_651_658
+# Receipts of a row before the run begins: a row that archives holds between half of its room and all of it.
+RECEIPTS_BEFORE = (9, 19)
+# What others pay for a record: an ADD; one and two writes of a marker; a transaction of a marker and an ADD.
+OTHERS = {"naive": 1, "Powertools": 3, "marker per record": 4}
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One request as it was sent: the operation, its parameters, and whether DynamoDB refused it."""
-
-    operation: str
-    parameters: Mapping[str, Any]
-    failed: bool = False
-
-
-@dataclass(slots=True)
-class Meter:
-    """Counts requests and write units.
+class Traffic:
+    """One row of the table.
 
     Attributes:
-        keys: the names of each table's key attributes.
+        rate: records a second over all shards.
+        batch: records in a batch of one shard.
+        groups: how many there are; 0: each record has one of its own.
+        seconds: how long it is watched, the first half uncounted.
+        goals: the most write units per record, by the seconds between one shard's records and the next one's.
     """
 
-    keys: Mapping[str, Sequence[str]]
-    requests: int = 0
-    units: int = 0
-    wasted: int = 0  # those of `units` that were charged for requests which failed
-    largest_item: int = 0
-    _items: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = field(default_factory=dict)
+    rate: int
+    shards: int
+    batch: int
+    groups: int
+    choice: Choice
+    seconds: int
+    goals: tuple[tuple[int, float], ...]
 
-    def add(self, request: Request) -> None:
-        """Counts one request and, unless it failed, changes the items."""
-        self.requests += 1
-        before = self.units
-        if request.operation == "transact_write_items":
-            for action in request.parameters["TransactItems"]:
-                ((kind, parameters),) = action.items()
-                self.units += _TRANSACTION * self._write(kind, parameters, request.failed)
-        else:
-            kind = {"put_item": "Put", "update_item": "Update"}[request.operation]
-            self.units += self._write(kind, request.parameters, request.failed)
-        if request.failed:
-            self.wasted += self.units - before
-
-    def _write(self, kind: str, parameters: Mapping[str, Any], failed: bool) -> int:
-        table = parameters["TableName"]
-        content = parameters["Item"] if kind == "Put" else parameters["Key"]
-        place = (table, tuple(str(content[name]) for name in self.keys[table]))
-        old = self._items.get(place)
-        before = None if old is None else item_bytes(old)
-        if failed:
-            return write_units(before, None)
-        new = dict(content) if kind == "Put" else {**(old or content), **_updated(old or {}, parameters)}
-        self._items[place] = new
-        after = item_bytes(new)
-        self.largest_item = max(self.largest_item, after)
-        return write_units(before, after)
+    @property
+    def name(self) -> str:
+        """What tells it apart in the table."""
+        groups = f"{self.groups:,} {self.choice}" if self.groups else "all distinct"
+        return f"{self.rate:,}/s over {self.shards}, batches of {self.batch:,}, {groups}"
 
 
-def _updated(item: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that an `UpdateExpression` of only SETs of values, or only ADDs of numbers, gives an item."""
-    clause, terms = parameters["UpdateExpression"].split(" ", 1)
-    names, values = parameters.get("ExpressionAttributeNames", {}), parameters["ExpressionAttributeValues"]
-    changed = {}
-    for name, value in _TERM.findall(terms):
-        attribute, operand = names.get(name, name), values[value]
-        if clause == "ADD":
-            number = EXACT.add(Decimal(item.get(attribute, {"N": "0"})["N"]), Decimal(operand["N"]))
-            operand = {"N": amount_text(number)}
-        changed[attribute] = operand
-    return changed
+def _goals(*units: float) -> tuple[tuple[int, float], ...]:
+    return tuple(zip(SKEWS, units, strict=False))
+
+
+TRAFFIC = (
+    *(Traffic(4, 4, 1, groups, Choice.UNIFORM, 1_500, _goals(1.3, 1.3, 1.6)) for groups in (10, 1_000)),
+    *(Traffic(100, 4, 25, groups, Choice.UNIFORM, 100, _goals(1.28, 1.28, 1.6)) for groups in (10, 100, 1_000)),
+    Traffic(1_000, 4, 250, 10, Choice.ZIPF, 40, _goals(0.28, 0.3, 1.6)),
+    Traffic(1_000, 4, 250, 1_000, Choice.ZIPF, 40, _goals(0.8, 0.95, 1.6)),
+    Traffic(1_000, 4, 250, 1_000, Choice.UNIFORM, 40, _goals(1.2, 1.2, 1.6)),
+    Traffic(1_000, 4, 250, 0, Choice.UNIFORM, 8, _goals(1.02, 1.02, 1.6)),
+    Traffic(1_000, 1, 1_000, 10, Choice.ZIPF, 20, _goals(0.08)),
+    Traffic(1_000, 1, 1_000, 1_000, Choice.ZIPF, 20, _goals(0.52)),
+    Traffic(1_000, 1, 1_000, 1_000, Choice.UNIFORM, 20, _goals(0.95)),
+    *(Traffic(1_000, 4, 10, groups, Choice.ZIPF, 10, _goals(2.2, 2.6)) for groups in (10, 1_000)),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What the worker's writes cost, per stream record.
+    """What the worker's requests cost, per stream record.
 
     Attributes:
-        units: write units.
-        requests: requests.
-        largest_page: bytes.
+        units, read_units, requests, dollars: of one record.
+        largest: bytes of the largest item of each table.
     """
 
     units: float
+    read_units: float
     requests: float
-    largest_page: int
+    dollars: float
+    largest: dict[str, int]
+
+
+class AtOnce(Executor):
+    """Does what it is given before it returns."""
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        """As any executor's."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(*arguments, **options))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@dataclass(slots=True)
+class World:
+    """A worker over tables in memory, and what its requests cost."""
+
+    database: InMemoryDynamoDB = field(default_factory=InMemoryDynamoDB)
+    meter: Meter = field(init=False)
+    counted: defaultdict[Group, Decimal] = field(default_factory=lambda: defaultdict(Decimal))
+    _client: RecordingClient = field(init=False)
+    _committer: Committer = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Creates the tables."""
+        for name, table in TABLES.items():
+            self.database.create(name, *((key, kind.value) for key, kind in table.keys))
+        self.meter = Meter({name: [key for key, _ in table.keys] for name, table in TABLES.items()})
+        self._client = RecordingClient(self.database)
+        client: Any = self._client
+        self._committer = Committer(client, LEDGER, deployment.LEDGER_RETENTION_DAYS, AtOnce())
+
+    def deliver(self, batch: Sequence[Posting]) -> None:
+        """One invocation that makes these postings.
+
+        Raises:
+            RuntimeError: a posting was not counted.
+        """
+        outcome = self._committer.commit(batch, Deadline(lambda: 60.0, 0, 0))
+        if len(outcome.applied) != len(batch):
+            raise RuntimeError(f"not everything was counted: {outcome}")
+        for posting in batch:
+            self.counted[posting.aggregate.row.group] += posting.amounts[0]
+        for request in self._client.log:
+            self.meter.add(request)
+        self._client.log.clear()
 
     @property
-    def dollars_per_million(self) -> float:
-        """Dollars for a million records."""
-        return self.units * DOLLARS_PER_MILLION_UNITS
+    def rows(self) -> Mapping[Group, Mapping[str, Any]]:
+        """The target's rows by group."""
+        return self.database.tables[_AGGREGATION.table].items
+
+    def check(self) -> None:
+        """A worker that counted wrong has no price.
+
+        Raises:
+            RuntimeError: a total is not the sum of what was posted.
+        """
+        if {group: Decimal(row["quantity"]["N"]) for group, row in self.rows.items()} != self.counted:
+            raise RuntimeError("the totals are not those of the records")
 
 
-TABLE_KEYS = {"ledger": ("aggregate", "page"), "item_count_by_date": ("item_number", "order_date")}
+def posted(found: Iterable[tuple[float, int]], numbers: Iterator[int], chance: random.Random) -> list[Posting]:
+    """The postings of a batch.
 
-
-def price(workload: Workload, *, shards: int = 4, seconds: int = 20) -> Price:
-    """The worker's price at `RECORDS_PER_SECOND` over `shards`, each delivering batches of the workload's size.
-
-    Every shard's batch is planned and its requests are built by the worker itself; the meter takes them as committed.
+    Args:
+        found: each record's creation, in epoch seconds, and its group.
+        numbers: sequence numbers.
     """
-    meter = Meter(TABLE_KEYS)
-    stream = records(workload)
-    total = RECORDS_PER_SECOND * seconds
-    if total % (shards * workload.batch):
-        raise ValueError(f"{total} records do not make whole batches of {workload.batch} for {shards} shards")
-    for _ in range(total // (shards * workload.batch)):
-        window = list(itertools.islice(stream, shards * workload.batch))
-        for shard in range(shards):
-            for request in committed(window[shard::shards]):
-                meter.add(request)
-    return Price(meter.units / total, meter.requests / total, meter.largest_item)
+    batch = []
+    for index, (created_at, group) in enumerate(found):
+        event_id, number = f"{chance.getrandbits(128):032x}", str(next(numbers) * 1_000)
+        record = StreamRecord(EventName.INSERT, event_id, number, int(created_at), "label", None, {}, False)
+        amounts = (Decimal(chance.randint(1, 99)),)
+        batch.append((index, record, [Contribution(_AGGREGATION, (f"item{group:06}", DAY), amounts)]))
+    return postings(batch)
 
 
-def committed(batch: Sequence[Any]) -> Iterable[Request]:
-    """The requests that the worker sends for a batch that nothing hinders."""
-    for transaction in planned(batch):
-        yield Request("transact_write_items", {"TransactItems": requests(transaction)})
+def price(traffic: Traffic, skew: int) -> Price:
+    """The worker's price for one shape of traffic, each shard's records `skew` seconds before the next shard's."""
+    chance = random.Random(1)
+    world = World()
+    numbers = itertools.count(10**20)
+    distinct = itertools.count()
+    weights = [1 / rank if traffic.choice is Choice.ZIPF else 1.0 for rank in range(1, traffic.groups + 1)]
+    cumulated = list(itertools.accumulate(weights))
 
+    def groups() -> Iterable[int]:
+        if not cumulated:
+            return itertools.islice(distinct, traffic.batch)
+        return chance.choices(range(traffic.groups), cum_weights=cumulated, k=traffic.batch)
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.write_units",
-        description="The worker's write units per record at 1,000 records/s over four shards.",
+    for group in range(traffic.groups):
+        count = chance.randint(*RECEIPTS_BEFORE)
+        world.deliver(posted([(BEGINNING - 60.0, group)] * count, numbers, chance))
+    span = traffic.batch * traffic.shards / traffic.rate
+    counted = 0
+    for turn in range(turns := round(traffic.seconds / span)):
+        if turn == turns // 2:
+            world.meter.reset()
+            counted = 0
+        for shard in range(traffic.shards):
+            began = BEGINNING + turn * span - skew * shard
+            times = (began + position * span / traffic.batch for position in range(traffic.batch))
+            world.deliver(posted(zip(times, groups(), strict=True), numbers, chance))
+            counted += traffic.batch
+    world.check()
+    meter = world.meter
+    return Price(
+        meter.units / counted,
+        meter.read_units / counted,
+        meter.requests / counted,
+        meter.dollars / counted,
+        meter.largest,
     )
-    parser.add_argument("--groups", type=int, nargs="+", default=[1, 10, 100, 1_000, 10_000, 100_000])
-    parser.add_argument("--batch", type=int, nargs="+", default=[250, 1_000])
-    parser.add_argument("--seconds", type=int, default=20, help="how long the stream is (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    print(f"{'groups':>8} {'choice':8} {'batch':>6} {'units/record':>13} {'$/million':>10} {'largest page':>13}")
-    for groups, choice, batch in itertools.product(options.groups, Choice, options.batch):
-        workload = replace(REFERENCE, groups=groups, choice=choice, batch=batch)
-        try:
-            found = price(workload, seconds=options.seconds)
-        except ValueError as error:
-            parser.error(f"--seconds {options.seconds}: {error}")
-        print(
-            f"{groups:8,} {choice:8} {batch:6,} {found.units:13.2f} {found.dollars_per_million:10.2f} "
-            f"{found.largest_page:11,} B"
+
+
+def table(prices: dict[tuple[Traffic, int], Price]) -> Iterator[str]:
+    """The prices beside their goals, as the lines of a Markdown table."""
+    yield (
+        "| traffic | in step | 3 s apart | 10 s apart | requests | read units | largest row | largest page "
+        "| $/million |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+    )
+    for traffic, found in itertools.groupby(prices, key=lambda one: one[0]):
+        mine = {skew: prices[traffic, skew] for _, skew in found}
+        goals = dict(traffic.goals)
+        cells = [f"{mine[skew].units:.2f} (≤ {goals[skew]:g})" if skew in mine else "" for skew in SKEWS]
+        row, page = (
+            max(price.largest.get(table, 0) for price in mine.values()) for table in (_AGGREGATION.table, LEDGER)
+        )
+        first = next(iter(mine.values()))
+        yield (
+            f"| {traffic.name} | {' | '.join(cells)} | {first.requests:.3f} | {first.read_units:.3f} "
+            f"| {row:,} B | {page:,} B | {first.dollars * 1e6:.2f} |"
         )
 
 
+def beside_others(prices: Iterable[Price]) -> Iterator[str]:
+    """What a million records cost with others and with the worker, as the lines of a Markdown table."""
+    yield "| | write units/record | $/million |\n|---|--:|--:|"
+    for name, units in OTHERS.items():
+        yield f"| {name} | {units} | {units * DOLLARS_PER_MILLION_UNITS:.2f} |"
+    found = sorted(prices, key=lambda price: price.dollars)
+    least, most = found[0], found[-1]
+    yield (
+        f"| this worker | {least.units:.2f} to {most.units:.2f} "
+        f"| {least.dollars * 1e6:.2f} to {most.dollars * 1e6:.2f} |"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 1 if a goal is missed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.write_units",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="only traffic whose name contains this")
+    options = parser.parse_args(arguments)
+    wanted = [(one, skew) for one in TRAFFIC if options.only in one.name for skew, _ in one.goals]
+    if not wanted:
+        parser.error(f"no traffic contains {options.only!r}")
+    with ProcessPoolExecutor() as processes:
+        prices = dict(zip(wanted, processes.map(price, *zip(*wanted, strict=True)), strict=True))
+    print("\n".join(table(prices)), "\n")
+    print("\n".join(beside_others(prices.values())))
+    goals = {(one, skew): goal for one in TRAFFIC for skew, goal in one.goals}
+    missed = [f"{one.name}, {skew} s apart" for (one, skew), found in prices.items() if found.units > goals[one, skew]]
+    print("\nevery goal is met" if not missed else "\nmissed: " + "; ".join(missed))
+    return 1 if missed else 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -51,21 +51,17 @@ class Services:
             "POWERTOOLS_SERVICE_NAME": "packaged",
         } | others
 
-    def total(self, item: str) -> str | None:
+    def row(self, item: str) -> dict[str, Any]:
         key = {"item_number": {"S": item}, "order_date": {"S": "2024-07-15"}}
-        row = self.dynamodb.client("dynamodb").get_item(TableName="item_count_by_date", Key=key).get("Item")
+        return self.dynamodb.client("dynamodb").get_item(TableName="item_count_by_date", Key=key).get("Item", {})
+
+    def total(self, item: str) -> str | None:
+        row = self.row(item)
         return row["quantity"]["N"] if row else None
 
     def receipts(self, item: str) -> int:
-        """How many receipts the ledger holds for an aggregate: all attributes but the page's keys and expiry."""
-        name = f'item_count_by_date#["{item}","2024-07-15"]'
-        pages = self.dynamodb.client("dynamodb").query(
-            TableName=LEDGER,
-            KeyConditionExpression="#aggregate = :name",
-            ExpressionAttributeNames={"#aggregate": "aggregate"},
-            ExpressionAttributeValues={":name": {"S": name}},
-        )["Items"]
-        return sum(len(page.keys() - {"aggregate", "page", "expires_at"}) for page in pages)
+        """How many receipts an aggregate's row holds."""
+        return len(self.row(item)["receipts#item_count_by_date"]["M"])
 
     def dead_letters(self) -> list[Any]:
         sqs = self.ministack.client("sqs")

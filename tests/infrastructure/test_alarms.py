@@ -43,10 +43,8 @@ EXPECTED = {
         *(FUNCTION, "DestinationDeliveryFailures", "Sum", 300, 1, 1, 1, "notBreaching"),
         "destination-delivery-failures",
     ),
-    "transaction-conflicts": (
-        *(WORKER, "TransactionConflicts", "Sum", 300, 300, 3, 3, "notBreaching"),
-        "transaction-conflicts",
-    ),
+    "receipts-differ": (WORKER, "ReceiptsDiffer", "Sum", 300, 1, 1, 1, "notBreaching", "receipts-differ"),
+    "write-conflicts": (WORKER, "WriteConflicts", "Sum", 300, 3_000, 3, 3, "notBreaching", "write-conflicts"),
 }
 
 RECONCILE = {
@@ -63,8 +61,8 @@ def throttling(table: str) -> tuple[Any, ...]:
     return (of_table, "WriteThrottleEvents", "Sum", 300, 1, 3, 3, "notBreaching", "write-throttling")
 
 
-def system_errors(table: str) -> tuple[Any, ...]:
-    of_table = ("AWS/DynamoDB", {"TableName": table, "Operation": "TransactWriteItems"})
+def system_errors(table: str, operation: str = "UpdateItem") -> tuple[Any, ...]:
+    of_table = ("AWS/DynamoDB", {"TableName": table, "Operation": operation})
     return (of_table, "SystemErrors", "Sum", 300, 1, 3, 3, "notBreaching", "system-errors")
 
 
@@ -93,7 +91,7 @@ def alarms(stack: Stack) -> dict[str, tuple[Any, ...]]:
 def test_alarms__are_exactly_these(stack: Stack) -> None:
     expected = EXPECTED | {
         "ledger-write-throttling": throttling("<TablesLedger>"),
-        "ledger-system-errors": system_errors("<TablesLedger>"),
+        "ledger-system-errors": system_errors("<TablesLedger>", "TransactWriteItems"),
         "write-throttling-item_count_by_date": throttling("<TablesTargetitemcountbydate>"),
         "system-errors-item_count_by_date": system_errors("<TablesTargetitemcountbydate>"),
     }
@@ -104,7 +102,7 @@ def test_alarms__are_exactly_these(stack: Stack) -> None:
 def test_alarms_of_other_definitions__watch_every_target(other_stack: Stack) -> None:
     expected = EXPECTED | {
         "ledger-write-throttling": throttling("<TablesLedger>"),
-        "ledger-system-errors": system_errors("<TablesLedger>"),
+        "ledger-system-errors": system_errors("<TablesLedger>", "TransactWriteItems"),
         "write-throttling-customer_totals": throttling("<TablesTargetcustomertotals>"),
         "system-errors-customer_totals": system_errors("<TablesTargetcustomertotals>"),
         "write-throttling-hourly_orders": throttling("<TablesTargethourlyorders>"),

@@ -86,5 +86,5 @@ def test_many_target_tables__leave_alarms_out_of_the_widget() -> None:
     aggregations = [aggregation.replace('"item_count_by_date"', f'"counts{number}"') for number in range(50)]
     stack = synthesized("[[aggregations]]".join([head, *aggregations]))
 
-    assert len(stack.of_type("CloudWatch::Alarm")) == 115
+    assert len(stack.of_type("CloudWatch::Alarm")) == 116
     assert len(widgets(stack)[0]["properties"]["alarms"]) == 100

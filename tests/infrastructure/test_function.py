@@ -1,12 +1,27 @@
 """The function, its mapping, its log and, word for word, what its role may do."""
 
+import functools
 import json
+import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
 
+from aggregation_worker.aggregations.definitions import parse_definitions
+from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.ledger.commit import Committer, Deadline
+from aggregation_worker.ledger.definition_guard import check_definitions
+from aggregation_worker.ledger.writes import Add, Archive, Late
+from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker.local.pipeline import create_table
 from aggregation_worker.settings import read_settings
+from tests.dynamodb_local import DynamoDBLocal
 from tests.infrastructure.stacks import Stack, plain, synthesized
+from tests.postings import postings
+from tests.records import CREATED_AT, insert, order
 
 BUCKET = "<DeadLettersBucket.Arn>"
 ACCOUNT = {"StringEquals": {"s3:ResourceAccount": "<AWS::AccountId>"}}
@@ -48,7 +63,7 @@ def test_environment__holds_every_setting_that_the_worker_needs(stack: Stack) ->
     assert read_settings(environment).ledger_retention_days == 60
 
 
-def test_log__is_json_and_kept_longer_than_receipts(stack: Stack) -> None:
+def test_log__is_json_and_kept_longer_than_pages(stack: Stack) -> None:
     logging = stack.properties("Lambda::Function")["LoggingConfig"]
     (group,) = stack.of_type("Logs::LogGroup").values()
 
@@ -119,12 +134,17 @@ def test_role__may_do_exactly_this(stack: Stack) -> None:
         ),
         ("ListStreams", "dynamodb:ListStreams", "<TablesSource.Arn>/stream/*", None),
         (
-            "PostReceiptsAndTotals",
-            "dynamodb:UpdateItem",
-            ["<TablesLedger.Arn>", "<TablesTargetitemcountbydate.Arn>"],
+            "AddToTotals",
+            ["dynamodb:BatchGetItem", "dynamodb:UpdateItem"],
+            "<TablesTargetitemcountbydate.Arn>",
             None,
         ),
-        ("ReadReceipts", "dynamodb:BatchGetItem", "<TablesLedger.Arn>", None),
+        (
+            "KeepPages",
+            ["dynamodb:PutItem", "dynamodb:Query"],
+            "<TablesLedger.Arn>",
+            {"ForAllValues:StringLike": {"dynamodb:LeadingKeys": ["item_count_by_date#*"]}},
+        ),
         (
             "GuardDefinitions",
             ["dynamodb:GetItem", "dynamodb:PutItem"],
@@ -144,9 +164,14 @@ def test_role_of_other_definitions__names_their_tables(stack: Stack, other_stack
     changed = {
         "ReadStream": (f"{table}/stream/2026-01-01T00:00:00.000", None),
         "ListStreams": (f"{table}/stream/*", None),
-        "PostReceiptsAndTotals": (
-            ["<TablesLedger.Arn>", "<TablesTargetcustomertotals.Arn>", "<TablesTargethourlyorders.Arn>"],
-            None,
+        "AddToTotals": (["<TablesTargetcustomertotals.Arn>", "<TablesTargethourlyorders.Arn>"], None),
+        "KeepPages": (
+            "<TablesLedger.Arn>",
+            {
+                "ForAllValues:StringLike": {
+                    "dynamodb:LeadingKeys": ["revenue_by_customer#*", "orders_by_customer#*", "orders_by_hour#*"]
+                }
+            },
         ),
         "GuardDefinitions": (
             "<TablesLedger.Arn>",
@@ -162,6 +187,70 @@ def test_role_of_other_definitions__names_their_tables(stack: Stack, other_stack
         (name, actions, *changed.get(name, (resources, conditions)))
         for name, actions, resources, conditions in statements(stack)
     ]
+
+
+def test_role__allows_every_request_and_no_other(stack: Stack, dynamodb_local: DynamoDBLocal) -> None:
+    """Of a worker that adds, archives and writes late."""
+    table = f"target-{uuid.uuid4().hex[:12]}"
+    definitions = parse_definitions(
+        SAMPLE_FILE.read_text().replace('table = "item_count_by_date"', f'table = "{table}"')
+    )
+    ledger = f"{table}-ledger"
+    client = dynamodb_local.client("dynamodb")
+    create_table(client, ledger, deployment.LEDGER)
+    create_table(client, table, deployment.target_tables(definitions)[table])
+    requests: list[tuple[str, str, str]] = []
+    client.meta.events.register("provide-client-params", functools.partial(note_actions, requests))
+    writes: Counter[Any] = Counter()
+
+    check_definitions(client, ledger, definitions.aggregations)
+    with ThreadPoolExecutor(1) as executor:
+        committer = Committer(client, ledger, 60, executor)
+        for second in (*range(0, 60, 2), 1):
+            made = postings(insert(order(str(second)), created_at=CREATED_AT + second), defined=definitions)
+            writes += committer.commit(made, Deadline(lambda: 60.0, stop_sending=5.0, stop_waiting=1.0)).writes
+
+    named = {"<TablesTargetitemcountbydate.Arn>": table, "<TablesLedger.Arn>": ledger}
+    allowed = [
+        (action.removeprefix("dynamodb:"), named[resource], keys_of(condition))
+        for _, actions, resource, condition in statements(stack)
+        if str(resource) in named
+        for action in actions
+    ]
+    matches = [
+        [one for one in allowed if one[:2] == (action, about) and any(fnmatchcase(key, name) for name in one[2])]
+        for action, about, key in requests
+    ]
+    assert writes.keys() == {Add, Archive, Late}
+    assert all(matches)
+    assert {one for found in matches for one in found} == set(allowed)
+
+
+def keys_of(condition: Any) -> tuple[str, ...]:
+    """The partition keys that a statement is about, with wildcards."""
+    if condition is None:
+        return ("*",)
+    ((operator, ((_, names),)),) = ((operator, found.items()) for operator, found in condition.items())
+    assert operator in ("ForAllValues:StringEquals", "ForAllValues:StringLike")
+    return tuple(names)
+
+
+def note_actions(requests: list[tuple[str, str, str]], params: dict[str, Any], model: Any, **_: Any) -> None:
+    """Notes what IAM is asked for: action, table, and in the ledger the partition key."""
+    if model.name == "TransactWriteItems":
+        for entry in params["TransactItems"]:
+            ((kind, action),) = entry.items()
+            requests.append((f"{kind}Item", action["TableName"], partition_key_of(action)))
+    elif model.name == "BatchGetItem":
+        requests.extend((model.name, table, "") for table in params["RequestItems"])
+    else:
+        requests.append((model.name, params["TableName"], partition_key_of(params)))
+
+
+def partition_key_of(params: dict[str, Any]) -> str:
+    values = params.get("ExpressionAttributeValues", {})
+    found = params.get("Item", params.get("Key", {})).get("aggregate") or values.get(":aggregate", {"S": ""})
+    return str(found["S"])
 
 
 @pytest.mark.parametrize("which", ["stack", "other_stack", "throwaway_stack"])

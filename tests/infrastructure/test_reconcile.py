@@ -2,6 +2,7 @@
 
 import functools
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE, load_d
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.deployment.example import example_item
 from aggregation_worker.deployment.settings import DeploymentError
+from aggregation_worker.ledger.commit import Committer, Deadline
 from aggregation_worker.ledger.definition_guard import check_definitions
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.pipeline import create_table
@@ -18,6 +20,8 @@ from aggregation_worker.reconciliation.scheduled import ScheduledSettings, read_
 from aggregation_worker_cdk.schedule import mistake_in
 from tests.dynamodb_local import DynamoDBLocal
 from tests.infrastructure.stacks import OTHER_DEFINITIONS, Stack, plain, synthesized
+from tests.postings import postings
+from tests.records import insert, order
 
 # The service authorization reference's access levels of the actions that are allowed.
 READS = {
@@ -161,7 +165,11 @@ def test_role__allows_every_request_of_a_run(
     create_table(client, f"{name}-target", deployment.target_tables(definitions)[f"{name}-target"])
     create_table(client, f"{name}-ledger", deployment.LEDGER)
     check_definitions(client, f"{name}-ledger", definitions.aggregations)
-    client.put_item(TableName=name, Item=example_item(definitions))  # which no worker counts
+    client.put_item(TableName=name, Item=example_item(definitions))
+    with ThreadPoolExecutor(1) as executor:  # whose total has a receipt, but of another quantity
+        committer = Committer(client, f"{name}-ledger", 60, executor)
+        miscounted = postings(insert(order(quantity=7)), defined=definitions)
+        assert committer.commit(miscounted, Deadline(lambda: 60.0, stop_sending=5.0, stop_waiting=1.0)).applied
     requests: set[tuple[str, str]] = set()
     for recorded in (client, streams):
         recorded.meta.events.register("provide-client-params", functools.partial(note_request, requests))

@@ -1,18 +1,25 @@
-"""Exactly once in effect, against AWS's own implementation of transactions: whatever is delivered how often."""
+"""Exactly once in effect, over AWS's own conditions and transactions: whatever is delivered how often."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from aggregation_worker.ledger.transactions import MAX_RECEIPTS_PER_ACTION
 from botocore.exceptions import ClientError, ConnectionClosedError
 
 from aggregation_worker.batch import RecordOutcome
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
+from aggregation_worker.ledger.pages import MAX_PAGE_BYTES, MAX_PAGE_RECEIPTS
+from aggregation_worker.ledger.receipts import item_size
+from aggregation_worker.ledger.writes import ROW_STEP, Add, Archive, Late
+from aggregation_worker.local.ministack import Ministack
+from aggregation_worker.local.recompute import scan
 from tests.dynamodb_local import DynamoDBLocal
-from tests.integration.world import ClientWith, World, a_world, side_by_side
+from tests.integration.world import Call, ClientWith, World, a_world, side_by_side
+from tests.sizes import size
 
 APPLIED, DUPLICATE, NOT_COUNTED = RecordOutcome.APPLIED, RecordOutcome.DUPLICATE, RecordOutcome.NOT_COUNTED
 PARKED, RETRIED = RecordOutcome.PARKED, RecordOutcome.RETRIED
@@ -29,11 +36,15 @@ def test_whole_batch_redelivered__counts_once(world: World) -> None:
     batch = [world.record("item123", 10), world.record("item123", 30), world.record("item312", 5)]
 
     first = world.deliver(batch)
-    second = world.deliver(batch)
+    second = world.deliver(batch, client=ClientWith(world.client, writes_nothing))
 
     assert set(first.outcomes) == {APPLIED}
     assert set(second.outcomes) == {DUPLICATE}
     assert (world.quantity("item123"), world.quantity("item312")) == (40, 5)
+
+
+def writes_nothing(write: Call, request: dict[str, Any]) -> Any:
+    raise AssertionError(f"written: {request}")
 
 
 def test_suffix_redelivered__counts_only_what_is_new(world: World) -> None:
@@ -80,35 +91,35 @@ def test_two_workers_on_overlapping_records__count_once(world: World) -> None:
 
 
 def test_answer_lost_after_commit__is_repeated_harmlessly(world: World) -> None:
-    tokens = []
+    requests = []
 
-    def loses_the_first_answer(**request: Any) -> Any:
-        answer = world.client.transact_write_items(**request)
-        tokens.append(request["ClientRequestToken"])
-        if len(tokens) == 1:
+    def loses_the_first_answer(write: Call, request: dict[str, Any]) -> Any:
+        requests.append(request)
+        answer = write(**request)
+        if len(requests) == 1:
             raise ConnectionClosedError(endpoint_url="http://lost")
         return answer
 
     result = world.deliver([world.record("item123", 10)], client=ClientWith(world.client, loses_the_first_answer))
 
-    assert result.outcomes == (APPLIED,)
-    assert len(tokens) == 2
-    assert tokens[0] == tokens[1]
+    assert result.outcomes == (DUPLICATE,)
+    assert len(requests) == 2
     assert world.quantity("item123") == 10
 
 
 def test_answer_lost_and_no_time_left__counts_once(world: World) -> None:
     calls = 0
 
-    def loses_every_answer(**request: Any) -> Any:
+    def loses_every_answer(write: Call, request: dict[str, Any]) -> Any:
         nonlocal calls
         calls += 1
-        world.client.transact_write_items(**request)
+        with suppress(ClientError):
+            write(**request)
         raise ConnectionClosedError(endpoint_url="http://lost")
 
     batch = [world.record("item123", 10), world.record("item312", 20)]
 
-    first = world.deliver(batch, client=ClientWith(world.client, loses_every_answer), time_is_up=lambda: calls >= 3)
+    first = world.deliver(batch, client=ClientWith(world.client, loses_every_answer), time_is_up=lambda: calls >= 5)
     second = world.deliver(batch)
 
     assert set(first.outcomes) == {RETRIED}
@@ -120,7 +131,7 @@ def test_crash_before_the_call__counts_on_redelivery(world: World) -> None:
     class CrashError(Exception):
         pass
 
-    def crashes(**_: Any) -> Any:
+    def crashes(write: Call, request: dict[str, Any]) -> Any:
         raise CrashError
 
     batch = [world.record("item123", 10)]
@@ -133,7 +144,7 @@ def test_crash_before_the_call__counts_on_redelivery(world: World) -> None:
     assert world.quantity("item123") == 10
 
 
-def test_500_receipts_of_one_second__are_on_one_page(world: World) -> None:
+def test_500_records_of_one_second__are_on_pages_of_one_row(world: World) -> None:
     batch = [world.record("item123", number) for number in range(1, 501)]
 
     first = world.deliver(batch)
@@ -141,9 +152,73 @@ def test_500_receipts_of_one_second__are_on_one_page(world: World) -> None:
 
     assert set(first.outcomes) == {APPLIED}
     assert set(second.outcomes) == {DUPLICATE}
-    assert first.commit.transactions == -(-500 // MAX_RECEIPTS_PER_ACTION)
+    assert first.commit.writes == {Archive: 1}
+    assert not second.commit.writes
     assert world.quantity("item123") == sum(range(1, 501))
     assert [len(receipts) for receipts in world.receipts().values()] == [500]
+    assert_pages_are_small(world)
+
+
+def test_late_records__come_to_the_pages_of_their_positions(world: World) -> None:
+    batch = [world.record("item123", 1, created_at=1_789_651_658 + number) for number in range(60)]
+
+    world.deliver(batch[1::2])
+    result = world.deliver(batch[::2])
+    again = world.deliver(batch, client=ClientWith(world.client, writes_nothing))
+
+    assert set(result.outcomes) == {APPLIED}
+    assert result.commit.writes[Late] == 1
+    assert set(again.outcomes) == {DUPLICATE}
+    assert world.quantity("item123") == 60
+
+
+def test_lone_records__are_added_and_now_and_then_archived(world: World) -> None:
+    writes: Counter[Any] = Counter()
+
+    for number in range(60):
+        writes += world.deliver([world.record("item123", 1, created_at=1_789_651_658 + number)]).commit.writes
+
+    assert writes[Add] >= 50
+    assert 1 <= writes[Archive] <= 10
+    row = next(iter(scan(world.client, world.definitions.aggregations[0].table)))
+    assert item_size(row) <= ROW_STEP
+    assert world.quantity("item123") == 60
+
+
+@pytest.mark.parametrize("batch_size", [10, 100, 1000])
+@pytest.mark.long
+def test_records_of_one_aggregate_and_second__all_count(world: World, batch_size: int) -> None:
+    assert_all_count(world, size(1_000, long=50_000), batch_size)
+
+
+@pytest.mark.only_long
+@pytest.mark.parametrize("batch_size", [100, 1000])
+def test_records_of_one_aggregate_and_second__all_count_on_ministack(ministack: Ministack, batch_size: int) -> None:
+    with a_world(ministack.client("dynamodb")) as world:
+        assert_all_count(world, 5_000, batch_size)
+
+
+def assert_all_count(world: World, records: int, batch_size: int) -> None:
+    """Delivers records of one second in batches, and sees them all counted, on small pages."""
+    batch = [world.record("item123", 1) for _ in range(records)]
+
+    outcomes: Counter[RecordOutcome] = Counter()
+    for start in range(0, records, batch_size):
+        outcomes.update(world.deliver(batch[start : start + batch_size]).outcomes)
+
+    assert outcomes == {APPLIED: records}
+    assert world.quantity("item123") == records
+    assert [len(receipts) for receipts in world.receipts().values()] == [records]
+    assert_pages_are_small(world)
+    again = world.deliver(batch[:batch_size], client=ClientWith(world.client, writes_nothing))
+    assert set(again.outcomes) == {DUPLICATE}
+
+
+def assert_pages_are_small(world: World) -> None:
+    """No page has outgrown its few kilobytes."""
+    for pages in world.pages().values():
+        assert max(len(page.packed) for page in pages) <= MAX_PAGE_BYTES
+        assert max(len(page.receipts()) for page in pages) <= MAX_PAGE_RECEIPTS
 
 
 def test_1000_records_over_1000_aggregates__each_counted_once(world: World) -> None:
@@ -153,7 +228,8 @@ def test_1000_records_over_1000_aggregates__each_counted_once(world: World) -> N
     second = world.deliver(batch[500:] + batch[:500])
 
     assert set(first.outcomes) == {APPLIED}
-    assert first.commit.transactions == 20
+    assert first.commit.writes == {Add: 1000}
+    assert not second.commit.writes
     assert set(second.outcomes) == {DUPLICATE}
     assert world.totals() == {
         ("item_count_by_date", (f"item{number}", "2024-07-15")): (Decimal(number + 1),) for number in range(1000)
@@ -274,41 +350,25 @@ def test_total_of_the_wrong_type__parks_only_its_records(world: World) -> None:
 def test_conflicts_on_every_first_attempt__are_retried(world: World) -> None:
     refused: set[str] = set()
 
-    def conflicts_once(**request: Any) -> Any:
-        items = request["TransactItems"]
-        hot = [
-            index for index, item in enumerate(items) if "item0" in str(item["Update"]["Key"]) and "SET" in str(item)
-        ]
-        if hot and str(items[hot[0]]["Update"]["ExpressionAttributeNames"]) not in refused:
-            refused.add(str(items[hot[0]]["Update"]["ExpressionAttributeNames"]))
-            raise ClientError(
-                {
-                    "Error": {"Code": "TransactionCanceledException", "Message": "cancelled"},
-                    "CancellationReasons": [
-                        {"Code": "TransactionConflict" if index == hot[0] else "None"} for index in range(len(items))
-                    ],
-                },
-                "TransactWriteItems",
-            )
-        return world.client.transact_write_items(**request)
+    def conflicts_once(write: Call, request: dict[str, Any]) -> Any:
+        key = str(request["Key"])
+        if key not in refused:
+            refused.add(key)
+            raise ClientError({"Error": {"Code": "TransactionConflictException", "Message": "conflict"}}, "UpdateItem")
+        return write(**request)
 
-    batch = [world.record(f"item{number % 10}", 1) for number in range(200)]
+    batch = [world.record(f"item{number % 10}", 1) for number in range(100)]
 
     result = world.deliver(batch, client=ClientWith(world.client, conflicts_once))
 
     assert set(result.outcomes) == {APPLIED}
-    assert result.commit.conflicts == len(refused) == 1
-    assert world.quantity("item0") == 20
+    assert result.commit.conflicts == len(refused) == 10
+    assert world.quantity("item0") == 10
 
 
 def test_missing_target_table__raises_and_nothing_is_lost(world: World) -> None:
-    target = world.definitions.aggregations[0].table
-
-    def no_table(**request: Any) -> Any:
-        for item in request["TransactItems"]:
-            if item["Update"]["TableName"] == target:
-                item["Update"]["TableName"] = "no-such-table"
-        return world.client.transact_write_items(**request)
+    def no_table(write: Call, request: dict[str, Any]) -> Any:
+        return write(**request | {"TableName": "no-such-table"})
 
     batch = [world.record("item123", 10)]
 
@@ -322,10 +382,10 @@ def test_missing_target_table__raises_and_nothing_is_lost(world: World) -> None:
 def test_deadline_within_a_batch__leaves_the_rest_to_redelivery(world: World) -> None:
     calls = 0
 
-    def counted(**request: Any) -> Any:
+    def counted(write: Call, request: dict[str, Any]) -> Any:
         nonlocal calls
         calls += 1
-        return world.client.transact_write_items(**request)
+        return write(**request)
 
     batch = [world.record(f"item{number}", 1) for number in range(1000)]
 

@@ -5,13 +5,16 @@ queue and a bucket in memory. What happens next is always the caller's decision:
 becomes of it (`FATES`). `drain` then lets everything come to an end, as AWS would, and `check_totals` says whether the
 promise was kept. At every moment the world itself watches that no total differs from the sum of its receipts and that
 nothing is reported as done that is not.
+
+A row that somebody deletes begins anew, in another generation: from then on its total is that of the records that have
+been counted since, and the receipts that went with it count no more.
 """
 
 import json
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache, partial
@@ -21,7 +24,6 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from aggregation_worker.ledger.redelivery import FEWEST_TRANSACTIONS
 from botocore.exceptions import (
     ClientError,
     ConnectionClosedError,
@@ -42,11 +44,31 @@ from aggregation_worker.dead_letters import (
     read_failed_batch,
 )
 from aggregation_worker.ledger.commit import Committer, Deadline
-from aggregation_worker.ledger.receipts import aggregate_name, receipt_name
+from aggregation_worker.ledger.pages import MAX_PAGE_RECEIPTS, page_of
+from aggregation_worker.ledger.receipts import (
+    RowReceipts,
+    first_position,
+    late_attribute,
+    partition_of,
+    position_in,
+    read_receipt,
+    receipt_name,
+    row_receipts,
+)
+from aggregation_worker.ledger.writes import LEAST_ROOM, ROW_STEP
 from aggregation_worker.operations.letters import HeldMessages
 from aggregation_worker.operations.replaying import Replay, Selection, SendError
 from aggregation_worker.streams.records import read_record
-from tests.model.in_memory_dynamodb import Dialect, InMemoryDynamoDB, Shards, cancelled, client_error
+from tests.model.in_memory_dynamodb import (
+    Dialect,
+    InMemoryDynamoDB,
+    Item,
+    Paginator,
+    Shards,
+    Table,
+    cancelled,
+    client_error,
+)
 from tests.model.orders import (
     DEFINITIONS,
     EXACT,
@@ -57,6 +79,7 @@ from tests.model.orders import (
     Change,
     Expected,
     Order,
+    Rule,
     Total,
     add_up,
     expected,
@@ -89,15 +112,34 @@ def _promise(kept: bool, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much goes into a transaction, an action and a message: with small ones, few records need many calls.
+    """How much goes into a row, a page and a message: with small ones, few records need many calls.
 
-    Batches of `look_first_from` transactions are looked for in the ledger before they are sent.
+    Attributes:
+        receipts_in_a_row: about so many; `None`: as many as there is room for.
+        one_position_a_second: records of one second have the same position; for one shard only.
     """
 
-    actions: int = 100
-    receipts: int = 120
+    receipts_in_a_row: int | None = None
+    receipts_on_a_page: int = MAX_PAGE_RECEIPTS
     message_bytes: int = 262_144
-    look_first_from: int = FEWEST_TRANSACTIONS
+    one_position_a_second: bool = False
+
+    def patches(self) -> dict[str, Any]:
+        """What is to be patched, and what by."""
+        small = self.receipts_in_a_row
+        found: dict[str, Any] = {
+            "aggregation_worker.ledger.writes.ROW_STEP": ROW_STEP if small is None else 1,
+            "aggregation_worker.ledger.writes.LEAST_ROOM": LEAST_ROOM if small is None else _RECEIPT_BYTES * small,
+            "aggregation_worker.ledger.pages.MAX_PAGE_RECEIPTS": self.receipts_on_a_page,
+            "aggregation_worker.dead_letters.MAX_MESSAGE_BYTES": self.message_bytes,
+        }
+        if self.one_position_a_second:
+            found["aggregation_worker.ledger.receipts.position_of"] = lambda record: first_position(record.created_at)
+        return found
+
+
+# Of most of them; those of two measures or many digits take more.
+_RECEIPT_BYTES = 43
 
 
 @dataclass(slots=True, eq=False)
@@ -135,28 +177,38 @@ class Run:
         return Deadline(lambda: end - self.time, STOP_SENDING, STOP_WAITING)
 
 
-_aggregate_name = lru_cache(maxsize=4096)(aggregate_name)
+@lru_cache(maxsize=4096)
+def _partition(total: Total, generation: str) -> str:
+    return partition_of(*total, generation)
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
-    """One receipt page: the item, and what it says."""
+class _Held:
+    """The receipts in one item: a page, or a row's of one aggregation; and the item itself."""
 
-    item: Mapping[str, Any]
-    aggregate: str
-    receipts: dict[str, Amounts]
-    sum: Amounts
+    item: Item
+    receipts: Mapping[str, Amounts]
+    sum: tuple[Decimal, ...]
+    key: str = ""
+    after: str = ""
 
     @classmethod
-    def of(cls, item: Mapping[str, Any]) -> "_Page":
-        """Reads an item of the ledger."""
-        receipts = {
-            name: tuple(Decimal(part["N"]) for part in value.get("L", [value]))
-            for name, value in item.items()
-            if name not in ("aggregate", "page", "expires_at")
-        }
-        (total,) = add_up((("", ()), amounts) for amounts in receipts.values()).values()
-        return cls(item, item["aggregate"]["S"], receipts, total)
+    def of_page(cls, item: Item) -> "_Held":
+        """Reads a page."""
+        page = page_of(item)
+        receipts = {name: amounts for name, (amounts, _) in page.receipts().items()}
+        return cls(item, receipts, _sum(receipts.values()), page.key, page.after)
+
+    @classmethod
+    def in_row(cls, item: Item, name: str) -> "_Held":
+        """Reads what a row holds of an aggregation."""
+        values = row_receipts(item, name).values or {}
+        receipts = {receipt: read_receipt(value)[0] for receipt, value in values.items()}
+        return cls(item, receipts, _sum(receipts.values()))
+
+
+def _sum(all_amounts: Iterable[Amounts]) -> Amounts:
+    return next(iter(add_up((("", ()), amounts) for amounts in all_amounts).values()), ())
 
 
 class Client:
@@ -165,6 +217,10 @@ class Client:
     def __init__(self, process: Process, calls: Mapping[str, Callable[..., Any]]) -> None:
         self._process = process
         self._calls = calls
+
+    def get_paginator(self, operation: str) -> Paginator:
+        """Boto3's paginator."""
+        return Paginator(getattr(self, operation))
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         service = self._calls[operation]
@@ -187,6 +243,8 @@ class World:
         network: requests on their way that nobody waits for any more.
         messages, bucket: what is in the dead-letter queue and its bucket, by message id and key.
         poisoned: the totals that were turned into texts, by table, key and measure, each with what stood there.
+        expired: pages that have expired, by partition, the oldest first.
+        gone: the receipts that went with a deleted row, by its totals.
         counts: how often what happened: fates, outcomes, ends of runs.
     """
 
@@ -208,18 +266,22 @@ class World:
         self.bucket: dict[str, bytes] = {}
         self.poisoned: dict[tuple[str, tuple[Any, ...], str], Any] = {}
         self.counts: dict[str, int] = {}
+        self.expired: dict[str, list[_Held]] = {}
+        self.gone: dict[Total, dict[str, Amounts]] = {}
+        self._generations = count()
         self._message_ids = (f"message-{number}" for number in count())
-        self._pages_read: dict[tuple[Any, ...], _Page] = {}
+        self._held: dict[tuple[Any, ...], _Held] = {}
+        self._pages_of: tuple[int, dict[str, list[_Held]]] = (-1, {})
+        self._nobodys: set[str] = set()
+        self._earlier: list[dict[str, Table]] = []
+        self._unseen: dict[str, dict[tuple[Any, ...], Item | None]] = {}
         self._writes_checked = 0
         self._ever_parked: set[str] = set()
         self._patches = ExitStack()
         self.limits = limits = limits or Limits()
         self._patches.enter_context(patch("aggregation_worker.ledger.commit.wait", wait))
-        self._patches.enter_context(patch("aggregation_worker.ledger.transactions.MAX_ACTIONS", limits.actions))
-        self._patches.enter_context(
-            patch("aggregation_worker.ledger.transactions.MAX_RECEIPTS_PER_ACTION", limits.receipts)
-        )
-        self._patches.enter_context(patch("aggregation_worker.dead_letters.MAX_MESSAGE_BYTES", limits.message_bytes))
+        for name, value in limits.patches().items():
+            self._patches.enter_context(patch(name, value))
 
     def __enter__(self) -> "World":
         return self
@@ -309,18 +371,20 @@ class World:
             Client(  # type: ignore[arg-type]  # it has the methods that are called
                 run.process,
                 {
-                    "transact_write_items": self.database.transact_write_items,
+                    "update_item": self._update_item,
+                    "transact_write_items": self._transact_write_items,
                     "batch_get_item": self.database.batch_get_item,
+                    "query": self.database.query,
                 },
             ),
             LEDGER,
             RETENTION_DAYS,
             Executor(run.process),
-            look_first_from=self.limits.look_first_from,
             clock=lambda: run.time,
             sleep=run.sleep,
             now=lambda: EPOCH + run.time,
             jitter=lambda: 0.5,
+            new_generation=lambda: f"g{next(self._generations)}",
         )
         queue = DeadLetterQueue(
             "queue",
@@ -339,8 +403,6 @@ class World:
         """Decides what becomes of one call (`FATES`); `choice` decides what the fate leaves open."""
 
         def decide(call: Call) -> Any:
-            if fate not in _AFTER_COMMIT and self.database.has_committed(call.request.get("ClientRequestToken")):
-                return call.perform()
             try:
                 return FATES[fate](self, call, choice)
             except KilledError:
@@ -483,6 +545,83 @@ class World:
             case other:
                 raise AssertionError(f"not written by this world: {other}")
 
+    # --- The tables -----------------------------------------------------------------------------------------------
+
+    def _update_item(self, **request: Any) -> dict[str, Any]:
+        answer = self.database.update_item(**request)
+        self._count("add")
+        return answer
+
+    def _transact_write_items(self, **request: Any) -> dict[str, Any]:
+        """Carries it out, and remembers how its pages were: a query may see some of them so for a moment yet."""
+        *puts, update = request["TransactItems"]
+        keys = [tuple(put["Put"]["Item"][name]["S"] for name, _ in LEDGER_KEYS) for put in puts]
+        before = {key: self.database.tables[LEDGER].items.get(key) for key in keys}
+        answer = self.database.transact_write_items(**request)
+        self._unseen[keys[0][0]] = before
+        names = update["Update"]["ExpressionAttributeNames"].values()
+        self._count("late" if any(name.startswith(late_attribute("")) for name in names) else "archive")
+        return answer
+
+    def read_earlier(self, choice: int, request: Mapping[str, Any]) -> Any:
+        """BatchGetItem as it may answer: each row as it is, or as it was a few writes ago."""
+        past = InMemoryDynamoDB(self.database.dialect)
+        past.tables = dict(self.database.tables)
+        for name, wanted in request["RequestItems"].items():
+            table = self.database.tables[name]
+            past.create(name, *table.keys).items = dict(table.items)
+            for index, key in enumerate(wanted["Keys"]):
+                at = (choice >> 2 * (index % 8)) % 4
+                if at < len(self._earlier):
+                    group = tuple(key[attribute]["S"] for attribute, _ in table.keys)
+                    found = self._earlier[at][name].items.get(group)
+                    past.tables[name].items.pop(group, None)
+                    past.tables[name].items |= {} if found is None else {group: found}
+        return past.batch_get_item(**request)
+
+    def read_half(self, choice: int, request: Mapping[str, Any]) -> Any:
+        """A query that meets a transaction half done: some of its pages are as they were before."""
+        partition = request["ExpressionAttributeValues"][":aggregate"]["S"]
+        past = InMemoryDynamoDB(self.database.dialect)
+        items = past.create(LEDGER, *LEDGER_KEYS).items = dict(self.database.tables[LEDGER].items)
+        for index, (key, before) in enumerate(self._unseen.get(partition, {}).items()):
+            if key in items and (choice >> index % 16) & 1:
+                del items[key]
+                items |= {} if before is None else {key: before}
+        return past.query(**request)
+
+    def expire_page(self, choice: int) -> None:
+        """Time to Live deletes an aggregate's oldest page."""
+        pages = self._pages()
+        if not pages:
+            return
+        partition, found = sorted(pages.items())[choice % len(pages)]
+        self.expired.setdefault(partition, []).append(found[0])
+        self._unseen.pop(partition, None)
+        key = {name: {"S": text} for (name, _), text in zip(LEDGER_KEYS, (partition, found[0].key), strict=True)}
+        self.database.delete_item(TableName=LEDGER, Key=key)
+        self._count("page expired")
+        self.check_receipts()
+
+    def delete_row(self, choice: int) -> None:
+        """Somebody deletes a row: its totals begin anew."""
+        rows = [(name, key) for name in TABLES for key in sorted(self.database.tables[name].items)]
+        if not rows:
+            return
+        table, key = rows[choice % len(rows)]
+        for rule in RULES:
+            if rule.table == table and key[0].startswith(rule.prefix):
+                total = (rule.name, key)
+                self.gone.setdefault(total, {}).update(self._receipts_of(total))
+                self._nobodys.add(_partition(total, self._seen(total).generation))
+        self.poisoned = {place: amount for place, amount in self.poisoned.items() if place[:2] != (table, key)}
+        names = (name for name, _ in TABLES[table])
+        self.database.delete_item(
+            TableName=table, Key={name: {"S": text} for name, text in zip(names, key, strict=True)}
+        )
+        self._count("row deleted")
+        self.check_receipts()
+
     # --- Rows that cannot be added to -----------------------------------------------------------------------------
 
     def poison(self, rule_index: int, row_index: int) -> None:
@@ -527,13 +666,14 @@ class World:
             fruitless = fruitless + 1 if self._receipts_in_all() == before else 0
 
     def _receipts_in_all(self) -> int:
-        return sum(len(page.receipts) for page in self._pages())
+        return sum(len(self._receipts_of(total)) for total in self._all_totals())
 
     def check_totals(self) -> None:
         """After `drain`: every total is the fold of the history, and only what cannot be counted waits.
 
-        What cannot be counted is what an aggregation refuses, and what would give a total more digits than a DynamoDB
-        number has; each such record waits.
+        What cannot be counted is what an aggregation refuses, what would give a total more digits than a DynamoDB
+        number has, and what comes when the page that could tell of it has expired; each such record waits. Of the
+        last, some wait that are counted.
 
         Raises:
             BrokenPromiseError: that is not so.
@@ -542,19 +682,25 @@ class World:
         zeros = (Decimal(0), Decimal(0))
         waiting = {record["eventID"] for body in self.messages.values() for record in self._records_of(body)}
         cannot_be_counted = {event_id for event_id, record in self.expected.items() if record.refused_by}
+        may_wait = set()
         counted: list[tuple[Total, Amounts]] = []
         for record in self.history:
+            event_id, receipt = record["eventID"], self._receipt_of(record)
             missing = self._missing(record)
-            for total, amounts in self.expected[record["eventID"]].contributions.items():
+            for total, amounts in self.expected[event_id].contributions.items():
+                expired = self._has_expired(total, receipt)
+                if expired:
+                    may_wait.add(event_id)
                 if total not in missing:
-                    counted.append((total, amounts))
-                elif all(map(fits, map(EXACT.add, totals.get(total, zeros), amounts))):
-                    raise BrokenPromiseError(f"record {record['eventID']} is not counted in {total}")
+                    if receipt in self._receipts_of(total):  # or it went with a row that was deleted
+                        counted.append((total, amounts))
+                elif expired or not all(map(fits, map(EXACT.add, totals.get(total, zeros), amounts))):
+                    cannot_be_counted.add(event_id)
                 else:
-                    cannot_be_counted.add(record["eventID"])
-        should_be = add_up(counted)
+                    raise BrokenPromiseError(f"record {event_id} is not counted in {total}")
+        should_be = {total: amounts for total, amounts in add_up(counted).items() if total in totals or any(amounts)}
         _promise(totals == should_be, f"totals {_differences(totals, should_be)} differ from the fold of the history")
-        more, fewer = waiting - cannot_be_counted, cannot_be_counted - waiting
+        more, fewer = waiting - cannot_be_counted - may_wait, cannot_be_counted - waiting
         _promise(not more, f"records wait that are counted completely: {sorted(more)}")
         _promise(not fewer, f"records that cannot be counted are nowhere: {sorted(fewer)}")
 
@@ -573,32 +719,55 @@ class World:
                     found[rule.name, key] = tuple(Decimal(value["N"]) for value in values)
         return found
 
-    def receipts(self) -> dict[str, dict[str, Amounts]]:
-        """Every receipt by the ledger's name of its aggregate and its own.
+    def _all_totals(self) -> Iterator[Total]:
+        """The totals whose rows are there, with receipts or not."""
+        for rule in RULES:
+            for key in self.database.tables[rule.table].items:
+                if key[0].startswith(rule.prefix):
+                    yield rule.name, key
 
-        Raises:
-            BrokenPromiseError: a record has two receipts for one aggregate.
-        """
-        found: dict[str, dict[str, Amounts]] = {}
-        for page in self._pages():
-            receipts = found.setdefault(page.aggregate, {})
-            for name in page.receipts.keys() & receipts.keys():
-                raise BrokenPromiseError(f"receipt {name} stands on two pages of {page.aggregate}")
-            receipts |= page.receipts
+    def _row(self, total: Total) -> Item:
+        return self.database.tables[_RULES[total[0]].table].items.get(total[1], {})
+
+    def _seen(self, total: Total) -> RowReceipts:
+        return row_receipts(self._row(total), total[0])
+
+    def _in_row(self, total: Total) -> _Held:
+        """What the row holds; read again only where the row has changed."""
+        row, held = self._row(total), self._held.get(total)
+        if held is None or held.item is not row:
+            held = self._held[total] = _Held.in_row(row, total[0])
+        return held
+
+    def _pages(self) -> dict[str, list[_Held]]:
+        """The pages by their partition, the oldest first; those that have not changed are not read again."""
+        if self._pages_of[0] == self.database.writes:
+            return self._pages_of[1]
+        found: dict[str, list[_Held]] = {}
+        for key, item in sorted(self.database.tables[LEDGER].items.items()):
+            page = self._held.get(key)
+            if page is None or page.item is not item:
+                page = self._held[key] = _Held.of_page(item)
+            found.setdefault(key[0], []).append(page)
+        self._pages_of = self.database.writes, found
         return found
 
-    def _pages(self) -> "list[_Page]":
-        """Every receipt page; those that have not changed are not read again."""
-        pages = []
-        for key, item in self.database.tables[LEDGER].items.items():
-            page = self._pages_read.get(key)
-            if page is None or page.item is not item:
-                page = self._pages_read[key] = _Page.of(item)
-            pages.append(page)
-        return pages
+    def _parts(self, total: Total, pages: Mapping[str, Sequence[_Held]]) -> list[_Held]:
+        """Where the receipts of a total are: pages that have expired, those that have not, and the row."""
+        partition = _partition(total, self._seen(total).generation)
+        return [*self.expired.get(partition, ()), *pages.get(partition, ()), self._in_row(total)]
+
+    def _receipts_of(self, total: Total) -> dict[str, Amounts]:
+        """The receipts of a total, in its row's generation."""
+        return {name: amounts for part in self._parts(total, self._pages()) for name, amounts in part.receipts.items()}
+
+    def _has_expired(self, total: Total, receipt: str) -> bool:
+        """Whether the page that would hold a receipt has expired."""
+        expired = self.expired.get(_partition(total, self._seen(total).generation), ())
+        return any(position_in(receipt) <= page.key for page in expired)
 
     def check_receipts(self) -> None:
-        """Every total is the sum of its receipts, at every moment.
+        """Every total is the sum of its receipts, at every moment, and every receipt is where it belongs.
 
         Raises:
             BrokenPromiseError: that is not so.
@@ -606,9 +775,35 @@ class World:
         if self.database.writes == self._writes_checked:
             return
         self._writes_checked = self.database.writes
-        sums = add_up(((page.aggregate, ()), page.sum) for page in self._pages())
-        totals = {(_aggregate_name(*total), ()): amounts for total, amounts in self.totals().items()}
-        _promise(sums == totals, f"totals {_differences(totals, sums)} differ from the sum of their receipts")
+        targets = {name: self.database.tables[name] for name in TABLES}
+        self._earlier = [{name: replace(t, items=dict(t.items)) for name, t in targets.items()}, *self._earlier[:3]]
+        totals, pages = self.totals(), self._pages()
+        partitions = set(self._nobodys)
+        for total in self._all_totals():
+            *archived, in_row = parts = self._parts(total, pages)
+            seen = self._seen(total)
+            partitions.add(_partition(total, seen.generation))
+            found = totals.get(total, ())
+            should_be = _sum(part.sum for part in parts if part.sum)
+            _promise(
+                found == should_be or not (any(found) or any(should_be)),
+                f"total {total}, {found}, differs from the sum of its receipts, {should_be}",
+            )
+            self._check_places(total, archived, in_row, seen.archived)
+        _promise(partitions >= pages.keys(), f"pages are nobody's: {sorted(pages.keys() - partitions)}")
+
+    def _check_places(self, total: Total, archived: Sequence[_Held], in_row: _Held, watermark: str) -> None:
+        """Pages follow one another up to the watermark, and each receipt is where its position belongs."""
+        after = ""
+        for page in archived:
+            _promise(page.after == after < page.key, f"pages of {total} do not follow one another: {page}")
+            inside = all(page.after < position_in(name) <= page.key for name in page.receipts)
+            _promise(inside, f"a receipt of {total} is on the wrong page: {page}")
+            after = page.key
+        _promise(after == watermark, f"the watermark of {total} is {watermark}, its pages end at {after}")
+        _promise(
+            all(position_in(name) > watermark for name in in_row.receipts), f"{total} keeps old receipts: {in_row}"
+        )
 
     def _check_done(self, record: Raw, outcome: RecordOutcome, reasons: Sequence[str]) -> None:
         """What is reported as done is done."""
@@ -624,15 +819,20 @@ class World:
             _promise(counted is bool(expected.contributions), f"record {event_id} is {outcome}: {expected}")
         _promise(not missing, f"record {event_id} was reported as {outcome}, but is not counted in {missing}")
 
+    def _receipt_of(self, record: Raw) -> str:
+        return receipt_name(read_record(record, SOURCE_TABLE))
+
     def _missing(self, record: Raw) -> set[Total]:
-        """The totals in which a record should be counted, and of which it has no such receipt."""
-        receipt = receipt_name(read_record(record, SOURCE_TABLE))
-        receipts = self.receipts()
+        """The totals in which a record should be counted, and of which it has no such receipt, nor ever had."""
+        receipt = self._receipt_of(record)
         return {
             total
             for total, amounts in self.expected[record["eventID"]].contributions.items()
-            if receipts.get(_aggregate_name(*total), {}).get(receipt) != amounts
+            if amounts not in (self._receipts_of(total).get(receipt), self.gone.get(total, {}).get(receipt))
         }
+
+
+_RULES: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in RULES})
 
 
 def _differences(found: Mapping[Any, Any], should_be: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -693,13 +893,22 @@ def throttled(world: World, call: Call, choice: int) -> Any:
     raise client_error(codes[choice % len(codes)], "slow down", call.operation)
 
 
+def stale(world: World, call: Call, choice: int) -> Any:
+    """A read meets an earlier state: rows of some writes ago, or pages from before a transaction that is going on."""
+    if call.operation == "batch_get_item":
+        return world.read_earlier(choice, call.request)
+    return world.read_half(choice, call.request) if call.operation == "query" else call.perform()
+
+
 def throttled_actions(world: World, call: Call, choice: int) -> Any:
     """There is no capacity for some of a transaction's actions."""
     return _cancel(world, call, choice, ("ProvisionedThroughputExceeded", "ThrottlingError"))
 
 
 def conflicting(world: World, call: Call, choice: int) -> Any:
-    """Another transaction is at work on some of its items."""
+    """Another write is at work on some of its items."""
+    if call.operation == "update_item":
+        raise client_error("TransactionConflictException", "injected", call.operation)
     return _cancel(world, call, choice, ("TransactionConflict",))
 
 
@@ -751,10 +960,11 @@ def _unheard(call: Call) -> None:
 
 def _cancel(world: World, call: Call, choice: int, codes: Sequence[str]) -> Any:
     """Cancels a transaction: some actions for one of `codes`, the others for the reasons that they have, or none."""
+    if call.operation == "update_item" and codes == ("ValidationError",):
+        raise client_error("ValidationException", "injected", call.operation)
     if call.operation != "transact_write_items":
         return call.perform()
     actions: Sequence[Any] = call.request["TransactItems"]
-    world.database.remember_cancelled(call.request["ClientRequestToken"], actions)
     chosen = [index for index in range(len(actions)) if choice >> (index % 16) & 1] or [choice % len(actions)]
     reasons = world.database.reasons(actions) if choice % 3 else [{"Code": "None"} for _ in actions]
     for index in chosen:
@@ -768,15 +978,17 @@ FATES: Mapping[str, Callable[[World, Call, int], Any]] = MappingProxyType(
         fate.__name__: fate
         for fate in (
             *(carried_out, request_lost, answer_lost, delayed, server_error, throttled, throttled_actions),
-            *(conflicting, in_progress, refused, refused_whole, denied, killed_before, killed_after, partly_taken),
+            *(
+                stale,
+                conflicting,
+                in_progress,
+                refused,
+                refused_whole,
+                denied,
+                killed_before,
+                killed_after,
+                partly_taken,
+            ),
         )
     }
-)
-# To a request that it has carried out already, and knows by its token, DynamoDB answers nothing else.
-_AFTER_COMMIT = frozenset(
-    fate.__name__
-    for fate in (
-        *(carried_out, request_lost, answer_lost, delayed, server_error, throttled),
-        *(in_progress, denied, killed_before, killed_after),
-    )
 )

@@ -241,18 +241,26 @@ class InMemoryDynamoDB:
             table = self._table(request["TableName"], "Query")
             given = _Placeholders(request, "Query")
             holds = given.key_condition(request["KeyConditionExpression"], table)
-            return self._page(table, holds, request.get("ExclusiveStartKey"), request.get("Limit", self.page_size))
+            # The partition's key is one of the values: most items need no closer look.
+            values = [_comparable(value) for value in request.get("ExpressionAttributeValues", {}).values()]
+
+            def wanted(key: Key, item: Item) -> bool:
+                return key[0] in values and holds(item)
+
+            return self._page(table, wanted, request.get("ExclusiveStartKey"), request.get("Limit", self.page_size))
 
     def scan(
         self, *, TableName: str, ConsistentRead: bool = False, ExclusiveStartKey: Item | None = None
     ) -> dict[str, Any]:
         """Reads every item; in the order of their keys, for want of DynamoDB's."""
         with self._lock:
-            return self._page(self._table(TableName, "Scan"), lambda item: True, ExclusiveStartKey, self.page_size)
+            return self._page(self._table(TableName, "Scan"), lambda _, __: True, ExclusiveStartKey, self.page_size)
 
-    def _page(self, table: Table, wanted: Callable[[Item], bool], start: Item | None, limit: int) -> dict[str, Any]:
+    def _page(
+        self, table: Table, wanted: Callable[[Key, Item], bool], start: Item | None, limit: int
+    ) -> dict[str, Any]:
         after = None if start is None else _checked_key(table, start, "Query")
-        keys = sorted(key for key, item in table.items.items() if (after is None or key > after) and wanted(item))
+        keys = sorted(key for key, item in table.items.items() if (after is None or key > after) and wanted(key, item))
         items = [dict(table.items[key]) for key in keys[: min(limit, self.page_size)]]
         last = {"LastEvaluatedKey": _key_of(table, items[-1])} if len(items) < len(keys) else {}
         return {"Items": items, **last}

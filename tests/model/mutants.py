@@ -23,12 +23,16 @@ ROOT = Path(__file__).parents[2]
 # What the model tests need, and no more.
 COPIED = ("worker", "tests", "pyproject.toml")
 MODEL_TESTS = (
+    "tests/model/test_every_state.py",
     "tests/model/test_found_histories.py",
     "tests/model/test_every_interleaving.py",
     "tests/model/test_random_histories.py",
 )
 # A test that fails for one of these has noticed the mutant; anything else is a fault of the mutant itself.
 NOTICED = ("BrokenPromiseError", "AssertionError")
+WRITES, COMMIT, PAGES, RECEIPTS = (
+    f"worker/aggregation_worker/ledger/{name}.py" for name in ("writes", "commit", "pages", "receipts")
+)
 _TIMEOUT = 600  # seconds
 
 
@@ -71,19 +75,185 @@ def _mutant(name: str, file: str, old: str, new: str) -> Mutant:
 
 MUTANTS = (
     _mutant(
-        "drop the receipt condition",
-        "worker/aggregation_worker/ledger/transactions.py",
-        '            "ConditionExpression": _condition_expression(len(page.postings)),\n',
+        "add without the condition on the watermark",
+        WRITES,
+        "        watermark = self.name(archived_attribute(name))\n"
+        '        first = self.value({"S": min(position_in(posting.receipt) for posting in postings)})\n'
+        '        self.conditions.append(f"attribute_exists({map_})")\n'
+        '        self.conditions.append(f"(attribute_not_exists({watermark}) OR {watermark} < {first})")\n',
+        '        self.conditions.append(f"attribute_exists({map_})")\n',
+    ),
+    _mutant(
+        "add without the condition on each receipt",
+        WRITES,
+        '            self.conditions.append(f"attribute_not_exists({path})")\n',
         "",
     ),
     _mutant(
-        "post receipts and totals in two calls",
-        "worker/aggregation_worker/ledger/commit.py",
-        "        self.client.transact_write_items(TransactItems=items, ClientRequestToken=attempt.token)\n",
-        '        receipts = [item for item in items if "ConditionExpression" in item["Update"]]\n'
-        "        self.client.transact_write_items(TransactItems=receipts, ClientRequestToken=attempt.token)\n"
-        "        totals = [item for item in items if item not in receipts]\n"
-        '        self.client.transact_write_items(TransactItems=totals, ClientRequestToken=attempt.token[:-1] + "t")\n',
+        "add without the condition that there is a map",
+        WRITES,
+        '        self.conditions.append(f"attribute_exists({map_})")\n        self.conditions',
+        "        self.conditions",
+    ),
+    _mutant(
+        "add without the condition that there is no map",
+        WRITES,
+        '            self.conditions.append(f"attribute_not_exists({map_})")\n            return\n',
+        "            self.conditions.append(f\"attribute_not_exists({self.name('nothing')})\")\n            return\n",
+    ),
+    _mutant(
+        "archive without the condition that there is no map",
+        WRITES,
+        '            update.conditions.append(f"attribute_not_exists({map_})")\n',
+        "            update.conditions.append(f\"attribute_not_exists({update.name('nothing')})\")\n",
+    ),
+    _mutant(
+        "archive without the condition on the map",
+        WRITES,
+        '            update.equals(map_, {"M": dict(self.seen.values)})\n',
+        "",
+    ),
+    _mutant(
+        "archive without the condition on the generation",
+        WRITES,
+        '            update.equals(generation, {"S": self.seen.generation})\n',
+        '            update.conditions.append(f"attribute_exists({generation})")\n',
+    ),
+    _mutant(
+        "archive without the condition on the watermark",
+        WRITES,
+        '            update.equals(watermark, {"S": self.seen.archived} if self.seen.archived else None)\n',
+        "",
+    ),
+    _mutant(
+        "write late on a page that begins after the position",
+        WRITES,
+        "        if index == len(pages) or pages[index].after >= position:\n",
+        "        if index == len(pages):\n",
+    ),
+    Mutant(
+        "write late without the condition on the page's receipts",
+        (
+            Replacement(WRITES, ' AND #receipts = :receipts"', '"'),
+            Replacement(WRITES, '{"#after": AFTER, "#receipts": PACKED}', '{"#after": AFTER}'),
+            Replacement(WRITES, ', ":receipts": {"B": read.packed}}}', "}}"),
+        ),
+    ),
+    Mutant(
+        "write late without the condition on the page's beginning",
+        (
+            Replacement(WRITES, '"#after = :after AND ', '"'),
+            Replacement(WRITES, '{"#after": AFTER, "#receipts": PACKED}', '{"#receipts": PACKED}'),
+            Replacement(WRITES, '":after": {"S": read.after}, ', ""),
+        ),
+    ),
+    _mutant(
+        "write late without the condition on the generation",
+        WRITES,
+        '        update.equals(update.name(generation_attribute(name)), {"S": self.generation})\n',
+        '        update.conditions.append(f"attribute_exists({update.name(generation_attribute(name))})")\n',
+    ),
+    _mutant(
+        "move the watermark past what is archived",
+        WRITES,
+        '        update.set(watermark, {"S": self.pages[-1].key})\n',
+        '        update.set(watermark, {"S": max([self.pages[-1].key, *map(position_in, self.rest)])})\n',
+    ),
+    _mutant(
+        "keep the map when archiving",
+        WRITES,
+        '        update.set(map_, {"M": dict(self.rest)})\n',
+        '        update.set(map_, {"M": {**(self.seen.values or {}), **self.rest}})\n',
+    ),
+    _mutant(
+        "cut pages so that their spans overlap",
+        PAGES,
+        "        after = last\n    return pages\n",
+        "    return pages\n",
+    ),
+    _mutant(
+        "archive up to between receipts of one position",
+        WRITES,
+        "    while at < len(names) and position_in(names[at]) == position_in(names[at - 1]):\n"
+        "        at += 1  # receipts of one position stay together\n",
+        "",
+    ),
+    _mutant(
+        "cut a page between receipts of one position",
+        PAGES,
+        "        while 0 < end < len(names) and position_in(names[end]) == position_in(names[end - 1]):\n"
+        "            end += 1\n",
+        "",
+    ),
+    _mutant(
+        "add once more what is on a page",
+        WRITES,
+        "        if found is None:\n            by_page",
+        "        if True:\n            by_page",
+    ),
+    _mutant(
+        "count as done what has expired",
+        COMMIT,
+        "            outcome.refused.extend((posting, EXPIRED) for posting in step.unseen)\n",
+        "            outcome.duplicates.extend(step.unseen)\n",
+    ),
+    _mutant(
+        "take what is not visible yet for expired",
+        COMMIT,
+        "            if step.unseen and work.looks < _MOST_LOOKS:\n",
+        "            if step.unseen and work.looks < 0:\n",
+    ),
+    _mutant(
+        "write pages and row in two transactions",
+        COMMIT,
+        "        return self.client.transact_write_items(TransactItems=actions)\n",
+        "        self.client.transact_write_items(TransactItems=actions[:-1])\n"
+        "        return self.client.transact_write_items(TransactItems=actions[-1:])\n",
+    ),
+    _mutant(
+        "add only the first contribution",
+        WRITES,
+        "        update.add_sums(self.postings)\n"
+        '        return {"TableName": self.row.table, "Key": self.row.key(), **update.parts()}\n'
+        "\n"
+        "\n"
+        "@dataclass(frozen=True, slots=True)\n"
+        "class Archive",
+        "        update.add_sums(self.postings[:1])\n"
+        '        return {"TableName": self.row.table, "Key": self.row.key(), **update.parts()}\n'
+        "\n"
+        "\n"
+        "@dataclass(frozen=True, slots=True)\n"
+        "class Archive",
+    ),
+    _mutant(
+        "take a row that has changed for one that holds the receipts",
+        COMMIT,
+        "            work.item = failure.item or {}\n",
+        "            outcome.duplicates.extend(then.postings)\n            work.settle(then.postings)\n",
+    ),
+    _mutant(
+        "take a lost answer for a success",
+        COMMIT,
+        "        else:\n            work.pages.clear()\n            if failure.kind is Kind.THROTTLED",
+        "        else:\n"
+        "            if failure.kind is Kind.NO_ANSWER:\n"
+        "                outcome.applied.extend(then.postings)\n"
+        "                work.settle(then.postings)\n"
+        "            work.pages.clear()\n"
+        "            if failure.kind is Kind.THROTTLED",
+    ),
+    _mutant(
+        "forget what is on its way when time is up",
+        COMMIT,
+        "        for work in (*ready, *paused, *(work for work, _ in in_flight.values())):\n",
+        "        for work in (*ready, *paused):\n",
+    ),
+    _mutant(
+        "name a receipt without the digest",
+        RECEIPTS,
+        '    return f"{position_of(record)}.{record.sequence_number}"\n',
+        '    return f"{first_position(record.created_at)}.{record.sequence_number}"\n',
     ),
     _mutant(
         "use the new image alone on MODIFY",
@@ -91,28 +261,6 @@ MUTANTS = (
         "        if record.old_image is not None:\n            old = aggregation.value(record.old_image)\n"
         "        if record.new_image",
         "        if record.new_image",
-    ),
-    Mutant(
-        "key the page by batch",
-        (
-            Replacement(
-                "worker/aggregation_worker/ledger/receipts.py",
-                "    found = []\n    for index, record, contributions in batch:\n",
-                '    found = []\n    batch_id = __import__("uuid").uuid4().hex\n'
-                "    for index, record, contributions in batch:\n",
-            ),
-            Replacement(
-                "worker/aggregation_worker/ledger/receipts.py",
-                "        page = page_name(record.created_at, record.stream_label)\n",
-                "        page = batch_id\n",
-            ),
-        ),
-    ),
-    _mutant(
-        "treat a cancelled transaction as done",
-        "worker/aggregation_worker/ledger/settlement.py",
-        "            return _cancelled(transaction, error)\n",
-        "            return Settlement(duplicates=[p for change in transaction for p in change.postings])\n",
     ),
     _mutant(
         "delete a dead letter before its replay",
@@ -143,35 +291,10 @@ MUTANTS = (
         "            return {}\n",
     ),
     _mutant(
-        "take any receipt on a page for one of this batch",
-        "worker/aggregation_worker/ledger/redelivery.py",
-        " if posting.receipt in names}",
-        "}",
-    ),
-    _mutant(
-        "use the token again for another payload",
-        "worker/aggregation_worker/ledger/commit.py",
-        "            if settlement.same_request:\n                again.token = attempt.token\n",
-        "            again.token = attempt.token\n",
-    ),
-    _mutant(
-        "take a lost answer for a success",
-        "worker/aggregation_worker/ledger/settlement.py",
-        "and the receipts make it harmless after that.\n"
-        "        return Settlement(repost=[(transaction, Pause.THROTTLED)], same_request=True)\n",
-        "\n        return Settlement(duplicates=[p for change in transaction for p in change.postings])\n",
-    ),
-    _mutant(
         "forget what was not settled in time",
         "worker/aggregation_worker/batch.py",
         "    for posting in commit.unsettled:\n        outcomes[posting.record] = RecordOutcome.RETRIED\n",
         "",
-    ),
-    _mutant(
-        "drop the first receipt instead of those that are held",
-        "worker/aggregation_worker/ledger/settlement.py",
-        "    return tuple(posting for posting in page.postings if posting.receipt not in held)\n",
-        "    return page.postings[1:]\n",
     ),
     _mutant(
         "take a record that stands in a batch twice for done",
@@ -180,22 +303,10 @@ MUTANTS = (
         "    commit.duplicates.extend(repeated)\n",
     ),
     _mutant(
-        "name a receipt by its sequence number alone",
-        "worker/aggregation_worker/ledger/receipts.py",
-        '    return f"{record.sequence_number}.{digest}"\n',
-        '    return f"{record.sequence_number}."\n',
-    ),
-    _mutant(
         "leave a moved record in its old group",
         "worker/aggregation_worker/aggregations/contributions.py",
         "    changes = [] if old is None else _unless_zero(aggregation, old[0], tuple(map(EXACT.minus, old[1])))\n",
         "    changes = []\n",
-    ),
-    _mutant(
-        "add only the first page's contributions",
-        "worker/aggregation_worker/ledger/transactions.py",
-        "        for page in self.pages:\n            measures =",
-        "        for page in self.pages[:1]:\n            measures =",
     ),
     _mutant(
         "retract what Time to Live deletes",
@@ -209,12 +320,6 @@ MUTANTS = (
         "    for posting, reason in commit.refused:\n"
         '        refusals.add(posting.record, f"{posting.aggregate.aggregation.name}: {reason}")\n',
         "",
-    ),
-    _mutant(
-        "forget what is on its way when time is up",
-        "worker/aggregation_worker/ledger/commit.py",
-        "        for attempt in (*waiting, *in_flight.values()):\n",
-        "        for attempt in waiting:\n",
     ),
     _mutant(
         "delete a dead letter although the worker failed",

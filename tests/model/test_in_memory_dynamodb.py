@@ -734,7 +734,7 @@ def _change(record: Mapping[str, Any]) -> tuple[Any, ...]:
 # --- What AWS does otherwise than its local version ---------------------------------------------------------------
 
 
-def test_type_error_on_aws__is_a_reason_and_nothing_changes() -> None:
+def test_type_error_as_aws_reports_it__is_the_reason_of_its_action_and_nothing_changes() -> None:
     memory = InMemoryDynamoDB(Dialect.AWS)
     for name, keys in KEYS.items():
         memory.create(name, *keys)

@@ -26,7 +26,9 @@ def test_mutant__can_still_be_made(mutant: Mutant, tmp_path: Path) -> None:
         compile((tmp_path / replacement.file).read_text(), replacement.file, "exec")
 
 
-@pytest.mark.parametrize("name", ["drop the receipt condition", "delete a dead letter before its replay"])
+@pytest.mark.parametrize(
+    "name", ["add without the condition on each receipt", "delete a dead letter before its replay"]
+)
 def test_mutant__is_noticed_by_the_model_tests(name: str) -> None:
     verdict = judge(BY_NAME[name])
 

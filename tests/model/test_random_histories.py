@@ -16,14 +16,20 @@ from tests.model.in_memory_dynamodb import Dialect
 from tests.model.orders import Order
 from tests.sizes import chosen, examples, seeds
 
-# Few enough that changes meet in the same totals, on the same receipt pages and in the same transactions.
+# Few enough that changes meet in the same totals, in the same rows and on the same pages.
 ORDER_IDS = ("1", "2", "3", "4")
 QUANTITIES = ("1", "2", "10", "0", "-3", "0.1", "2.50", "12345678901234567890.5", None)
 # With these, sums get more digits than a DynamoDB number has. On AWS only: DynamoDB Local tells of that before it tells
 # that a condition failed, so that a counted record, delivered again to a total that can hold no more, is parked.
 HUGE_QUANTITIES = ("9" * 38, "1e37", "-1e37", "1e-10")
 NOTE = "x" * 2500
-LIMITS = (Limits(message_bytes=3000), Limits(5, 2, 3000, look_first_from=1), Limits(2, 1, 3000))
+LIMITS = (
+    Limits(message_bytes=3000),
+    Limits(1, 1, 3000),
+    Limits(2, 1, 3000),
+    Limits(3, 2, 3000),
+    Limits(2, 2, 3000, one_position_a_second=True),
+)
 FAULTS = tuple(fate for fate in FATES if fate != "carried_out")
 # After these an invocation is over: in a long history they must not end all before it has come to anything.
 FATAL = ("denied", "killed_before", "killed_after")
@@ -52,7 +58,7 @@ class HostileWorld(RuleBasedStateMachine):
 
     @initialize(dialect=st.sampled_from(Dialect), limits=st.sampled_from(LIMITS))
     def begin(self, dialect: Dialect, limits: Limits) -> None:
-        self.world = World(dialect, limits)
+        self.world = World(dialect, limits, shards=1 if limits.one_position_a_second else 2)
 
     # --- The source -----------------------------------------------------------------------------------------------
 
@@ -151,9 +157,14 @@ class HostileWorld(RuleBasedStateMachine):
     def arrive(self, place: int) -> None:
         self.world.arrive(place % len(self.world.network))
 
-    @rule()
-    def forget_tokens(self) -> None:
-        self.world.database.forget_tokens()
+    @rule(choice=choices)
+    def expire_page(self, choice: int) -> None:
+        self.world.expire_page(choice)
+
+    @precondition(lambda self: self.world.counts.get("row deleted", 0) < 3)
+    @rule(choice=choices)
+    def delete_row(self, choice: int) -> None:
+        self.world.delete_row(choice)
 
     @rule(aggregation=places, row=places)
     def poison(self, aggregation: int, row: int) -> None:
@@ -184,7 +195,9 @@ TestHostileWorld.settings = settings(examples(20, long=400), stateful_step_count
 def a_random_history(seed: int, records: int) -> World:
     """A long history with up to four invocations at once; a third of all calls fails."""
     chance = random.Random(seed)
-    world = World(chance.choice(tuple(Dialect)), chance.choice(LIMITS), shards=chance.randint(1, 3))
+    limits = chance.choice(LIMITS)
+    shards = 1 if limits.one_position_a_second else chance.randint(1, 3)
+    world = World(chance.choice(tuple(Dialect)), limits, shards=shards)
     with world:
         while len(world.history) < records or world.unacknowledged:
             _random_event(world, chance, records)
@@ -208,7 +221,9 @@ def _random_event(world: World, chance: random.Random, records: int) -> None:
     if world.network and chance.random() < 0.3:
         world.arrive(chance.randrange(len(world.network)))
     if chance.random() < 0.02:
-        world.database.forget_tokens()
+        world.expire_page(chance.randrange(50))
+    if chance.random() < 0.01:
+        world.delete_row(chance.randrange(50))
     if chance.random() < 0.02:
         world.poison(chance.randrange(50), chance.randrange(50))
     if chance.random() < 0.1:

@@ -106,7 +106,7 @@ def test_same_record_twice_in_a_batch__counts_once() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "outcome"), [(5.0, RETRIED), (60.0, PARKED)])
-def test_same_record_twice_in_a_batch__has_one_outcome(seconds: float, outcome: RecordOutcome) -> None:
+def test_same_record_twice_in_a_batch__is_no_further_the_second_time(seconds: float, outcome: RecordOutcome) -> None:
     worker = Worker()
     worker.deliver(insert())
     (row,) = worker.client.tables[TARGET].items.values()
@@ -118,7 +118,7 @@ def test_same_record_twice_in_a_batch__has_one_outcome(seconds: float, outcome: 
     assert result.outcomes == (outcome, outcome)
 
 
-def test_move_with_one_new_contribution__is_applied() -> None:
+def test_record_that_moves__is_applied_if_one_of_its_contributions_is_new() -> None:
     worker = Worker()
     raw = modify(order(item="item123"), order(item="item312"))
     worker.deliver(raw)
@@ -137,7 +137,7 @@ BOTH = definitions(aggregation_text(), aggregation_text(name="revenue", table="r
 FREE = {"S": "free"}
 
 
-def test_record_refused_by_one_of_two_aggregations__is_parked() -> None:
+def test_record_refused_by_one_of_two_aggregations__is_parked_after_the_other_has_it() -> None:
     worker = Worker(BOTH)
     raw = insert(order(price=FREE))
 
@@ -160,7 +160,7 @@ def test_parked_record_replayed__adds_only_what_is_missing() -> None:
     assert worker.quantity() == 10
 
 
-def test_record_refused_by_both_aggregations__is_parked_once() -> None:
+def test_record_refused_by_both_aggregations__is_parked_once_with_both_reasons() -> None:
     worker = Worker(BOTH)
 
     worker.deliver(insert(order(quantity="x", price=FREE)))
@@ -172,7 +172,7 @@ def test_record_refused_by_both_aggregations__is_parked_once() -> None:
     )
 
 
-def test_record_that_dynamodb_refuses__is_parked_with_the_reason() -> None:
+def test_record_that_dynamodb_refuses__is_parked_with_the_aggregation_and_the_reason() -> None:
     worker = Worker()
     worker.deliver(insert())
     (row,) = worker.client.tables[TARGET].items.values()
@@ -186,7 +186,7 @@ def test_record_that_dynamodb_refuses__is_parked_with_the_reason() -> None:
     assert worker.parked() == [ParkedRecord(raw, (reason,)) for raw in raws[:2]]
 
 
-def test_move_refused_twice_for_one_reason__names_it_once() -> None:
+def test_move_refused_in_both_groups_for_one_reason__names_it_once() -> None:
     worker = Worker()
     worker.deliver(insert(), insert(order(item="item312")))
     for row in worker.client.tables[TARGET].items.values():
@@ -198,7 +198,7 @@ def test_move_refused_twice_for_one_reason__names_it_once() -> None:
     assert len(result.reasons[0]) == 1
 
 
-def test_move_refused_in_one_group__counts_in_the_other() -> None:
+def test_move_refused_in_one_group__is_parked_after_the_other_has_it() -> None:
     worker = Worker()
     worker.deliver(insert())
     (row,) = worker.client.tables[TARGET].items.values()
@@ -232,7 +232,7 @@ def test_refused_record_that_is_retried__is_not_parked_yet() -> None:
     assert 0 in result.reasons
 
 
-def test_queue_that_takes_nothing__retries_the_record() -> None:
+def test_queue_that_takes_nothing__lets_the_record_come_again_and_says_why() -> None:
     worker = Worker()
     worker.place.sqs.faults.append(client_error("AccessDenied"))
 
@@ -242,7 +242,7 @@ def test_queue_that_takes_nothing__retries_the_record() -> None:
     assert any("the dead-letter queue could not be written" in reason for reason in result.reasons[1])
 
 
-def test_queue_that_refuses_some__retries_only_those() -> None:
+def test_queue_that_refuses_some__lets_only_those_come_again() -> None:
     worker = Worker()
     worker.place.sqs.faults.append((1,))
 
@@ -254,7 +254,7 @@ def test_queue_that_refuses_some__retries_only_those() -> None:
 # --- Time -----------------------------------------------------------------------------------------------------------
 
 
-def test_time_that_is_up__retries_every_record_that_counts() -> None:
+def test_time_that_is_up__lets_every_counting_record_come_again() -> None:
     worker = Worker()
 
     result = worker.deliver(insert(), remove(), BAD, seconds=5.0)
@@ -278,7 +278,7 @@ def test_time_that_runs_out_while_committing__parks_nothing_more() -> None:
     assert worker.place.sqs.requests == []
 
 
-def test_record_with_an_unsettled_contribution__is_retried() -> None:
+def test_record_of_which_one_contribution_is_unsettled__comes_again() -> None:
     worker = Worker(BOTH)
     worker.client.before.append(None)
     worker.client.before.extend([client_error("ThrottlingException")] * 100)
@@ -299,7 +299,9 @@ def test_record_with_an_unsettled_contribution__is_retried() -> None:
         (insert(stream_arn=STREAM_ARN.replace("Order_by_item", "Customers")), UnexpectedEventError),
     ],
 )
-def test_record_of_a_wrong_deployment__raises_before_any_write(raw: dict[str, Any], error: type[Exception]) -> None:
+def test_record_that_shows_a_wrong_deployment__raises_before_anything_is_written(
+    raw: dict[str, Any], error: type[Exception]
+) -> None:
     worker = Worker()
 
     with pytest.raises(error):
@@ -338,7 +340,7 @@ EVENTFUL = definitions(aggregation_text("remove = 'retract'\nwhere = \"status !=
 
 
 @given(st.lists(st.tuples(st.sampled_from(["INSERT", "MODIFY", "REMOVE"]), IMAGES, IMAGES, JSON), max_size=5))
-def test_any_images__have_an_outcome_or_a_wrong_view_type(
+def test_any_images__are_settled_in_one_way_or_show_a_wrong_view_type(
     batch: list[tuple[str, Any, Any, Any]],
 ) -> None:
     worker = Worker(EVENTFUL)

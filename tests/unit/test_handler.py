@@ -22,7 +22,6 @@ from aggregation_worker.handler import ParkingError, deadline_of, lambda_handler
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
 from aggregation_worker.ledger.definition_guard import DefinitionChangedError
 from aggregation_worker.ledger.failures import CommitError
-from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.settings import SettingsError
 from aggregation_worker.streams.records import StreamViewTypeError, UnexpectedEventError
 from tests.dead_letter_fakes import BUCKET, QUEUE_URL, ParkingPlace
@@ -118,7 +117,7 @@ class Function:
 @contextmanager
 def deployed(**environment: str) -> Iterator[Function]:
     """A new process of the function."""
-    function = Function({"AGGREGATIONS_FILE": str(SAMPLE_FILE), **ENVIRONMENT, **environment})
+    function = Function({**ENVIRONMENT, **environment})
     handler._worker.cache_clear()
     with (
         mock.patch.dict("os.environ", function.environment, clear=True),
@@ -148,7 +147,7 @@ def test_empty_batch__is_done(function: Function) -> None:
     assert function.metrics() == dict.fromkeys(["RecordsReceived", *OUTCOMES, *WRITES], 0.0)
 
 
-def test_records_not_done__are_reported_by_sequence_number(function: Function) -> None:
+def test_records_that_are_not_done__are_reported_by_their_sequence_numbers(function: Function) -> None:
     function.place.sqs.faults.append(client_error("AccessDenied"))
     worse = changed(insert(), "eventName", "UPSERT")
 
@@ -171,12 +170,12 @@ def test_outcomes__are_reported_to_who_asks(function: Function) -> None:
     assert answer == {"batchItemFailures": [], "outcomes": ["applied", "duplicate", "not counted", "parked"]}
 
 
-def test_parked_record_without_a_sequence_number__is_done(function: Function) -> None:
+def test_record_without_a_sequence_number_that_is_parked__is_done(function: Function) -> None:
     assert function.invoke(event(None, {}, insert())) == {"batchItemFailures": []}
     assert function.metrics()["RecordsParked"] == 2
 
 
-def test_unparked_record_without_a_sequence_number__fails_all(function: Function) -> None:
+def test_record_without_a_sequence_number_that_cannot_be_parked__fails_the_whole_batch(function: Function) -> None:
     function.place.sqs.faults.append(client_error("AccessDenied"))
 
     with pytest.raises(ParkingError, match="without a sequence number could not be parked"):
@@ -258,7 +257,7 @@ def test_lag__is_emitted_only_if_something_was_applied(function: Function) -> No
     assert "ApplyLag" not in function.metrics()
 
 
-def test_batch_that_fails__is_logged_raised_and_retried(function: Function) -> None:
+def test_batch_that_fails_as_a_whole__is_logged_raised_and_counted_as_retried(function: Function) -> None:
     function.dynamodb.before.append(client_error("AccessDeniedException"))
 
     with pytest.raises(CommitError):
@@ -271,7 +270,7 @@ def test_batch_that_fails__is_logged_raised_and_retried(function: Function) -> N
     assert "AccessDeniedException" in log["exception"]
 
 
-def test_batch_not_reported_by_item__is_counted_once(function: Function) -> None:
+def test_batch_that_cannot_be_reported_item_by_item__is_counted_once(function: Function) -> None:
     function.place.sqs.faults.append(client_error("AccessDenied"))
 
     with pytest.raises(ParkingError):
@@ -363,12 +362,12 @@ def test_missing_environment_variable__is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("table", ["Order_by_item", "item_count_by_date"])
-def test_ledger_that_is_a_table_of_the_definitions__is_refused(table: str) -> None:
+def test_ledger_that_is_another_table_of_the_definitions__is_refused(table: str) -> None:
     with deployed(LEDGER_TABLE=table) as function, pytest.raises(SettingsError, match=table):
         function.invoke(event(insert()))
 
 
-def test_mistake_in_the_definitions__is_raised_at_start(tmp_path: Path) -> None:
+def test_mistake_in_the_definitions__is_told_at_start(tmp_path: Path) -> None:
     definitions = tmp_path / "totals.toml"
     definitions.write_text(SOURCE + aggregation_text("nonsense = 1"))
 
@@ -402,7 +401,7 @@ def test_worker__is_made_once_and_kept(function: Function) -> None:
     assert function.made == ["dynamodb", "dynamodb"]
 
 
-def test_clients__have_short_timeouts_and_no_retries_of_their_own(function: Function) -> None:
+def test_clients__have_short_timeouts_and_only_the_committers_own_retries(function: Function) -> None:
     function.invoke(event(insert(), BAD))
 
     attempts = [config.retries["total_max_attempts"] for config in function.configs]
@@ -434,7 +433,7 @@ def test_worker_that_could_not_be_made__is_tried_again(function: Function) -> No
     assert function.invoke(event(insert())) == {"batchItemFailures": []}
 
 
-def test_clients_for_parking__are_made_when_needed_and_kept(function: Function) -> None:
+def test_clients_for_parking__are_made_when_they_are_needed_and_kept(function: Function) -> None:
     function.invoke(event(insert()))
     assert "sqs" not in function.made
 

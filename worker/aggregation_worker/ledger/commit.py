@@ -25,7 +25,9 @@ from aggregation_worker.ledger.writes import Add, Archive, Late, Look, Start, St
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-# Requests in flight at once. Botocore's client is safe to share between threads.
+# Requests in flight at once. One takes botocore 0.4 ms of processor time or more and is about 4 ms on its way, so some
+# ten keep a core busy. Of 4, 8, 16 and 32, a batch of 1,000 records for 330 rows took least with 16 (1.5, 1.1, 0.9 and
+# 1.5 s with a round trip of 4 ms, on a busy machine). Botocore's client is safe to share between threads.
 MAX_IN_FLIGHT = 16
 
 # "BatchGetItem", Amazon DynamoDB API reference.

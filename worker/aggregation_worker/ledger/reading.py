@@ -1,12 +1,12 @@
 """What is stored of one aggregate, seen together: its total, its row receipts and its pages.
 
 **Why it is consistent.** A row is one item, so its total and its row receipts belong together. Receipts get onto pages
-only by a write that also raises the row's watermark (`Archive`) or its count of late writes (`Late`, and a repair's
-corrections). So the row is read, then its pages, then the row again: if watermark, late writes and generation are the
-same, the pages belong to the second row that was read, whatever was added to the row in between. Pages after its
-watermark are those of an archive that is just being carried out, and are left out. One gap remains: a transaction is
-not one moment for reads of several items ("Isolation levels", Amazon DynamoDB developer guide), so that what is seen
-can be half a late write. Therefore no single reading decides anything.
+only by a write that also raises the row's watermark (`Archive`) or its count of late writes (`Late`, and the
+corrections of a repair). So the row is read, then its pages, then the row again: if watermark, late writes and
+generation are the same, the pages belong to the second row that was read, whatever was added to the row in between.
+Pages after its watermark are those of an archive that is just being carried out, and are left out. One gap remains: a
+transaction is not one moment for reads of several items ("Isolation levels", Amazon DynamoDB developer guide), so that
+what is seen can be half a late write. Therefore no single reading decides anything.
 """
 
 from collections.abc import Mapping

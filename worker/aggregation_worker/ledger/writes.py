@@ -71,6 +71,7 @@ _NUMBER_BYTES = 12
 _POSITION_BYTES = 14
 _GENERATION_BYTES = 6
 _ZERO = Decimal(0)
+_EMPTY = {"M": dict[str, Any]()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,12 +410,12 @@ def _room(row: Row, item: Mapping[str, Any], known: Mapping[Aggregate, RowReceip
 
     The row's real size counts, attributes of a user's own included; what this write makes is reserved.
     """
-    used = {name: value_size(item[receipts_attribute(name)]) - value_size({"M": {}}) for name in aggregations_in(item)}
-    fixed = item_size(item or row.key()) - sum(used.values())
+    used = {name: value_size(item[receipts_attribute(name)]) - value_size(_EMPTY) for name in aggregations_in(item)}
+    fixed = item_size({**(item or row.key()), **{receipts_attribute(name): _EMPTY for name in used}})
     for aggregate, receipts in known.items():
         aggregation = aggregate.aggregation
         if receipts.values is None:
-            fixed += item_size({receipts_attribute(aggregation.name): {"M": {}}})
+            fixed += item_size({receipts_attribute(aggregation.name): _EMPTY})
             fixed += len(generation_attribute(aggregation.name)) + _GENERATION_BYTES
         if not receipts.archived:
             fixed += len(archived_attribute(aggregation.name)) + _POSITION_BYTES
