@@ -24,6 +24,12 @@ from botocore.exceptions import ClientError
 from aggregation_worker import handler
 from aggregation_worker.dead_letters import PARKED_PREFIX
 from aggregation_worker.deployment.settings import MAPPING
+from aggregation_worker.ledger.receipts import (
+    archived_attribute,
+    first_position,
+    generation_attribute,
+    receipts_attribute,
+)
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.local_function import LambdaContext
 from aggregation_worker.local.ministack import Ministack
@@ -354,7 +360,7 @@ def test_record_too_large_for_a_message__goes_by_the_bucket(
         assert stored(pipeline) == expected(pipeline)
 
 
-def test_record_older_than_the_ledger__is_refused_and_stays(
+def test_record_older_than_the_ledger__is_parked_anew_with_what_to_do(
     broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pipeline_with() as pipeline:
@@ -367,14 +373,27 @@ def test_record_older_than_the_ledger__is_refused_and_stays(
         letter["record"]["dynamodb"]["ApproximateCreationDateTime"] = int(old.timestamp())
         send(pipeline, json.dumps(letter))
         broken_number_parsing()
+        name, item = "item_count_by_date", letter["record"]["dynamodb"]["NewImage"]["item_number"]
+        # The row has archived the record's time, and the page has expired.
+        row = {
+            "item_number": item,
+            "order_date": {"S": "2024-07-15"},
+            receipts_attribute(name): {"M": {}},
+            generation_attribute(name): {"S": "old"},
+            archived_attribute(name): {"S": first_position(time.time())},
+        }
+        pipeline.dynamodb.put_item(TableName=name, Item=row)
 
         status, summary = replay(capsys)
 
-        assert (status, summary["applied"], summary["refused"]) == (1, 1, 1)
-        assert "reconcile" in summary["lettersLeft"][0]["why"]
+        assert (status, summary["applied"], summary["parkedAgain"]) == (0, 1, 1)
         assert waiting(pipeline) == 1
         _, (listed,) = aggregator_json(capsys, "dead-letters")
-        assert listed["trustedFor"] == "too late"
+        assert listed["trustedFor"] == "may be too late"
+        assert "has expired; discard it, then run aggregator reconcile --repair" in listed["reasons"][0]
+        assert (
+            "quantity" not in pipeline.dynamodb.get_item(TableName=name, Key={k: row[k] for k in list(row)[:2]})["Item"]
+        )
 
 
 @pytest.mark.parametrize("options", [["--dry-run"], ["--limit", "2"], ["--reason", "no such reason"]])
@@ -586,7 +605,7 @@ def test_explain__says_whether_the_receipts_add_up(capsys: pytest.CaptureFixture
         assert "something other than the worker" in " ".join(capsys.readouterr().out.split())
 
 
-def test_verify__says_the_latency_and_leaves_only_a_receipt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify__says_the_latency_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stop = threading.Event()
     with pipeline_with() as pipeline:
         delivering = threading.Thread(target=pipeline.mapping.run, args=(stop,))
@@ -604,9 +623,7 @@ def test_verify__says_the_latency_and_leaves_only_a_receipt(tmp_path: Path, caps
         assert stored(pipeline) == {}
         assert expected(pipeline) == {}
         ledger = list(scan(pipeline.dynamodb, LEDGER_TABLE))
-        definition, receipt = sorted(ledger, key=lambda item: "expires_at" in item)
-        assert definition["page"] == {"S": "definition"}
-        assert "aggregator-verify-" in receipt["aggregate"]["S"]
+        assert [item["page"] for item in ledger] == [{"S": "definition"}]
 
 
 def test_verify_of_totals_by_day_alone__touches_no_real_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,6 +219,41 @@ def test_repair__makes_every_total_exact(seed: int | None) -> None:
         assert world.wrong() == {}
 
 
+@seeds(4, long=48)
+def test_rows_that_are_deleted__begin_anew_and_are_set_right(seed: int | None) -> None:
+    """Their receipts have gone with them: what the worker has counted is counted again, and once."""
+    with a_world(chosen(seed)) as world:
+        rows = world.totals.tables[world.aggregation.table].items
+        deleted = set(world.source.random.sample(sorted(rows), min(3, len(rows))))
+        for group in deleted:
+            del rows[group]
+
+        report = world.run(repair=True)
+        again = world.run(repair=True)
+
+        assert set(found(report, *Verdict)) == set(found(report, Verdict.REPAIRED)) <= deleted
+        assert again.findings == ()
+        assert world.wrong() == {}
+        for written in world.source.written:  # the whole stream once more
+            world.totals.apply([world.aggregation], written.record)
+        assert world.wrong() == {}
+
+
+def test_row_deleted_while_the_worker_stands_still__keeps_what_waits_apart() -> None:
+    """What nobody has counted yet is not counted by a repair; what the items were worth at the cut is added."""
+    with a_world(3) as world:
+        world.settle(30)
+        world.worker = False
+        group = next(iter(world.fold(world.source.at_the_beginning)))
+        del world.totals.tables[world.aggregation.table].items[group]
+
+        report = world.run(repair=True)
+
+        assert group in found(report, Verdict.REPAIRED)
+        assert report.drifted == 0
+        assert not world.totals.stored(world.aggregation, group).receipts
+
+
 @seeds(4, long=32)
 def test_repairs_that_run_into_each_other__correct_once(seed: int | None) -> None:
     """The second run starts and ends inside the first one, between any two requests of its correcting."""
