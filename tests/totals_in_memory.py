@@ -13,7 +13,7 @@ from botocore.exceptions import ConnectionClosedError
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group, contributions
 from aggregation_worker.aggregations.numbers import EXACT, Amounts
-from aggregation_worker.ledger import pages, writes
+from aggregation_worker.ledger import next_write, pages
 from aggregation_worker.ledger.commit import Committer, Deadline
 from aggregation_worker.ledger.corrections import correction_page
 from aggregation_worker.ledger.definition_guard import check_definitions
@@ -36,8 +36,8 @@ RETENTION_DAYS = 60
 
 def make_rows_small(limits: pytest.MonkeyPatch, receipts_in_a_row: int = 4, receipts_on_a_page: int = 3) -> None:
     """Rows and pages hold only so many receipts, or a few more, so that they are archived often."""
-    limits.setattr(writes, "ROW_STEP", 1)
-    limits.setattr(writes, "LEAST_ROOM", receipts_in_a_row * 44)
+    limits.setattr(next_write, "ROW_STEP", 1)
+    limits.setattr(next_write, "LEAST_ROOM", receipts_in_a_row * 44)
     limits.setattr(pages, "MAX_PAGE_RECEIPTS", receipts_on_a_page)
 
 

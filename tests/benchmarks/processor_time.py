@@ -27,8 +27,9 @@ from botocore.awsrequest import AWSResponse, HeadersDict
 
 from aggregation_worker import handler
 from aggregation_worker.aggregations.contributions import Group, contributions
+from aggregation_worker.ledger.next_write import next_step
 from aggregation_worker.ledger.receipts import Posting, Row, postings, without_repeats
-from aggregation_worker.ledger.writes import Add, Look, Start, Write, next_step
+from aggregation_worker.ledger.writes import Add, Look, Start, Write
 from aggregation_worker.streams.records import read_record
 from tests.benchmarks.workloads import EVENT_BYTES, REFERENCE, batches, records
 from tests.benchmarks.write_units import LEDGER, World

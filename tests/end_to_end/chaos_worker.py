@@ -30,10 +30,10 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
         from aggregation_worker.handler import lambda_handler
-        from aggregation_worker.ledger import pages, writes
+        from aggregation_worker.ledger import next_write, pages
 
         if room := os.environ.get("CHAOS_ROOM"):
-            writes.ROW_STEP, writes.LEAST_ROOM = 1, int(room)
+            next_write.ROW_STEP, next_write.LEAST_ROOM = 1, int(room)
             pages.MAX_PAGE_RECEIPTS = int(os.environ["CHAOS_PAGE"])
         for number, line in enumerate(sys.stdin):
             invocation = json.loads(line)

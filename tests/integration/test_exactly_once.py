@@ -12,9 +12,10 @@ from botocore.exceptions import ClientError, ConnectionClosedError
 
 from aggregation_worker.batch import RecordOutcome
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
+from aggregation_worker.ledger.next_write import ROW_STEP
 from aggregation_worker.ledger.pages import MAX_PAGE_BYTES, MAX_PAGE_RECEIPTS
 from aggregation_worker.ledger.receipts import item_size
-from aggregation_worker.ledger.writes import ROW_STEP, Add, Archive, Late
+from aggregation_worker.ledger.writes import Add, Archive, Late
 from aggregation_worker.local.ministack import Ministack
 from aggregation_worker.local.recompute import scan
 from tests.dynamodb_local import DynamoDBLocal

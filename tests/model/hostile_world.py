@@ -44,6 +44,7 @@ from aggregation_worker.dead_letters import (
     read_failed_batch,
 )
 from aggregation_worker.ledger.commit import Committer, Deadline
+from aggregation_worker.ledger.next_write import LEAST_ROOM, ROW_STEP
 from aggregation_worker.ledger.pages import MAX_PAGE_RECEIPTS, page_of
 from aggregation_worker.ledger.receipts import (
     RowReceipts,
@@ -55,7 +56,6 @@ from aggregation_worker.ledger.receipts import (
     receipt_name,
     row_receipts,
 )
-from aggregation_worker.ledger.writes import LEAST_ROOM, ROW_STEP
 from aggregation_worker.operations.letters import HeldMessages
 from aggregation_worker.operations.replaying import Replay, Selection, SendError
 from aggregation_worker.streams.records import read_record
@@ -129,8 +129,8 @@ class Limits:
         """What is to be patched, and what by."""
         small = self.receipts_in_a_row
         found: dict[str, Any] = {
-            "aggregation_worker.ledger.writes.ROW_STEP": ROW_STEP if small is None else 1,
-            "aggregation_worker.ledger.writes.LEAST_ROOM": LEAST_ROOM if small is None else _RECEIPT_BYTES * small,
+            "aggregation_worker.ledger.next_write.ROW_STEP": ROW_STEP if small is None else 1,
+            "aggregation_worker.ledger.next_write.LEAST_ROOM": LEAST_ROOM if small is None else _RECEIPT_BYTES * small,
             "aggregation_worker.ledger.pages.MAX_PAGE_RECEIPTS": self.receipts_on_a_page,
             "aggregation_worker.dead_letters.MAX_MESSAGE_BYTES": self.message_bytes,
         }

@@ -257,9 +257,7 @@ class InMemoryDynamoDB:
         with self._lock:
             return self._page(self._table(TableName, "Scan"), lambda _: True, ExclusiveStartKey, self.page_size)
 
-    def _page(
-        self, table: Table, wanted: Callable[[Item], bool], start: Item | None, limit: int
-    ) -> dict[str, Any]:
+    def _page(self, table: Table, wanted: Callable[[Item], bool], start: Item | None, limit: int) -> dict[str, Any]:
         after = None if start is None else _checked_key(table, start, "Query")
         keys = sorted(key for key, item in table.items.items() if (after is None or key > after) and wanted(item))
         items = [dict(table.items[key]) for key in keys[: min(limit, self.page_size)]]

@@ -30,10 +30,15 @@ MODEL_TESTS = (
 )
 # A test that fails for one of these has noticed the mutant; anything else is a fault of the mutant itself.
 NOTICED = ("BrokenPromiseError", "AssertionError")
-WRITES, COMMIT, PAGES, RECEIPTS = (
-    f"worker/aggregation_worker/ledger/{name}.py" for name in ("writes", "commit", "pages", "receipts")
+WRITES, NEXT_WRITE, COMMIT, PAGES, RECEIPTS = (
+    f"worker/aggregation_worker/ledger/{name}.py" for name in ("writes", "next_write", "commit", "pages", "receipts")
 )
 _TIMEOUT = 600  # seconds
+# How a replay sends.
+_SEND_ALL = (
+    "        for event in _events((job, record) for job in jobs for record in job.letter.records):\n"
+    "            self._send(send, event)\n"
+)
 
 
 class MutantError(Exception):
@@ -127,7 +132,7 @@ MUTANTS = (
     ),
     _mutant(
         "write late on a page that begins after the position",
-        WRITES,
+        NEXT_WRITE,
         "        if index == len(pages) or pages[index].after >= position:\n",
         "        if index == len(pages):\n",
     ),
@@ -173,7 +178,7 @@ MUTANTS = (
     ),
     _mutant(
         "archive up to between receipts of one position",
-        WRITES,
+        NEXT_WRITE,
         "    while at < len(names) and position_in(names[at]) == position_in(names[at - 1]):\n"
         "        at += 1  # receipts of one position stay together\n",
         "",
@@ -187,7 +192,7 @@ MUTANTS = (
     ),
     _mutant(
         "add once more what is on a page",
-        WRITES,
+        NEXT_WRITE,
         "        if found is None:\n            by_page",
         "        if True:\n            by_page",
     ),
@@ -265,10 +270,10 @@ MUTANTS = (
     _mutant(
         "delete a dead letter before its replay",
         "worker/aggregation_worker/operations/replaying.py",
-        "        for event in _events(to_send):\n            self._send(send, event)\n        for job in jobs:\n"
+        f"{_SEND_ALL}        for job in jobs:\n"
         "            if job.problem is None:\n                self._delete(job.letter)\n            else:\n",
         "        for job in jobs:\n            if job.problem is None:\n                self._delete(job.letter)\n"
-        "        for event in _events(to_send):\n            self._send(send, event)\n        for job in jobs:\n"
+        f"{_SEND_ALL}        for job in jobs:\n"
         "            if job.problem is not None:\n",
     ),
     _mutant(

@@ -394,8 +394,8 @@ def test_every_state__is_exact(history: History, capsys: pytest.CaptureFixture[s
     started = time.process_time()
 
     with (
-        patch("aggregation_worker.ledger.writes.ROW_STEP", 1),
-        patch("aggregation_worker.ledger.writes.LEAST_ROOM", history.room * RECEIPT_BYTES),
+        patch("aggregation_worker.ledger.next_write.ROW_STEP", 1),
+        patch("aggregation_worker.ledger.next_write.LEAST_ROOM", history.room * RECEIPT_BYTES),
         patch("aggregation_worker.ledger.pages.MAX_PAGE_RECEIPTS", history.page),
     ):
         explorer = Explorer(history)

@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.contributions import Definitions
+from aggregation_worker.ledger import next_write
 from aggregation_worker.ledger import pages as ledger_pages
-from aggregation_worker.ledger import writes
 from aggregation_worker.ledger.commit import EXPIRED, MAX_IN_FLIGHT, RESTORED, Committer, Deadline, Outcome
 from aggregation_worker.ledger.failures import CommitError, Throttle
+from aggregation_worker.ledger.next_write import next_start
 from aggregation_worker.ledger.receipts import Posting, aggregate_name, partition_of, row_receipts
-from aggregation_worker.ledger.writes import Add, Archive, Late, next_start
+from aggregation_worker.ledger.writes import Add, Archive, Late
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, ImmediateExecutor, Request, cancelled, client_error
 from tests.postings import REFERENCE, postings
@@ -103,8 +104,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def set_tiny(limits: pytest.MonkeyPatch, receipts_in_a_row: int = 3, receipts_on_a_page: int = 2) -> None:
     """Rows and pages hold so many receipts of one number."""
-    limits.setattr(writes, "ROW_STEP", 1)
-    limits.setattr(writes, "LEAST_ROOM", receipts_in_a_row * 43)
+    limits.setattr(next_write, "ROW_STEP", 1)
+    limits.setattr(next_write, "LEAST_ROOM", receipts_in_a_row * 43)
     limits.setattr(ledger_pages, "MAX_PAGE_RECEIPTS", receipts_on_a_page)
 
 

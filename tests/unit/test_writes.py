@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.ledger import next_write
 from aggregation_worker.ledger import pages as ledger_pages
-from aggregation_worker.ledger import writes
+from aggregation_worker.ledger.next_write import Step, next_start, next_step
 from aggregation_worker.ledger.pages import Page, cut, packed
 from aggregation_worker.ledger.receipts import (
     Aggregate,
@@ -18,17 +19,7 @@ from aggregation_worker.ledger.receipts import (
     position_in,
     receipt_value,
 )
-from aggregation_worker.ledger.writes import (
-    MOST_LATE_PAGES,
-    Add,
-    Archive,
-    Late,
-    Look,
-    Start,
-    Step,
-    next_start,
-    next_step,
-)
+from aggregation_worker.ledger.writes import MOST_LATE_PAGES, Add, Archive, Late, Look, Start
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import FaultyDynamoDB
 from tests.postings import REFERENCE, postings
@@ -213,8 +204,8 @@ def fill(item: Any, found: Sequence[Posting]) -> tuple[list[Posting], Archive]:
 def test_full_row__moves_its_older_receipts_to_a_page() -> None:
     found = records(4)
     with pytest.MonkeyPatch.context() as limits:
-        limits.setattr(writes, "ROW_STEP", 1)
-        limits.setattr(writes, "LEAST_ROOM", 130)  # of three receipts
+        limits.setattr(next_write, "ROW_STEP", 1)
+        limits.setattr(next_write, "LEAST_ROOM", 130)  # of three receipts
         archive = then(step(row_with(*found[:3]), [found[3]]), Archive)
 
     moved = {one.receipt: (one.amounts, ()) for one in found[:3]}

@@ -1,4 +1,4 @@
-"""Commits the postings of a batch: a loop for each row around `writes.next_step`, which sends, waits and learns.
+"""Commits the postings of a batch: a loop for each row around `next_step`, which sends, waits and learns.
 
 A row has one write in flight at a time; rows are independent of one another and side by side. This module never raises
 for what another attempt can cure: what is not settled when time is up is reported as unsettled, and its records come
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from aggregation_worker.ledger.failures import Kind, Throttle, failure_of
+from aggregation_worker.ledger.next_write import Step, next_step
 from aggregation_worker.ledger.pages import Page, page_of
 from aggregation_worker.ledger.receipts import Aggregate, Posting, Row, expiry
-from aggregation_worker.ledger.writes import Add, Archive, Late, Look, Start, Step, Write, next_step
+from aggregation_worker.ledger.writes import Add, Archive, Late, Look, Start, Write
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

@@ -87,6 +87,10 @@ class Posting:
     amounts: Amounts
     kept: Amounts = ()
 
+    def value(self) -> dict[str, Any]:
+        """The receipt's value in a row, in DynamoDB's typed JSON."""
+        return receipt_value(self.amounts, self.kept)
+
 
 def position_of(record: StreamRecord) -> str:
     """A record's place in one total order: its creation second and a digest of its eventID, which sort as text."""

@@ -29,9 +29,9 @@ from aggregation_worker.aggregations.contributions import Definitions, Group
 from aggregation_worker.aggregations.numbers import Amounts, canonical_text, sum_of
 from aggregation_worker.ledger.commit import Committer, Outcome, Plan
 from aggregation_worker.ledger.markers import Filled, begin_backfill, finish_backfills
+from aggregation_worker.ledger.next_write import next_start, next_step
 from aggregation_worker.ledger.reading import read_stored
 from aggregation_worker.ledger.receipts import Aggregate, Posting, aggregate_of, second_of
-from aggregation_worker.ledger.writes import next_start, next_step
 from aggregation_worker.reconciliation.items import ItemSource
 from aggregation_worker.reconciliation.portions import portions
 from aggregation_worker.reconciliation.posting import PATIENCE, post
