@@ -361,7 +361,7 @@ HISTORIES = (
     History(("a", "ab", "c"), room=2, expiry=True, at_least=9_800),
     History(("c", "ab", "d"), room=2, at_least=8_700),
     History(("de", "a", "b"), room=1, at_least=28_000),
-    History(("de", "a", "b"), room=1, page=2, at_least=11_000),
+    History(("de", "a", "b"), room=1, page=4, at_least=11_000),
     History(("abcd", "ace"), room=2, page=2, expiry=True, at_least=5_900),
     # Two aggregations in the row.
     History(("aA", "abB"), room=1, at_least=1_100),
@@ -373,16 +373,14 @@ HISTORIES = (
     History(("cp", "apq"), room=2, at_least=430),
     History(("apc", "bq"), room=1, expiry=True, at_least=18_000),
     History(("cp", "bq"), room=1, deletion=True, at_least=2_600),
-    # A minute or less each.
-    History(("ab", "bc"), room=1, expiry=True, deletion=True, at_least=70_000, only_long=True),
-    History(("abd", "ade"), room=2, expiry=True, deletion=True, at_least=130_000, only_long=True),
-    History(("abd", "ade"), room=1, expiry=True, deletion=True, at_least=150_000, only_long=True),
-    History(("a", "ab", "c"), room=1, expiry=True, at_least=150_000, only_long=True),
+    # Up to half a minute each.
+    History(("ab", "bc"), room=1, expiry=True, deletion=True, at_least=40_000, only_long=True),
+    History(("abd", "ade"), room=2, expiry=True, deletion=True, at_least=80_000, only_long=True),
     History(("a", "ab", "c"), room=3, page=2, deletion=True, at_least=45_000, only_long=True),
-    History(("de", "ab", "bc"), room=2, at_least=100_000, only_long=True),
-    History(("de", "a", "b"), room=1, deletion=True, at_least=60_000, only_long=True),
-    History(("aC", "cA"), room=1, expiry=True, deletion=True, at_least=60_000, only_long=True),
-    History(("ad", "bd", "ab"), room=1, expiry=True, at_least=150_000, only_long=True),
+    History(("a", "ab", "c"), room=1, expiry=True, at_least=77_000, only_long=True),
+    History(("de", "ab", "bc"), room=2, at_least=60_000, only_long=True),
+    History(("de", "a", "b"), room=1, deletion=True, at_least=650_000, only_long=True),
+    History(("aC", "cA"), room=1, expiry=True, deletion=True, at_least=320_000, only_long=True),
 )
 
 
