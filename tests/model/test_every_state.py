@@ -248,7 +248,7 @@ class Explorer:
             committer._learn(work, then, future, outcome)
         after = self._client.stored(stored)
         self.writes.update(kind.__name__ for kind in outcome.writes)
-        promise(not outcome.refused, f"refused: {outcome.refused}")
+        promise(not outcome.refused and len(work.groups) <= 1, f"refused: {then}")  # what is refused is taken apart
         promise(not outcome.differing, f"they differ: {outcome.differing}")
         self._check(after)
         self._check_settled(after, outcome)
@@ -378,7 +378,7 @@ HISTORIES = (
     History(("abd", "ade"), room=2, expiry=True, deletion=True, at_least=80_000, only_long=True),
     History(("a", "ab", "c"), room=3, page=2, deletion=True, at_least=45_000, only_long=True),
     History(("a", "ab", "c"), room=1, expiry=True, at_least=77_000, only_long=True),
-    History(("de", "ab", "bc"), room=2, at_least=60_000, only_long=True),
+    History(("de", "ab", "bc"), room=2, at_least=44_000, only_long=True),
     History(("de", "a", "b"), room=1, deletion=True, at_least=650_000, only_long=True),
     History(("aC", "cA"), room=1, expiry=True, deletion=True, at_least=320_000, only_long=True),
 )
