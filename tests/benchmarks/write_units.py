@@ -175,7 +175,7 @@ def posted(found: Iterable[tuple[float, int]], numbers: Iterator[int], chance: r
     batch = []
     for index, (created_at, group) in enumerate(found):
         event_id, number = f"{chance.getrandbits(128):032x}", str(next(numbers) * 1_000)
-        record = StreamRecord(EventName.INSERT, event_id, number, int(created_at), "label", None, {}, False)
+        record = StreamRecord(EventName.INSERT, event_id, number, int(created_at), None, {}, False)
         amounts = (Decimal(chance.randint(1, 99)),)
         batch.append((index, record, [Contribution(_AGGREGATION, (f"item{group:06}", DAY), amounts)]))
     return postings(batch)

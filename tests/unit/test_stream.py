@@ -48,7 +48,6 @@ def test_insert__is_read_with_its_new_image_only() -> None:
         event_id="c4ca4238",
         sequence_number="1" + "0" * 21,
         created_at=CREATED_AT,
-        stream_label=STREAM_LABEL,
         old_image=None,
         new_image=order(quantity=7),
         expired=False,

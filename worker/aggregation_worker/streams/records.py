@@ -65,7 +65,6 @@ class StreamRecord:
         event_id: globally unique, the same on every delivery.
         sequence_number: 21 to 40 digits, unique within its shard only; compare as `int`.
         created_at: `ApproximateCreationDateTime`, whole epoch seconds.
-        stream_label: distinguishes the streams that the table has had.
         old_image, new_image: in DynamoDB's typed JSON; `None` where the event has none.
         expired: a TTL delete.
     """
@@ -74,7 +73,6 @@ class StreamRecord:
     event_id: str
     sequence_number: str
     created_at: int
-    stream_label: str
     old_image: Image | None
     new_image: Image | None
     expired: bool
@@ -122,7 +120,7 @@ def read_record(raw: Any, source_table: str) -> StreamRecord:
         raise MalformedRecordError("the record has no eventID")
     if not isinstance(change.get("Keys"), dict) or not change["Keys"]:
         raise MalformedRecordError("the record has no Keys")
-    table, label = _table_and_label(raw.get("eventSourceARN"))
+    table = _table(raw.get("eventSourceARN"))
     if table != source_table:
         raise UnexpectedEventError(
             f"the record comes from the stream of table {table!r}, but the definitions' source is {source_table!r}"
@@ -138,7 +136,6 @@ def read_record(raw: Any, source_table: str) -> StreamRecord:
         event_id,
         sequence_number,
         _created_at(change.get("ApproximateCreationDateTime")),
-        label,
         old_image if event_name is not EventName.INSERT else None,
         new_image if event_name is not EventName.REMOVE else None,
         event_name is EventName.REMOVE and _is_ttl_delete(raw.get("userIdentity")),
@@ -187,11 +184,11 @@ def _created_at(moment: object) -> int:
     raise MalformedRecordError("the record has no ApproximateCreationDateTime in epoch seconds")
 
 
-def _table_and_label(arn: object) -> tuple[str, str]:
+def _table(arn: object) -> str:
     if not isinstance(arn, str):
         raise MalformedRecordError("the record has no eventSourceARN")
     try:
-        return table_and_label(arn)
+        return table_and_label(arn)[0]
     except ValueError as error:
         raise MalformedRecordError(str(error)) from error
 
