@@ -1,6 +1,6 @@
 """Corrects one total: adds what it lacks, once, while everything keeps running.
 
-A correction is one transaction: a receipt page of its own in the ledger, under the condition that it is not there, and
+A correction is one transaction: a page of its own in the ledger, under the condition that it is not there, and
 an ADD to the row, under the condition that the row still is what was seen just before (`ledger.corrections`). Source
 rows need no condition: a difference does not depend on what is being written to the source (`observation`), since a
 later record changes total and expectation alike, whether it was applied before the correction or comes after it. The
