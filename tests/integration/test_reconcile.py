@@ -55,6 +55,8 @@ sum = { quantity = "quantity" }
 """
 ITEMS, DAYS = 50, 3
 DRIFTS = size(30, long=100)
+# Of these, rows that are deleted.
+DELETED = DRIFTS * 3 // 10
 
 
 @dataclass(slots=True)
@@ -193,7 +195,7 @@ def plant(shop: Shop, seed: int) -> set[Group]:
         quantity, orders = chance.choice([(1, 0), (-7, 0), (0, 1), (3, -2), (10**20, 0)])
         shop.add_unnoticed(group, quantity, orders)
         planted.add(group)
-    while len(planted) < DRIFTS * 8 // 10:
+    while len(planted) < DRIFTS // 2 + DELETED:
         group = next(candidates)
         if shop.delete_row(group):
             planted.add(group)
@@ -238,8 +240,9 @@ def test_planted_drifts__are_found_and_repaired(shop: Shop, seed: int) -> None:
     for group in planted:
         explanation = shop.explained(group)
         assert explanation.matches
-        repairs = [receipt for receipt in explanation.receipts if receipt.kind is ReceiptKind.REPAIR]
-        assert repairs
+        kinds = {receipt.kind for receipt in explanation.receipts}
+        # Of a row that was deleted, its records are counted again.
+        assert ReceiptKind.REPAIR in kinds or kinds == {ReceiptKind.RECORD}
 
 
 def test_difference_is_what_was_planted__measure_by_measure(shop: Shop) -> None:
@@ -417,7 +420,7 @@ def test_two_repairs_at_once__correct_once(shop: Shop, seed: int) -> None:
 
     assert [report.drifted for report in reports] == [0, 0]
     corrections = [page for page in scan(shop.world.client, shop.world.ledger_table) if "repair|" in page["page"]["S"]]
-    assert len(corrections) == len(planted)
+    assert len(corrections) == len(planted) - DELETED
     shop.assert_exact()
 
 
@@ -426,8 +429,8 @@ def test_repair_whose_answers_are_lost__corrects_once(shop: Shop, seed: int) -> 
     planted = plant(shop, seed)
     calls = itertools.count()
 
-    def loses_answers(write: Call, request: dict[str, Any]) -> Any:
-        answer = write(**request)
+    def loses_answers(call: Call, request: dict[str, Any]) -> Any:
+        answer = call(**request)
         if next(calls) % 2 == 0:
             raise ConnectionClosedError(endpoint_url="http://lost")
         return answer
@@ -448,12 +451,12 @@ def test_killed_repair__the_next_one_corrects_the_rest_once(shop: Shop, seed: in
     planted = plant(shop, seed)
     calls = itertools.count()
 
-    def dies(write: Call, request: dict[str, Any]) -> Any:
-        call = next(calls)
-        if before and call >= 10:
+    def dies(call: Call, request: dict[str, Any]) -> Any:
+        number = next(calls)
+        if before and number >= 10:
             raise Killed
-        answer = write(**request)
-        if call >= 10:
+        answer = call(**request)
+        if number >= 10:
             raise Killed
         return answer
 
@@ -465,7 +468,7 @@ def test_killed_repair__the_next_one_corrects_the_rest_once(shop: Shop, seed: in
     assert 0 < len(groups(report, Verdict.REPAIRED)) < len(planted)
     assert report.drifted == 0
     corrections = [page for page in scan(shop.world.client, shop.world.ledger_table) if "repair|" in page["page"]["S"]]
-    assert len(corrections) == len(planted)
+    assert len(corrections) == len(planted) - DELETED
     shop.assert_exact()
 
 
