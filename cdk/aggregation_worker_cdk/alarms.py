@@ -233,7 +233,7 @@ def _waiting(metrics: StackMetrics) -> list[AlarmSetting]:
         # A queue that is empty and not used for six hours reports nothing.
         AlarmSetting(
             "dead-letters-visible",
-            "Dead letters wait in the queue; their records are missing from totals.",
+            "Dead letters wait in the queue: records that are missing from totals, or items that cannot be used.",
             metrics.dead_letter_queue("ApproximateNumberOfMessagesVisible"),
             threshold=1,
         ),

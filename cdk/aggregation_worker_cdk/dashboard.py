@@ -27,6 +27,7 @@ _OUTCOMES = (
     Metric.RECORDS_APPLIED,
     Metric.RECORDS_DUPLICATE,
     Metric.RECORDS_NOT_COUNTED,
+    Metric.RECORDS_NOTICED,
     Metric.RECORDS_PARKED,
     Metric.RECORDS_RETRIED,
 )
@@ -125,6 +126,7 @@ def _is_it_losing_anything(metrics: StackMetrics) -> list[cw.IWidget]:
             6,
             [
                 metrics.worker(Metric.RECORDS_PARKED),
+                metrics.worker(Metric.RECORDS_NOTICED),
                 metrics.event_source_mapping("OnFailureDestinationDeliveredEventCount"),
             ],
             "in 5 minutes",

@@ -36,8 +36,6 @@ class Options:
         reserved_concurrency: of the function; `None` reserves nothing.
         alarm_email: an address subscribed to the alarms' topic.
         reconcile: when the totals are compared with the source, as an EventBridge schedule; `None` is never.
-        reconcile_nothing_removed: items of the source are never deleted, so totals that keep what was deleted can be
-            compared too.
     """
 
     stack_name: str = STACK_NAME
@@ -46,7 +44,6 @@ class Options:
     reserved_concurrency: int | None = None
     alarm_email: str | None = None
     reconcile: str | None = None
-    reconcile_nothing_removed: bool = False
 
 
 _FLAGS = (
@@ -56,7 +53,6 @@ _FLAGS = (
     "reservedConcurrency",
     "alarmEmail",
     "reconcile",
-    "reconcileNothingRemoved",
 )
 
 
@@ -75,20 +71,13 @@ def read_options(context: Mapping[str, object]) -> Options:
             known = next(flag for flag in _FLAGS if flag.lower() == close[0])
             raise OptionError(f"-c {key}: unknown flag; did you mean {known}?")
     default = Options()
-    reconcile = _schedule(context.get("reconcile", default.reconcile))
-    nothing_removed = _truth(
-        "reconcileNothingRemoved", context.get("reconcileNothingRemoved", default.reconcile_nothing_removed)
-    )
-    if nothing_removed and reconcile is None:
-        raise OptionError('-c reconcileNothingRemoved=true: needs a schedule, as in -c reconcile="rate(1 day)"')
     return Options(
         _stack_name(context.get("stackName", default.stack_name)),
         _definitions(context.get("definitions")),
         _truth("throwaway", context.get("throwaway", default.throwaway)),
         _concurrency(context.get("reservedConcurrency", default.reserved_concurrency)),
         _email(context.get("alarmEmail", default.alarm_email)),
-        reconcile,
-        nothing_removed,
+        _schedule(context.get("reconcile", default.reconcile)),
     )
 
 

@@ -25,7 +25,6 @@ class ScheduledReconcile(Construct):
         construct_id: str,
         *,
         schedule: str,
-        nothing_removed: bool,
         tables: Tables,
         bundling: FunctionBundling,
         throwaway: bool,
@@ -34,7 +33,6 @@ class ScheduledReconcile(Construct):
 
         Args:
             schedule: an EventBridge schedule expression, checked already.
-            nothing_removed: items of the source are never deleted.
         """
         super().__init__(scope, construct_id)
         self.log_group = log_of(self, throwaway=throwaway)
@@ -54,7 +52,6 @@ class ScheduledReconcile(Construct):
             environment={
                 "LEDGER_TABLE": tables.ledger.table_name,
                 "STREAM_ARN": tables.source.stream_arn,
-                "RECONCILE_NOTHING_REMOVED": "true" if nothing_removed else "false",
                 "MAX_SOURCE_BYTES": str(deployment.MAX_SCHEDULED_RECONCILE_BYTES),
             },
             runtime_reason="The worker's runtime, for the worker's reasons: both are made of the same package.",

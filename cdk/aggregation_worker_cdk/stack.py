@@ -37,7 +37,7 @@ class AggregationStack(cdk.Stack):
                 reconcile could prove nothing.
         """
         if options.reconcile is not None:
-            deployment.check_scheduled_reconcile(definitions, nothing_removed=options.reconcile_nothing_removed)
+            deployment.check_scheduled_reconcile(definitions)
         deployment.check_ledger_retention(deployment.LEDGER_RETENTION_DAYS, deployment.DEAD_LETTER_OBJECT_DAYS)
         super().__init__(
             scope,
@@ -45,6 +45,8 @@ class AggregationStack(cdk.Stack):
             description="Exact running totals from the stream of a DynamoDB table",
             termination_protection=not options.throwaway,
         )
+        if price := deployment.price_of_keeping(definitions):
+            cdk.Annotations.of(self).add_info(price)
         tables = Tables(self, "Tables", definitions=definitions, throwaway=options.throwaway)
         dead_letters = DeadLetters(self, "DeadLetters", throwaway=options.throwaway)
         worker = AggregationFunction(
@@ -63,7 +65,6 @@ class AggregationStack(cdk.Stack):
                 self,
                 "Reconcile",
                 schedule=options.reconcile,
-                nothing_removed=options.reconcile_nothing_removed,
                 tables=tables,
                 bundling=bundling,
                 throwaway=options.throwaway,

@@ -20,17 +20,25 @@ REVENUE = '{ quantity = "quantity", revenue = "quantity * price" }'
 
 
 def found(defined: Aggregation, raw: Any) -> Found:
-    """The contributions of a record that is not refused: group and amounts."""
-    changes, refusals = contributions([defined], validated(raw))
-    assert refusals == []
+    """The contributions of a record whose images can be used and that keeps nothing: group and amounts."""
+    changes, unusable = contributions([defined], validated(raw))
+    assert unusable == []
+    assert not any(change.kept for change in changes)
     return [(change.group, tuple(map(int, change.amounts))) for change in changes]
 
 
-def refusal(defined: Aggregation, raw: Any) -> str:
-    """Why the aggregation refuses a record; it contributes nothing then."""
-    changes, refusals = contributions([defined], validated(raw))
-    assert changes == []
-    ((name, reason),) = [(one.aggregation, one.reason) for one in refusals]
+def kept(defined: Aggregation, raw: Any) -> Found:
+    """What a record keeps: group and amounts; it contributes nothing else."""
+    changes, unusable = contributions([defined], validated(raw))
+    assert unusable == []
+    assert not any(any(change.amounts) for change in changes)
+    return [(change.group, tuple(map(int, change.kept))) for change in changes]
+
+
+def problem(defined: Aggregation, raw: Any) -> str:
+    """Why the aggregation cannot use an image, of which somebody must be told."""
+    _, unusable = contributions([defined], validated(raw))
+    ((name, reason),) = [(one.aggregation, one.reason) for one in unusable]
     assert name == defined.name
     return reason
 
@@ -122,11 +130,11 @@ def test_since__leaves_out_what_was_created_before(make: Any, seconds_later: int
     assert found(with_policy("retract"), raw)
 
 
-def test_record_from_before_since__is_not_refused_either() -> None:
+def test_record_from_before_since__is_not_told_of_either() -> None:
     broken = order(item_number={"N": "5"})
 
     assert found(SINCE, insert(broken, created_at=CREATED_AT - 1)) == []
-    assert refusal(SINCE, insert(broken, created_at=CREATED_AT))
+    assert problem(SINCE, insert(broken, created_at=CREATED_AT))
 
 
 # --- REMOVE ---------------------------------------------------------------------------------------------------------
@@ -134,24 +142,43 @@ def test_record_from_before_since__is_not_refused_either() -> None:
 
 @pytest.mark.parametrize("expired", [False, True])
 @pytest.mark.parametrize(
-    ("policy", "retracts", "retracts_expired"),
-    [("ignore", False, False), ("retract", True, True), ("retract_unless_expired", True, False)],
+    ("policy", "if_deleted", "if_expired"),
+    [
+        ("keep", "keeps", "keeps"),
+        ("retract", "retracts", "retracts"),
+        ("retract_unless_expired", "retracts", "keeps"),
+        ("ignore", "nothing", "nothing"),
+    ],
 )
-def test_remove__retracts_as_its_policy_says(
-    policy: str, retracts: bool, retracts_expired: bool, expired: bool
-) -> None:
+def test_remove__does_as_its_policy_says(policy: str, if_deleted: str, if_expired: str, expired: bool) -> None:
     raw = remove(order(quantity=10), expired=expired)
 
-    counts = retracts_expired if expired else retracts
-    assert found(with_policy(policy), raw) == ([(("item123", DAY), (-10,))] if counts else [])
+    changes, unusable = contributions([with_policy(policy)], validated(raw))
+
+    does = if_expired if expired else if_deleted
+    expected = {"keeps": [((0,), (10,))], "retracts": [((-10,), ())], "nothing": []}[does]
+    assert unusable == []
+    assert [(change.amounts, change.kept) for change in changes] == expected
+    assert {change.group for change in changes} <= {("item123", DAY)}
 
 
-def test_remove_policy__is_to_ignore_by_default() -> None:
-    assert found(aggregation(), remove()) == []
+def test_remove_policy__is_to_keep_by_default() -> None:
+    assert kept(aggregation(), remove(order(quantity=10))) == [(("item123", DAY), (10,))]
 
 
-@pytest.mark.parametrize("policy", ["retract", "retract_unless_expired"])
-def test_retracting_remove_without_an_old_image__raises(policy: str) -> None:
+def test_removed_item_that_was_worth_nothing__keeps_nothing() -> None:
+    assert kept(aggregation(), remove(order(quantity=0))) == []
+    assert kept(with_policy("keep", where="status == 'paid'"), remove(order())) == []
+
+
+def test_removed_item__keeps_every_measure() -> None:
+    defined = aggregation(aggregation_text('count = "orders"', sum=REVENUE))
+
+    assert kept(defined, remove(order(quantity=3, price={"N": "7"}))) == [(("item123", DAY), (1, 3, 21))]
+
+
+@pytest.mark.parametrize("policy", ["keep", "retract", "retract_unless_expired"])
+def test_remove_without_an_old_image__raises(policy: str) -> None:
     with pytest.raises(StreamViewTypeError, match=r"REMOVE record .* has no OldImage"):
         contributions([with_policy(policy)], validated(stream_record("REMOVE")))
 
@@ -160,12 +187,24 @@ def test_ignored_remove_without_an_old_image__is_accepted() -> None:
     assert found(with_policy("ignore"), stream_record("REMOVE")) == []
 
 
-def test_malformed_old_image_of_an_ignored_remove__is_not_read() -> None:
-    assert found(with_policy("ignore"), remove(order(quantity="x"))) == []
+@pytest.mark.parametrize("expired", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "if_deleted", "if_expired"),
+    [
+        ("keep", True, True),
+        ("retract", False, False),
+        ("retract_unless_expired", False, True),
+        ("ignore", False, False),
+    ],
+)
+def test_removed_item_that_cannot_be_used__is_told_of_only_if_its_worth_would_be_kept(
+    policy: str, if_deleted: bool, if_expired: bool, expired: bool
+) -> None:
+    changes, unusable = contributions([with_policy(policy)], validated(remove(order(quantity="x"), expired=expired)))
 
-
-def test_malformed_old_image_of_a_retracting_remove__is_refused() -> None:
-    assert refusal(with_policy("retract"), remove(order(quantity="x"))) == "quantity: not a number"
+    assert changes == []
+    told = ["quantity: not a number"] if (if_expired if expired else if_deleted) else []
+    assert [one.reason for one in unusable] == told
 
 
 # --- where and missing attributes -----------------------------------------------------------------------------------
@@ -219,7 +258,7 @@ def test_where__excludes_images_that_could_not_be_used() -> None:
 def test_where_that_cannot_be_evaluated__refuses_the_record() -> None:
     defined = with_policy("ignore", where="abs(status) > `1`")
 
-    assert "cannot be evaluated" in refusal(defined, insert(order(status=PAID)))
+    assert "cannot be evaluated" in problem(defined, insert(order(status=PAID)))
 
 
 # --- Measures -------------------------------------------------------------------------------------------------------
@@ -330,11 +369,12 @@ def test_group_of_any_characters__is_kept_as_it_is(item: str) -> None:
         ({"item_number": {"S": "\ud800"}}, "item_number: not a Unicode text"),
     ],
 )
-def test_malformed_value__is_refused_with_its_path_and_reason(attributes: dict[str, Any], reason: str) -> None:
+def test_malformed_value__is_told_of_with_its_path_and_reason(attributes: dict[str, Any], reason: str) -> None:
     good, bad = order(), {**order(), **attributes}
 
-    for raw in (insert(bad), modify(good, bad), modify(bad, good)):
-        assert refusal(aggregation(), raw).startswith(reason)
+    for raw in (insert(bad), modify(good, bad), modify(bad, bad)):
+        assert problem(aggregation(), raw).startswith(reason)
+    assert found(aggregation(), modify(bad, good)) == [(("item123", DAY), (10,))]
 
 
 @pytest.mark.parametrize(
@@ -352,10 +392,10 @@ def test_malformed_value__is_refused_with_its_path_and_reason(attributes: dict[s
         ),
     ],
 )
-def test_malformed_group__is_refused(partition_key: str, attributes: dict[str, Any], reason: str) -> None:
+def test_malformed_group__is_told_of(partition_key: str, attributes: dict[str, Any], reason: str) -> None:
     defined = aggregation(aggregation_text(partition_key=partition_key))
 
-    assert reason in refusal(defined, insert({**order(), **attributes}))
+    assert reason in problem(defined, insert({**order(), **attributes}))
 
 
 @pytest.mark.parametrize("length", [1024, 1025])
@@ -366,7 +406,7 @@ def test_sort_key__may_have_1024_bytes(length: int) -> None:
     if length == 1024:
         assert found(defined, raw) == [(("item123", "n" * 1024), (10,))]
     else:
-        assert "1025 bytes are too long for key attribute note (at most 1024)" in refusal(defined, raw)
+        assert "1025 bytes are too long for key attribute note (at most 1024)" in problem(defined, raw)
 
 
 def test_partition_key__may_have_2048_bytes() -> None:
@@ -381,24 +421,28 @@ def test_partition_key__may_have_2048_bytes() -> None:
         insert(order(quantity="1E-100", price={"N": "1E-100"})),
     ],
 )
-def test_product_that_no_dynamodb_number_holds__is_refused(raw: dict[str, Any]) -> None:
+def test_product_that_no_dynamodb_number_holds__cannot_be_used(raw: dict[str, Any]) -> None:
     defined = aggregation(aggregation_text(sum='{ revenue = "quantity * price" }'))
 
-    assert refusal(defined, raw) == "revenue: the product does not fit a DynamoDB number (38 digits)"
+    assert problem(defined, raw) == "revenue: the product does not fit a DynamoDB number (38 digits)"
 
 
-def test_difference_that_no_dynamodb_number_holds__is_refused() -> None:
+def test_difference_that_no_dynamodb_number_holds__is_exact_nevertheless() -> None:
+    """Both images can be used; it is DynamoDB that refuses what the record contributes."""
     raw = modify(order(quantity="1E-130"), order(quantity="1E125"))
 
-    assert "new value minus old value does not fit" in refusal(aggregation(), raw)
+    ((change,), unusable) = contributions([aggregation()], validated(raw))
+
+    assert unusable == []
+    assert Fraction(change.amounts[0]) == Fraction("1E125") - Fraction("1E-130")
 
 
-def test_move_with_a_difference_over_38_digits__is_accepted() -> None:
+def test_move_with_a_difference_over_38_digits__has_two_contributions_that_fit() -> None:
     raw = modify(order(quantity="1E-130"), order(quantity="1E125", item="item312"))
 
-    changes, refusals = contributions([aggregation()], validated(raw))
+    changes, unusable = contributions([aggregation()], validated(raw))
 
-    assert refusals == []
+    assert unusable == []
     assert [change.amounts for change in changes] == [(Decimal("-1E-130"),), (Decimal("1E125"),)]
 
 
@@ -414,26 +458,26 @@ def test_numbers_with_many_zeros__do_not_break_a_product(zeros: str) -> None:
 
 def test_reason__never_holds_the_value() -> None:
     for name, value in {"item_number": "secret" * 1_000, "order_date": "secret", "quantity": "secret"}.items():
-        assert "secret" not in refusal(aggregation(), insert({**order(), name: {"S": value}}))
+        assert "secret" not in problem(aggregation(), insert({**order(), name: {"S": value}}))
 
 
 # --- Several aggregations -------------------------------------------------------------------------------------------
 
 
-def test_record_refused_by_one_aggregation__counts_in_the_others() -> None:
+def test_image_that_one_aggregation_cannot_use__counts_in_the_others() -> None:
     defined = definitions(
         aggregation_text(),
         aggregation_text(name="revenue", table="revenue", sum='{ revenue = "price" }'),
         aggregation_text('count = "orders"', name="orders", table="orders", sum=None, sort_key=None),
     )
 
-    changes, refusals = contributions(defined.aggregations, validated(insert(order(price={"S": "free"}))))
+    changes, unusable = contributions(defined.aggregations, validated(insert(order(price={"S": "free"}))))
 
     assert [(change.aggregation.name, change.group) for change in changes] == [
         ("item_count_by_date", ("item123", DAY)),
         ("orders", ("item123",)),
     ]
-    assert [(one.aggregation, one.reason) for one in refusals] == [
+    assert [(one.aggregation, one.reason) for one in unusable] == [
         ("revenue", "price: summed over a value of type S where N belongs")
     ]
 
@@ -451,29 +495,40 @@ def test_move_in_several_aggregations__has_two_entries_in_each() -> None:
     ]
 
 
-def test_record_with_one_bad_image__counts_neither_image() -> None:
-    raw = modify(order(item="item123"), order(item="item312", quantity="x"))
+def test_record_with_one_bad_image__counts_the_other_one() -> None:
+    good, bad = order(item="item123"), order(item="item312", quantity="x")
+    out, back = contributions([aggregation()], validated(modify(good, bad))), modify(bad, good)
 
-    assert refusal(aggregation(aggregation_text(partition_key=ITEM_NUMBER)), raw) == "quantity: not a number"
+    assert [(change.group, change.amounts) for change in out[0]] == [(("item123", DAY), (-10,))]
+    assert [one.reason for one in out[1]] == ["quantity: not a number"]
+    assert found(aggregation(), back) == [(("item123", DAY), (10,))]
 
 
 IMAGES = st.builds(
     order,
     item=st.sampled_from(["a", "b"]),
-    quantity=st.integers(-5, 5),
+    quantity=st.integers(-5, 5) | st.just("five"),
     status=st.sampled_from([None, PAID, OPEN]),
 )
 
 
-@given(st.lists(IMAGES, min_size=1, max_size=6), st.booleans())
-def test_history_of_one_item__adds_up_to_its_last_image(images: list[dict[str, Any]], ends: bool) -> None:
-    defined = with_policy("retract", where="status == 'paid'")
-    history = [insert(images[0]), *map(modify, images, images[1:]), *([remove(images[-1])] if ends else [])]
-    totals: dict[tuple[str, ...], int] = {}
+@pytest.mark.parametrize("policy", ["keep", "retract", "retract_unless_expired"])
+@given(images=st.lists(IMAGES, min_size=1, max_size=6), ends=st.booleans(), expired=st.booleans())
+def test_history_of_one_item__total_without_what_is_kept_is_its_worth(
+    policy: str, images: list[dict[str, Any]], ends: bool, expired: bool
+) -> None:
+    """At any time, whatever cannot be used on the way, being worth nothing."""
+    defined = with_policy(policy, where="status == 'paid'")
+    history = [insert(images[0]), *map(modify, images, images[1:])]
+    history += [remove(images[-1], expired=expired)] if ends else []
+    there: list[dict[str, Any] | None] = [*images, *([None] if ends else [])]
+    totals: dict[tuple[str, ...], Decimal] = {}
+    for raw, image in zip(history, there, strict=True):
+        for change in contributions([defined], validated(raw))[0]:
+            of_items = change.amounts[0] - sum(change.kept)
+            totals[change.group] = totals.get(change.group, Decimal(0)) + of_items
 
-    for raw in history:
-        for group, (amount,) in found(defined, raw):
-            totals[group] = totals.get(group, 0) + amount
-
-    last = {} if ends else dict(found(defined, insert(images[-1])))
-    assert {group: (total,) for group, total in totals.items() if total} == last
+        usable = image is not None and image["quantity"] != {"N": "five"} and image.get("status") == PAID
+        worth = int(image["quantity"]["N"]) if usable and image is not None else 0
+        expected = {(image["item_number"]["S"], DAY): worth} if image is not None and worth else {}
+        assert {group: total for group, total in totals.items() if total} == expected

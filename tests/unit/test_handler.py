@@ -288,7 +288,7 @@ def test_logs__are_one_line_a_batch_and_one_a_refused_record(function: Function)
     function.invoke(event(insert(), BAD, None))
 
     first, second, last = function.logs()
-    assert (first["message"], first["level"]) == ("record refused", "WARNING")
+    assert (first["message"], first["level"]) == ("record needs attention", "WARNING")
     assert first["sequence_number"] == sequence_number(BAD)
     assert first["outcome"] == "parked"
     assert first["reasons"] == ["item_count_by_date: quantity: summed over a value of type S where N belongs"]

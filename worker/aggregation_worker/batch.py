@@ -1,15 +1,15 @@
-"""One batch of stream records from beginning to end: read, contributions, postings, commit, park.
+"""One batch of stream records from beginning to end: read, contributions, postings, commit, letters.
 
 Knows nothing of Lambda: `handler` gives it raw records and a deadline, and turns the outcomes into Lambda's answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from aggregation_worker.aggregations.contributions import Definitions, contributions
-from aggregation_worker.dead_letters import DeadLetterQueue, ParkedRecord
+from aggregation_worker.aggregations.contributions import Definitions, Unusable, contributions
+from aggregation_worker.dead_letters import DeadLetterQueue, Notice, ParkedRecord
 from aggregation_worker.ledger.commit import Committer, Deadline, Outcome
 from aggregation_worker.ledger.receipts import Posting, postings, without_repeats
 from aggregation_worker.streams.records import MalformedRecordError, read_record
@@ -24,7 +24,8 @@ class RecordOutcome(StrEnum):
     APPLIED = "applied"  # at least one of its contributions was added now, the rest was there
     DUPLICATE = "duplicate"  # all its contributions were in the ledger already
     NOT_COUNTED = "not counted"  # it contributes nothing to any aggregation
-    PARKED = "parked"  # refused by an aggregation, and now in the dead-letter queue
+    NOTICED = "noticed"  # counted, with an image that is worth nothing since it cannot be used; a notice tells of it
+    PARKED = "parked"  # malformed, or refused by DynamoDB, and now in the dead-letter queue
     RETRIED = "retried"  # not done: it must be delivered again
 
 
@@ -34,7 +35,7 @@ class BatchResult:
 
     Attributes:
         outcomes: one for each raw record, in their order.
-        reasons: why a record was refused, or why it could not be parked, by its index.
+        reasons: why a record was parked or noticed, or why it could not be, by its index.
         commit: the writes' figures.
     """
 
@@ -48,15 +49,28 @@ class BatchResult:
 
 
 @dataclass(slots=True)
-class _Refusals:
-    """The reasons why records cannot be applied, by their index."""
+class _Letters:
+    """What must be told of records, by their index.
 
-    by_record: dict[int, list[str]] = field(default_factory=dict)
+    Attributes:
+        refused: why a record cannot be counted.
+        unusable: the aggregations that cannot use an image of it.
+    """
 
-    def add(self, index: int, reason: str) -> None:
-        reasons = self.by_record.setdefault(index, [])
+    refused: dict[int, list[str]] = field(default_factory=dict)
+    unusable: dict[int, list[Unusable]] = field(default_factory=dict)
+
+    def refuse(self, index: int, reason: str) -> None:
+        reasons = self.refused.setdefault(index, [])
         if reason not in reasons:
             reasons.append(reason)
+
+    def of(self, index: int, record: Any) -> Iterator[tuple[ParkedRecord | Notice, RecordOutcome]]:
+        """The letters about a record, and the outcome that each gives it, the least settled last."""
+        for one in self.unusable.get(index, ()):
+            yield Notice(record, (f"{one.aggregation}: {one.reason}",), one.aggregation), RecordOutcome.NOTICED
+        if index in self.refused:
+            yield ParkedRecord(record, tuple(self.refused[index])), RecordOutcome.PARKED
 
 
 def process(
@@ -68,31 +82,32 @@ def process(
 ) -> BatchResult:
     """Brings every record of a batch into the totals, or parks it, or says that it must be delivered again.
 
-    A record counts as done only when all its contributions are in the ledger, or it is parked. One that some
-    aggregation refuses is parked after the contributions to the others are in; replaying it adds only what is missing.
+    A record counts as done only when all its contributions are in the ledger, or it is parked; and, where an image of
+    it cannot be used, when the notice of that is in the queue. One of whose contributions DynamoDB refuses some is
+    parked after the others are in; replaying it adds only what is missing.
 
     Raises:
         UnexpectedEventError, StreamViewTypeError: this worker cannot count these records: the deployment is wrong.
         CommitError: nothing can be committed before an operator acts.
     """
-    refusals = _Refusals()
+    letters = _Letters()
     readable = []
     for index, raw in enumerate(raw_records):
         try:
             record = read_record(raw, definitions.source.table)
         except MalformedRecordError as error:
-            refusals.add(index, str(error))
+            letters.refuse(index, str(error))
             continue
-        changes, refused = contributions(definitions.aggregations, record)
-        for refusal in refused:
-            refusals.add(index, f"{refusal.aggregation}: {refusal.reason}")
+        changes, unusable = contributions(definitions.aggregations, record)
+        if unusable:
+            letters.unusable[index] = unusable
         readable.append((index, record, changes))
 
     distinct, repeated = without_repeats(postings(readable))
     commit = committer.commit(distinct, deadline)
     _settle_repeated(repeated, commit)
     for posting, reason in commit.refused:
-        refusals.add(posting.record, f"{posting.aggregate.aggregation.name}: {reason}")
+        letters.refuse(posting.record, f"{posting.aggregate.aggregation.name}: {reason}")
 
     outcomes = [RecordOutcome.NOT_COUNTED] * len(raw_records)
     # In rising order of precedence: a record is what its least settled contribution makes it.
@@ -102,10 +117,8 @@ def process(
         outcomes[posting.record] = RecordOutcome.APPLIED
     for posting in commit.unsettled:
         outcomes[posting.record] = RecordOutcome.RETRIED
-    _park(raw_records, outcomes, refusals, dead_letters, deadline)
-    return BatchResult(
-        tuple(outcomes), {index: tuple(reasons) for index, reasons in refusals.by_record.items()}, commit
-    )
+    reasons = _send(raw_records, outcomes, letters, dead_letters, deadline)
+    return BatchResult(tuple(outcomes), reasons, commit)
 
 
 def _settle_repeated(repeated: Sequence[Posting], commit: Outcome) -> None:
@@ -122,20 +135,32 @@ def _settle_repeated(repeated: Sequence[Posting], commit: Outcome) -> None:
             commit.duplicates.append(posting)
 
 
-def _park(
+def _send(
     raw_records: Sequence[Any],
     outcomes: list[RecordOutcome],
-    refusals: _Refusals,
+    letters: _Letters,
     dead_letters: DeadLetterQueue,
     deadline: Deadline,
-) -> None:
-    """Parks what was refused and is otherwise settled; what comes again anyway is parked then."""
-    indexes = [index for index in sorted(refusals.by_record) if outcomes[index] is not RecordOutcome.RETRIED]
-    parked = [ParkedRecord(raw_records[index], tuple(refusals.by_record[index])) for index in indexes]
-    failed = dead_letters.park(parked, in_time=lambda: deadline.sending_time() > 0)
-    for position, index in enumerate(indexes):
+) -> dict[int, tuple[str, ...]]:
+    """Sends the letters about records that are otherwise settled; about what comes again anyway, it tells then.
+
+    Returns:
+        What the letters say or, where one was not taken, why not, by the record's index.
+    """
+    indexes = sorted(letters.refused.keys() | letters.unusable.keys())
+    told = {index: list(letters.of(index, raw_records[index])) for index in indexes}
+    due = [
+        (index, letter, outcome)
+        for index in indexes
+        if outcomes[index] is not RecordOutcome.RETRIED
+        for letter, outcome in told[index]
+    ]
+    failed = dead_letters.park([letter for _, letter, _ in due], in_time=lambda: deadline.sending_time() > 0)
+    reasons = {index: [reason for letter, _ in told[index] for reason in letter.reasons] for index in indexes}
+    for position, (index, _, outcome) in enumerate(due):
         if position in failed:
-            refusals.add(index, failed[position])
+            reasons[index].append(failed[position])
             outcomes[index] = RecordOutcome.RETRIED
-        else:
-            outcomes[index] = RecordOutcome.PARKED
+        elif outcomes[index] is not RecordOutcome.RETRIED:
+            outcomes[index] = outcome
+    return {index: tuple(found) for index, found in reasons.items()}

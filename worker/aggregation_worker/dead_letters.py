@@ -1,13 +1,15 @@
-"""Dead letters: parking a record that can never succeed, and reading any dead letter back into records.
+"""Dead letters: parking a record that can never succeed, telling of an item that cannot be used, and reading any of it.
 
 Three kinds of message wait in the one queue:
 
 * a parked record, written here: the record as it was delivered, and why it was refused;
-* the same with the record in the bucket, where it is too large for a message;
-* a notice of a batch that Lambda gave up on: S3's notification of an on-failure document, which holds the whole event.
+* a notice, written here: a record that was counted, but one of whose images some aggregation cannot use, so that it is
+  worth nothing there; it holds no contribution, and the item's correction is counted by itself;
+* a batch that Lambda gave up on: S3's notification of an on-failure document, which holds the whole event.
 
-A notice that holds no records but only points into the stream (an on-failure destination other than S3 writes those) is
-recognised too. Parking is the last step of a batch: a record counts as parked only when the queue has taken it.
+A record that is too large for a message is in the bucket. A message that holds no records but only points into the
+stream (an on-failure destination other than S3 writes those) is recognised too. Parking is the last step of a batch: a
+record counts as parked only when the queue has taken it.
 """
 
 import hashlib
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
     from mypy_boto3_sqs.type_defs import SendMessageBatchRequestEntryTypeDef
 
-KIND = "parked_record"
+PARKED_KIND, NOTICE_KIND = "parked_record", "notice"
 PARKED_PREFIX = "parked-records/"
 ON_FAILURE_PREFIX = "aws/lambda/"
 
@@ -57,6 +59,26 @@ class ParkedRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """A record with an image that an aggregation cannot use: it was counted, the image being worth nothing there.
+
+    Attributes:
+        record: the raw record.
+        reasons: what is wrong, in one sentence.
+        aggregation: the name of the one that cannot use the image.
+    """
+
+    record: Any
+    reasons: tuple[str, ...]
+    aggregation: str
+
+
+def letter_of(record: Any, reasons: tuple[str, ...], aggregation: str | None) -> ParkedRecord | Notice:
+    """A notice if it is of an aggregation, else a parked record."""
+    return ParkedRecord(record, reasons) if aggregation is None else Notice(record, reasons, aggregation)
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectReference:
     """Where in S3 a dead letter's content is."""
 
@@ -67,10 +89,11 @@ class ObjectReference:
 
 @dataclass(frozen=True, slots=True)
 class RecordReference:
-    """A parked record whose content is in the bucket."""
+    """A parked record or, of an aggregation, a notice whose record is in the bucket."""
 
     content: ObjectReference
     reasons: tuple[str, ...]
+    aggregation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +129,21 @@ class NotificationTest:
     bucket: str
 
 
-DeadLetter = ParkedRecord | RecordReference | FailedBatchReference | FailedBatch | NotificationTest
+DeadLetter = ParkedRecord | Notice | RecordReference | FailedBatchReference | FailedBatch | NotificationTest
 
 
-def message_body(parked: ParkedRecord, parked_at: datetime, content: ObjectReference | None = None) -> str:
-    """The message for a parked record; with `content`, the record itself is in the bucket."""
-    body: dict[str, Any] = {
-        "kind": KIND,
-        "reasons": parked.reasons,
-        "parkedAt": parked_at.astimezone(UTC).isoformat(timespec="seconds"),
-        "sequenceNumber": sequence_number_of(parked.record),
+def message_body(letter: ParkedRecord | Notice, written_at: datetime, content: ObjectReference | None = None) -> str:
+    """The message for a parked record or a notice; with `content`, the record itself is in the bucket."""
+    body: dict[str, Any] = {"kind": PARKED_KIND}
+    if isinstance(letter, Notice):
+        body = {"kind": NOTICE_KIND, "aggregation": letter.aggregation}
+    body |= {
+        "reasons": letter.reasons,
+        "parkedAt": written_at.astimezone(UTC).isoformat(timespec="seconds"),
+        "sequenceNumber": sequence_number_of(letter.record),
     }
     if content is None:
-        body["record"] = parked.record
+        body["record"] = letter.record
     else:
         body["recordObject"] = {"bucket": content.bucket, "key": content.key}
     return json.dumps(body, ensure_ascii=True, separators=(",", ":"))
@@ -131,28 +156,31 @@ def read_dead_letter(body: str) -> DeadLetter:
         UnreadableDeadLetterError: it is not JSON, or nothing that this worker or Lambda writes.
     """
     document = _json_object(body, "the message")
-    if document.get("kind") == KIND:
-        return _parked(document)
+    if document.get("kind") in (PARKED_KIND, NOTICE_KIND):
+        return _of_record(document)
     if "DDBStreamBatchInfo" in document:
         return read_failed_batch(body)
     if document.get("Event") == "s3:TestEvent" and isinstance(document.get("Bucket"), str):
         return NotificationTest(document["Bucket"])
     if isinstance(document.get("Records"), list):
         return _notification(document["Records"])
-    raise UnreadableDeadLetterError("neither a parked record nor a notice of a failed batch")
+    raise UnreadableDeadLetterError("neither a parked record, nor a notice, nor a failed batch")
 
 
-def _parked(document: Mapping[str, Any]) -> ParkedRecord | RecordReference:
+def _of_record(document: Mapping[str, Any]) -> ParkedRecord | Notice | RecordReference:
+    kind = document["kind"].replace("_", " ")
     reasons = document.get("reasons")
     if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
-        raise UnreadableDeadLetterError("a parked record without reasons")
-    texts = tuple(reasons)
+        raise UnreadableDeadLetterError(f"a {kind} without reasons")
+    aggregation = document.get("aggregation") if document["kind"] == NOTICE_KIND else None
+    if document["kind"] == NOTICE_KIND and not isinstance(aggregation, str):
+        raise UnreadableDeadLetterError("a notice without its aggregation")
     if "record" in document:
-        return ParkedRecord(document["record"], texts)
+        return letter_of(document["record"], tuple(reasons), aggregation)
     content = document.get("recordObject")
     if isinstance(content, dict) and isinstance(content.get("bucket"), str) and isinstance(content.get("key"), str):
-        return RecordReference(ObjectReference(content["bucket"], content["key"]), texts)
-    raise UnreadableDeadLetterError("a parked record without the record")
+        return RecordReference(ObjectReference(content["bucket"], content["key"]), tuple(reasons), aggregation)
+    raise UnreadableDeadLetterError(f"a {kind} without the record")
 
 
 def _notification(records: Sequence[Any]) -> FailedBatchReference:
@@ -243,41 +271,42 @@ class DeadLetterQueue:
     s3: "Callable[[], S3Client]"
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
-    def park(self, parked: Sequence[ParkedRecord], in_time: Callable[[], bool] = lambda: True) -> dict[int, str]:
-        """Sends records to the queue; those too large for a message by way of the bucket.
+    def park(
+        self, letters: Sequence[ParkedRecord | Notice], in_time: Callable[[], bool] = lambda: True
+    ) -> dict[int, str]:
+        """Sends letters to the queue; records too large for a message by way of the bucket.
 
         Args:
-            parked: the records, each with its reasons.
             in_time: asked before each request; once it says no, nothing more is sent.
 
         Returns:
-            The index of every record that is **not** parked, with the reason: it must be delivered again. A record can
-            be parked twice (an answer lost); replaying both counts it once.
+            The index of every letter that was **not** taken, with the reason: its record must be delivered again. A
+            record can be parked twice (an answer lost); replaying both counts it once.
         """
         failed: dict[int, str] = {}
         bodies: list[tuple[int, str]] = []
-        for index, record in enumerate(parked):
+        for index, letter in enumerate(letters):
             if not in_time():
                 failed[index] = _NO_TIME
                 continue
             try:
-                bodies.append((index, self._body(record)))
+                bodies.append((index, self._body(letter)))
             except (BotoCoreError, ClientError, ValueError, RecursionError) as error:
                 failed[index] = f"the record could not be stored in bucket {self.bucket}: {error}"
         for batch in _batches(bodies):
             failed |= self._send(batch) if in_time() else dict.fromkeys((index for index, _ in batch), _NO_TIME)
         return failed
 
-    def _body(self, record: ParkedRecord) -> str:
+    def _body(self, letter: ParkedRecord | Notice) -> str:
         now = self.now()
-        body = message_body(record, now)
+        body = message_body(letter, now)
         if len(body) <= MAX_MESSAGE_BYTES:  # the body is ASCII: one byte a character
             return body
-        content = json.dumps(record.record).encode()
+        content = json.dumps(letter.record).encode()
         # Named after its content: parked again after a lost answer, it is the same object.
         key = f"{PARKED_PREFIX}{now:%Y/%m/%d}/{hashlib.sha256(content).hexdigest()}.json"
         self.s3().put_object(Bucket=self.bucket, Key=key, Body=content, ContentType="application/json")
-        return message_body(record, now, ObjectReference(self.bucket, key))
+        return message_body(letter, now, ObjectReference(self.bucket, key))
 
     def _send(self, batch: Sequence[tuple[int, str]]) -> dict[int, str]:
         entries: list[SendMessageBatchRequestEntryTypeDef] = [

@@ -162,6 +162,7 @@ def _counts(result: BatchResult) -> dict[Metric, float]:
         Metric.RECORDS_APPLIED: RecordOutcome.APPLIED,
         Metric.RECORDS_DUPLICATE: RecordOutcome.DUPLICATE,
         Metric.RECORDS_NOT_COUNTED: RecordOutcome.NOT_COUNTED,
+        Metric.RECORDS_NOTICED: RecordOutcome.NOTICED,
         Metric.RECORDS_PARKED: RecordOutcome.PARKED,
         Metric.RECORDS_RETRIED: RecordOutcome.RETRIED,
     }
@@ -177,10 +178,10 @@ def _counts(result: BatchResult) -> dict[Metric, float]:
 
 
 def _log(result: BatchResult, records: list[Any]) -> None:
-    """One line a batch, and one for each record that was refused; never an item's contents."""
+    """One line a batch, and one for each record of which there is something to tell; never an item's contents."""
     for index, reasons in sorted(result.reasons.items()):
         logger.warning(
-            "record refused",
+            "record needs attention",
             sequence_number=sequence_number_of(records[index]),
             outcome=result.outcomes[index],
             reasons=reasons,

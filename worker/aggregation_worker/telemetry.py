@@ -20,7 +20,8 @@ class Metric(StrEnum):
     RECORDS_APPLIED = "RecordsApplied"  # at least one contribution was added now
     RECORDS_DUPLICATE = "RecordsDuplicate"  # every contribution was in the ledger already
     RECORDS_NOT_COUNTED = "RecordsNotCounted"  # contributes nothing to any aggregation
-    RECORDS_PARKED = "RecordsParked"  # refused, and now in the dead-letter queue
+    RECORDS_NOTICED = "RecordsNoticed"  # counted, but an image cannot be used; a notice is in the dead-letter queue
+    RECORDS_PARKED = "RecordsParked"  # malformed, or refused by DynamoDB, and now in the dead-letter queue
     RECORDS_RETRIED = "RecordsRetried"  # reported as batch item failures: will come again
     ROW_ADDS = "RowAdds"  # writes that put receipts into a row: one update
     ROW_ARCHIVES = "RowArchives"  # writes that moved a row's older receipts to the ledger: a transaction

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
 
 from aggregation_worker.aggregations.attribute_paths import AttributePath, MalformedValueError
-from aggregation_worker.aggregations.numbers import EXACT, canonical_text, fits, parse_number, product
+from aggregation_worker.aggregations.numbers import EXACT, Amounts, canonical_text, fits, parse_number, product
 from aggregation_worker.aggregations.truncation import Truncation
 from aggregation_worker.aggregations.where import Where
 from aggregation_worker.streams.records import EventName, Image, StreamRecord, StreamViewTypeError
@@ -31,9 +30,10 @@ _CACHED_TEXTS = 2_048
 class RemovePolicy(StrEnum):
     """What a REMOVE record does to the totals that its item once entered."""
 
-    IGNORE = "ignore"
-    RETRACT = "retract"
-    RETRACT_UNLESS_EXPIRED = "retract_unless_expired"
+    KEEP = "keep"  # the total stays, and what the item was worth is added to what is kept of it
+    RETRACT = "retract"  # the item's worth is taken back
+    RETRACT_UNLESS_EXPIRED = "retract_unless_expired"  # as `retract`, but as `keep` where TTL removed the item
+    IGNORE = "ignore"  # nothing, and it is not even delivered: the total cannot be proved from then on
 
 
 class KeyType(StrEnum):
@@ -129,7 +129,7 @@ class Measure:
         return amount
 
 
-_ONE = Decimal(1)
+_ZERO, _ONE = Decimal(0), Decimal(1)
 
 
 def _number(path: AttributePath, content: object) -> Decimal:
@@ -165,7 +165,7 @@ class Aggregation:
         images whose other values this aggregation could not use.
 
         Raises:
-            MalformedValueError: a value has the wrong type, or `where` cannot be evaluated on it.
+            MalformedValueError: the image cannot be used: a value has the wrong type, or `where` cannot be evaluated.
         """
         if self.where is not None and not self.where(image):
             return None
@@ -195,16 +195,22 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What one record changes in one aggregate: new image minus old image, per measure."""
+    """What one record changes in one aggregate, per measure.
+
+    Attributes:
+        amounts: new image's worth minus old image's.
+        kept: what a removed item keeps contributing to the total; empty where the record keeps nothing.
+    """
 
     aggregation: Aggregation
     group: Group
-    amounts: tuple[Decimal, ...]
+    amounts: Amounts
+    kept: Amounts = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why one aggregation cannot use a record as it is."""
+class Unusable:
+    """An image that one aggregation cannot use, so that it is worth nothing, and why."""
 
     aggregation: str
     reason: str
@@ -212,67 +218,68 @@ class Refusal:
 
 def contributions(
     aggregations: Iterable[Aggregation], record: StreamRecord
-) -> tuple[list[Contribution], list[Refusal]]:
-    """What a record changes, in every aggregation it touches.
+) -> tuple[list[Contribution], list[Unusable]]:
+    """What a record changes, in every aggregation it touches, and which aggregations must tell somebody of it.
 
-    A record that moves between groups has two contributions to one aggregation. An aggregation that cannot use the
-    record refuses it whole, old image and new: none of its totals changes; other aggregations count it. One whose
-    `since` is after the record's creation does not read it.
+    A record that moves between groups has two contributions to one aggregation. An image that an aggregation cannot use
+    is worth nothing to it, so that the correction of such an item, whose old image is worth nothing, too, brings its
+    total right by itself. What is told of is the image that matters: the new one, or that of a removed item whose worth
+    would be kept. An aggregation whose `since` is after the record's creation does not read it.
 
     Raises:
         StreamViewTypeError: a required image is missing: the stream does not deliver both images.
     """
     found: list[Contribution] = []
-    refusals: list[Refusal] = []
+    unusable: list[Unusable] = []
     for aggregation in aggregations:
         if aggregation.since is not None and record.created_at < aggregation.since:
             continue
-        try:
-            found.extend(_contributions(aggregation, record))
-        except MalformedValueError as error:
-            refusals.append(Refusal(aggregation.name, str(error)))
-    return found, refusals
+        changes, problem = (_removed if record.event_name is EventName.REMOVE else _written)(aggregation, record)
+        found += changes
+        if problem is not None:
+            unusable.append(Unusable(aggregation.name, problem))
+    return found, unusable
 
 
-def _contributions(aggregation: Aggregation, record: StreamRecord) -> list[Contribution]:
-    new: Any = None
-    old: Any = None
-    if record.event_name is EventName.REMOVE:
-        if not _retracts(aggregation.remove, record):
-            return []
-        if record.old_image is None:
-            raise StreamViewTypeError.missing("OldImage", record.event_name, record.sequence_number)
-        old = aggregation.value(record.old_image)
-    else:
-        if record.old_image is not None:
-            old = aggregation.value(record.old_image)
-        if record.new_image is not None:
-            new = aggregation.value(record.new_image)
-    if new is not None and old is not None and new[0] == old[0]:
-        return _unless_zero(aggregation, new[0], _difference(aggregation, new[1], old[1]))
+_Worth = tuple[Group, Amounts] | None
+_Found = tuple[list[Contribution], str | None]
+
+
+def _worth(aggregation: Aggregation, image: Image | None) -> tuple[_Worth, str | None]:
+    """What an image is worth, and why it cannot be used, if it cannot."""
+    try:
+        return None if image is None else aggregation.value(image), None
+    except MalformedValueError as error:
+        return None, str(error)
+
+
+def _written(aggregation: Aggregation, record: StreamRecord) -> _Found:
+    old, _ = _worth(aggregation, record.old_image)
+    new, problem = _worth(aggregation, record.new_image)
+    if old is not None and new is not None and old[0] == new[0]:
+        return _unless_zero(aggregation, new[0], tuple(map(EXACT.subtract, new[1], old[1]))), problem
     changes = [] if old is None else _unless_zero(aggregation, old[0], tuple(map(EXACT.minus, old[1])))
     if new is not None:
         changes += _unless_zero(aggregation, *new)
-    return changes
+    return changes, problem
 
 
-def _unless_zero(aggregation: Aggregation, group: Group, amounts: tuple[Decimal, ...]) -> list[Contribution]:
+def _removed(aggregation: Aggregation, record: StreamRecord) -> _Found:
+    policy = aggregation.remove
+    if policy is RemovePolicy.IGNORE:
+        return [], None
+    if record.old_image is None:
+        raise StreamViewTypeError.missing("OldImage", record.event_name, record.sequence_number)
+    old, problem = _worth(aggregation, record.old_image)
+    keeps = policy is RemovePolicy.KEEP or (policy is RemovePolicy.RETRACT_UNLESS_EXPIRED and record.expired)
+    if old is None:
+        return [], problem if keeps else None
+    if not keeps:
+        return _unless_zero(aggregation, old[0], tuple(map(EXACT.minus, old[1]))), None
+    nothing = (_ZERO,) * len(old[1])
+    return [Contribution(aggregation, old[0], nothing, old[1])] if any(old[1]) else [], None
+
+
+def _unless_zero(aggregation: Aggregation, group: Group, amounts: Amounts) -> list[Contribution]:
     """The contribution, if there is one: an update that changes no measure writes nothing."""
     return [Contribution(aggregation, group, amounts)] if any(amounts) else []
-
-
-def _difference(aggregation: Aggregation, new: tuple[Decimal, ...], old: tuple[Decimal, ...]) -> tuple[Decimal, ...]:
-    """New minus old; each fits a DynamoDB number, but their difference may not."""
-    amounts = tuple(map(EXACT.subtract, new, old))
-    for measure, amount in zip(aggregation.measures, amounts, strict=True):
-        if not fits(amount):
-            raise MalformedValueError(
-                f"{measure.name}: new value minus old value does not fit a DynamoDB number (38 digits)"
-            )
-    return amounts
-
-
-def _retracts(policy: RemovePolicy, record: StreamRecord) -> bool:
-    if policy is RemovePolicy.IGNORE:
-        return False
-    return policy is RemovePolicy.RETRACT or not record.expired

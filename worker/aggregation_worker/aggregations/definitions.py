@@ -223,7 +223,7 @@ def _aggregation(raw: object, index: int, source: Source) -> Aggregation:
         keys.append(_group_key(entry.entry("sort_key"), MAX_SORT_KEY_BYTES))
         _check_two_keys(entry, *(key.name for key in keys))
     measures = _measures(entry, {key.name for key in keys})
-    remove = RemovePolicy(entry.choice("remove", list(RemovePolicy), RemovePolicy.IGNORE))
+    remove = RemovePolicy(entry.choice("remove", list(RemovePolicy), RemovePolicy.KEEP))
     where = _where(entry)
     since = _since(entry)
     entry.done()

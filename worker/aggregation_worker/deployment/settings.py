@@ -163,18 +163,27 @@ def target_tables(definitions: Definitions) -> dict[str, TableDefinition]:
     }
 
 
-def check_scheduled_reconcile(definitions: Definitions, *, nothing_removed: bool) -> None:
-    """Refuses a schedule that could never find anything: what an aggregation keeps of deleted items has no source.
+def check_scheduled_reconcile(definitions: Definitions) -> None:
+    """Refuses a schedule that could never prove anything.
 
     Raises:
-        DeploymentError: no aggregation's totals can be computed from the source alone.
+        DeploymentError: every aggregation ignores what is removed.
     """
-    if nothing_removed or any(one.remove is RemovePolicy.RETRACT for one in definitions.aggregations):
-        return
-    raise DeploymentError(
-        "a scheduled reconcile would prove nothing: every aggregation keeps what deleted items had contributed, which "
-        "the source can no longer tell; add -c reconcileNothingRemoved=true if items are never deleted, or define "
-        'remove = "retract"'
+    if all(one.remove is RemovePolicy.IGNORE for one in definitions.aggregations):
+        raise DeploymentError(
+            'a scheduled reconcile would prove nothing: every aggregation has remove = "ignore", so that no total can '
+            'be computed from the source once an item is removed; define remove = "keep" (a new name, and a backfill)'
+        )
+
+
+def price_of_keeping(definitions: Definitions) -> str | None:
+    """What `keep` costs where items are removed, in a sentence; `None` where no aggregation has it."""
+    names = ", ".join(one.name for one in definitions.aggregations if one.remove is RemovePolicy.KEEP)
+    if not names:
+        return None
+    return (
+        f'remove = "keep" ({names}): an item that is removed costs a second write unit, so on a table whose items '
+        'expire every item does; "ignore" costs none, but then no total can be proved any more'
     )
 
 

@@ -19,6 +19,7 @@ from aggregation_worker.ledger.receipts import (
     Aggregate,
     archived_attribute,
     generation_attribute,
+    kept_attribute,
     late_attribute,
     partition_of,
     receipt_value,
@@ -64,10 +65,10 @@ class Correction:
     ) -> "list[TransactWriteItemTypeDef]":
         """The actions of its transaction: a page that must not be there yet, and the row, which must be what was seen.
 
-        Not only its measures must: a transaction's items do not appear at one moment, so an archive or a late write may
-        have been seen on its pages and not yet in the row. Its part of the row is still to come then, and changes
-        generation, watermark or late writes; the condition on these makes the correction wait for it. The correction
-        itself counts as a late write, so that whoever reads the aggregate notices it.
+        Not only its measures, and what is kept of them, must: a transaction's items do not appear at one moment, so an
+        archive or a late write may have been seen on its pages and not yet in the row. Its part of the row is still to
+        come then, and changes generation, watermark or late writes; the condition on these makes the correction wait
+        for it. The correction itself counts as a late write, so that whoever reads the aggregate notices it.
 
         Args:
             found: what was found in the total without a receipt.
@@ -84,7 +85,8 @@ class Correction:
         for measure, amount in zip(aggregation.measures, self.added, strict=True):
             update.equals(update.name(measure.name), seen.item.get(measure.name))
             update.add(measure.name, amount)
-        for name in (attribute(aggregation.name) for attribute in versions):
+        kept = [kept_attribute(aggregation.name, measure.name) for measure in aggregation.measures]
+        for name in (*(attribute(aggregation.name) for attribute in versions), *kept):
             update.equals(update.name(name), seen.item.get(name))
         update.add(late_attribute(aggregation.name), _ONE)
         stamp = f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}|{self.run}"

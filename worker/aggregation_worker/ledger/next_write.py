@@ -4,7 +4,7 @@ Pure; `writes` says what each write is, `commit` sends what is decided here and 
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -20,6 +20,7 @@ from aggregation_worker.ledger.receipts import (
     backfill_attribute,
     generation_attribute,
     item_size,
+    kept_attribute,
     position_in,
     read_backfill,
     read_receipt,
@@ -145,7 +146,7 @@ def _new(
     if not sums_fit(new):
         new = new[:1]
     created = {aggregate: new_generation() for aggregate, receipts in known.items() if receipts.values is None}
-    room, used = _room(row, item, known)
+    room, used = _room(row, item, known, {one.aggregate for one in new if one.kept})
     for posting in new:
         name = posting.aggregate.aggregation.name
         used[name] = used.get(name, 0) + _entry_size(posting.receipt, posting.value())
@@ -222,10 +223,15 @@ def _late(aggregate: Aggregate, seen: RowReceipts, postings: Sequence[Posting], 
         chosen = chosen[: len(chosen) // 2]
 
 
-def _room(row: Row, item: Mapping[str, Any], known: Mapping[Aggregate, RowReceipts]) -> tuple[int, dict[str, int]]:
+def _room(
+    row: Row, item: Mapping[str, Any], known: Mapping[Aggregate, RowReceipts], keeping: Collection[Aggregate]
+) -> tuple[int, dict[str, int]]:
     """Bytes that the row has for receipts, and how many each aggregation's receipts use of them by now.
 
     The row's real size counts, attributes of a user's own included; what this write makes is reserved.
+
+    Args:
+        keeping: those of the aggregates of which something is to be kept.
     """
     used = {name: value_size(item[receipts_attribute(name)]) - value_size(_EMPTY) for name in aggregations_in(item)}
     fixed = item_size({**(item or row.key()), **{receipts_attribute(name): _EMPTY for name in used}})
@@ -236,7 +242,10 @@ def _room(row: Row, item: Mapping[str, Any], known: Mapping[Aggregate, RowReceip
             fixed += len(generation_attribute(aggregation.name)) + _GENERATION_BYTES
         if not receipts.archived:
             fixed += len(archived_attribute(aggregation.name)) + _POSITION_BYTES
-        fixed += sum(len(one.name) + _NUMBER_BYTES for one in aggregation.measures if one.name not in item)
+        numbers = [one.name for one in aggregation.measures]
+        if aggregate in keeping:
+            numbers += [kept_attribute(aggregation.name, name) for name in numbers]
+        fixed += sum(len(name) + _NUMBER_BYTES for name in numbers if name not in item)
     return -(-(fixed + LEAST_ROOM) // ROW_STEP) * ROW_STEP - fixed, used
 
 

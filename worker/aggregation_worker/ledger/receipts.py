@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from aggregation_worker.aggregations.contributions import Aggregation, Contribution, Group, GroupKey, KeyType
-from aggregation_worker.aggregations.numbers import Amounts, amount_text, canonical_text, parse_number
+from aggregation_worker.aggregations.numbers import EXACT, Amounts, amount_text, canonical_text, parse_number
 from aggregation_worker.streams.records import StreamRecord
 
 # The ledger's keys and its pages' attributes.
@@ -230,7 +230,8 @@ def postings(batch: Iterable[tuple[int, StreamRecord, Sequence[Contribution]]]) 
             if aggregate is None:
                 row = rows.setdefault((aggregation.table, group), Row(aggregation.table, aggregation.keys, group))
                 aggregate = aggregates[aggregation, group] = Aggregate(aggregation, row)
-            found.append(Posting(index, record.created_at, aggregate, receipt, contribution.amounts))
+            amounts, kept = contribution.amounts, contribution.kept
+            found.append(Posting(index, record.created_at, aggregate, receipt, amounts, kept))
     return found
 
 
@@ -263,6 +264,11 @@ def receipt_value(amounts: Sequence[Decimal], kept: Sequence[Decimal] = ()) -> d
 
 def _numbers(amounts: Sequence[Decimal]) -> list[dict[str, Any]]:
     return [{"N": amount_text(amount)} for amount in amounts]
+
+
+def net(amounts: Amounts, kept: Amounts) -> Amounts:
+    """What a contribution changes in what the items that are there are worth: in the total without what is kept."""
+    return tuple(map(EXACT.subtract, amounts, kept)) if kept else amounts
 
 
 def read_receipt(value: Mapping[str, Any]) -> tuple[Amounts, Amounts]:

@@ -235,10 +235,10 @@ def _remarks(result: Result) -> Iterator[str]:
             f"{name}: {result.unusable:,} items had values that it cannot use (text where a number belongs); "
             "they count nothing."
         )
-    if result.refused:
+    if result.noticed:
         yield (
-            f"{name}: {result.refused:,} records since the cut hold values that it cannot use; they count nothing. "
-            "Those that a worker with this aggregation has met wait in the dead-letter queue."
+            f"{name}: {result.noticed:,} records since the cut have images that it cannot use, which are worth "
+            "nothing; of those that a worker with this aggregation has met, a notice is in the dead-letter queue."
         )
 
 
@@ -253,7 +253,7 @@ def _as_json(result: Result, *, dry_run: bool) -> dict[str, Any]:
         "cut": result.target.cut.name,
         "aggregates": result.aggregates,
         "unusableItems": result.unusable,
-        "refusedRecords": result.refused,
+        "noticedRecords": result.noticed,
     }
     if not dry_run:
         return facts | {"added": result.added, "recordsCaughtUp": result.caught_up}

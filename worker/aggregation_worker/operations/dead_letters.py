@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aggregation_worker.operations.letters import HeldMessages, Letter, resolve_letter, trusted_until
+from aggregation_worker.operations.notices import state_of
 from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import duration, print_json, print_table
 from aggregation_worker.operations.resources import Resources
@@ -18,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.description = (
         "Lists every dead letter: kind, reason, sequence numbers, item keys, age, and how long its records can still "
-        "be replayed for certain. Takes nothing out of the queue."
+        "be replayed for certain; of a notice, whether its item is still as it was. Takes nothing out of the queue."
     )
     parser.add_argument("--show-images", action="store_true", help="print the records too, with the items' contents")
     add_deployment_options(parser)
@@ -42,11 +43,11 @@ def run(options: argparse.Namespace) -> int:
             _shortened(entry["sequenceNumbers"]),
             _shortened([", ".join(f"{name}={value}" for name, value in key.items()) for key in entry["keys"]]),
             entry["age"],
-            entry["trustedFor"],
+            entry["toDo"] or entry["trustedFor"],
         )
         for entry in described
     ]
-    columns = ("kind", "why", "sequence numbers", "item keys", "age", "replay within")
+    columns = ("kind", "why", "sequence numbers", "item keys", "age", "replay within, or what to do")
     print_table(f"{len(letters)} dead letter{'' if len(letters) == 1 else 's'}", columns, rows)
     if options.show_images:
         for entry in described:
@@ -70,6 +71,7 @@ def describe(letter: Letter, resources: Resources, now: datetime, *, show_images
         "keys": [_keys(record) for record in letter.records],
         "sentAt": letter.message.sent_at.astimezone(UTC).isoformat(timespec="seconds"),
         "age": duration(now - letter.message.sent_at),
+        "toDo": None if letter.notice is None else state_of(letter.notice, resources).value,
         "trustedUntil": min(limits).isoformat(timespec="seconds") if limits else None,
         "trustedFor": "unknown" if left is None else duration(left) if left.total_seconds() > 0 else "may be too late",
     }

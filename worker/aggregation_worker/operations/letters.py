@@ -15,11 +15,13 @@ from aggregation_worker.dead_letters import (
     DeadLetter,
     FailedBatch,
     FailedBatchReference,
+    Notice,
     NotificationTest,
     ObjectReference,
     ParkedRecord,
     RecordReference,
     UnreadableDeadLetterError,
+    letter_of,
     read_dead_letter,
     read_failed_batch,
 )
@@ -52,11 +54,12 @@ class Letter:
     """A dead letter with its records.
 
     Attributes:
-        kind: `parked record`, `failed batch`, `notification test` or `unreadable`.
+        kind: `parked record`, `notice`, `failed batch`, `notification test` or `unreadable`.
         reasons: why it is here; for an unreadable one, what is wrong with it.
         records: the raw records; none where it could not be read.
         readable: whether `records` are all that belong to it.
         span: first and last sequence number where the records themselves are not there.
+        notice: the notice itself, where it is one.
     """
 
     message: Message
@@ -65,6 +68,7 @@ class Letter:
     records: tuple[Any, ...] = ()
     readable: bool = True
     span: tuple[str, str] | None = None
+    notice: Notice | None = None
 
     @property
     def sequence_numbers(self) -> list[str]:
@@ -94,6 +98,8 @@ def resolve_letter(message: Message, resources: Resources) -> Letter:
             return Letter(message, "notification test", ("S3 tested the bucket's notification; it holds nothing",))
         if isinstance(letter, ParkedRecord):
             return Letter(message, "parked record", letter.reasons, (letter.record,))
+        if isinstance(letter, Notice):
+            return Letter(message, "notice", letter.reasons, (letter.record,), notice=letter)
         return _failed_batch(message, letter, resources)
     except UnreadableDeadLetterError as error:
         return Letter(message, "unreadable", (str(error),), readable=False)
@@ -103,10 +109,10 @@ def resolve_letter(message: Message, resources: Resources) -> Letter:
         return Letter(message, "unreadable", (explain_aws_error(error),), readable=False)
 
 
-def _fetched(letter: DeadLetter, resources: Resources) -> ParkedRecord | FailedBatch | NotificationTest:
+def _fetched(letter: DeadLetter, resources: Resources) -> ParkedRecord | Notice | FailedBatch | NotificationTest:
     """The letter with its content, also where it only refers to the bucket."""
     if isinstance(letter, RecordReference):
-        return ParkedRecord(json.loads(_content(resources.s3, letter.content)), letter.reasons)
+        return letter_of(json.loads(_content(resources.s3, letter.content)), letter.reasons, letter.aggregation)
     if isinstance(letter, FailedBatchReference):
         return read_failed_batch(_content(resources.s3, letter.document))
     return letter

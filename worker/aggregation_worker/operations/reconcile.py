@@ -7,16 +7,18 @@ correction, and the metric.
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from aggregation_worker.dead_letters import Notice
 from aggregation_worker.operations.errors import CommandError, explain_aws_error
-from aggregation_worker.operations.letters import HeldMessages, resolve_letter
+from aggregation_worker.operations.letters import HeldMessages, Message, resolve_letter
 from aggregation_worker.operations.options import add_deployment_options, positive
 from aggregation_worker.operations.output import print_json
 from aggregation_worker.operations.reconcile_report import print_report, report_as_json, write_csv
@@ -35,6 +37,7 @@ from aggregation_worker.reconciliation.observer import OBSERVED_AT_ONCE
 from aggregation_worker.reconciliation.reconcile import PATIENCE, Reconciliation, Repairs
 from aggregation_worker.reconciliation.report import Report
 from aggregation_worker.reconciliation.spool import Spool
+from aggregation_worker.reconciliation.waiting_letters import Waiting
 from aggregation_worker.streams.reader import STREAM_LAG, StreamReader
 from aggregation_worker.telemetry import NAMESPACE, SERVICE, Metric
 
@@ -61,7 +64,6 @@ class Request(SourceRequest):
     """
 
     repair: bool = False
-    nothing_removed: bool = False
     patience: float = PATIENCE
     metric: bool = True
     stream_lag: float = STREAM_LAG
@@ -77,11 +79,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("names", metavar="AGGREGATION", nargs="*", help="only these (default: all)")
     parser.add_argument("--repair", action="store_true", help="correct what drifts")
-    parser.add_argument(
-        "--nothing-removed",
-        action="store_true",
-        help="no item was ever removed: compare aggregations that keep what removed items contributed, too",
-    )
     parser.add_argument(
         "--patience",
         type=positive(float),
@@ -140,8 +137,10 @@ def _run(resources: Resources, request: Request) -> Report:
         ThreadPoolExecutor(OBSERVED_AT_ONCE, thread_name_prefix="observation") as executor,
         shown_progress() as tell,
         Spool(None) as spool,
+        ExitStack() as stack,
     ):
-        return Reconciliation(
+        letters = Letters(resources, stack)
+        report = Reconciliation(
             client=resources.dynamodb,
             definitions=resources.definitions,
             aggregations=aggregations,
@@ -149,13 +148,12 @@ def _run(resources: Resources, request: Request) -> Report:
             items=items,
             reader=reader,
             executor=executor,
-            nothing_removed=request.nothing_removed,
             patience=request.patience,
-            repairs=Repairs(lambda: records_of_letters(resources), resources.ledger_retention_days)
-            if request.repair
-            else None,
+            repairs=Repairs(letters.read, resources.ledger_retention_days) if request.repair else None,
             progress=tell,
         ).run(spool)
+        letters.delete(report.settled)
+        return report
 
 
 def check_only_stream(streams: "DynamoDBStreamsClient", table: str, stream_arn: str) -> None:
@@ -179,17 +177,32 @@ def check_only_stream(streams: "DynamoDBStreamsClient", table: str, stream_arn: 
 # --- Dead letters -----------------------------------------------------------------------------------------------------
 
 
-def records_of_letters(
-    resources: Resources, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
-) -> list[Any]:
-    """The records of all dead letters that wait now; takes nothing out of the queue.
+@dataclass(slots=True)
+class Letters:
+    """All dead letters that wait, held while totals are corrected, so that those which are settled can be deleted.
 
-    Raises:
-        CommandError: one cannot be read, or others hold some: a correction could count their records twice.
+    Attributes:
+        stack: on its end all that are left are given back.
     """
-    with HeldMessages(resources.sqs, resources.queue_url, _VISIBILITY_TIMEOUT) as held:
+
+    resources: Resources
+    stack: ExitStack
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    _held: HeldMessages | None = None
+    _messages: list[tuple[Notice, Message]] = field(default_factory=list)
+
+    def read(self) -> Waiting:
+        """Receives all that is there; takes nothing out of the queue.
+
+        Raises:
+            CommandError: one cannot be read, or others hold some: a correction could count their records twice.
+        """
+        held = self._held = self.stack.enter_context(
+            HeldMessages(self.resources.sqs, self.resources.queue_url, _VISIBILITY_TIMEOUT)
+        )
         soon = held.started_at() + timedelta(days=1)  # those that come while this reads, too
-        letters = [resolve_letter(message, resources) for page in held.receive(soon) for message in page]
+        letters = [resolve_letter(message, self.resources) for page in held.receive(soon) for message in page]
         unreadable = [letter for letter in letters if not letter.readable]
         if unreadable:
             reasons = "; ".join(unreadable[0].reasons)
@@ -197,15 +210,25 @@ def records_of_letters(
                 f"nothing was corrected: {len(unreadable)} of {len(letters)} dead letters cannot be read, so it is "
                 f"not known which totals they change ({reasons}); discard or replay them first"
             )
-        deadline = clock() + _COUNT_PATIENCE
+        deadline = self.clock() + _COUNT_PATIENCE
         while (waiting := held.waiting()) != len(letters):
-            if clock() >= deadline:
+            if self.clock() >= deadline:
                 raise CommandError(
                     f"nothing was corrected: the dead-letter queue has {waiting} messages, but {len(letters)} could be "
                     "read; another command may hold the others: run this again when it is done"
                 )
-            sleep(_POLL_SECONDS)
-    return [record for letter in letters for record in letter.records]
+            self.sleep(_POLL_SECONDS)
+        self._messages = [(letter.notice, letter.message) for letter in letters if letter.notice is not None]
+        return Waiting(
+            [record for letter in letters if letter.notice is None for record in letter.records],
+            [notice for notice, _ in self._messages],
+        )
+
+    def delete(self, notices: Sequence[Notice]) -> None:
+        """Deletes notices that were made up for."""
+        settled = set(map(id, notices))
+        if self._held is not None:
+            self._held.delete(*(message for notice, message in self._messages if id(notice) in settled))
 
 
 # --- The metric -------------------------------------------------------------------------------------------------------

@@ -65,14 +65,15 @@ def _sentences(report: Report) -> Iterator[str]:
     compared = f"{report.aggregates:,} totals compared with {report.items:,} items in {report.seconds:.0f} s"
     found = [f"{report.count(verdict):,} {verdict}" for verdict in Verdict if report.count(verdict)]
     if report.compared:
-        yield f"{compared}: {', '.join(found)}." if found else f"{compared}: all are right."
+        right = "all are right" if not report.unproved else "all that can be proved are right"
+        yield f"{compared}: {', '.join(found) or right}."
     else:
         yield "Nothing was compared."
-    if unprovable := report.count(Verdict.UNPROVABLE):
+    if report.unproved:
         yield (
-            f"{unprovable:,} totals of aggregations that keep what removed items contributed differ from the items "
-            "that are left, which proves nothing; if no item was ever removed, say so with --nothing-removed. "
-            "--csv lists them."
+            f'Not proved, since they ignore what is removed (remove = "ignore"): {", ".join(report.unproved)}; '
+            f"{report.count(Verdict.UNPROVABLE):,} of their totals differ from the items that are left. --csv lists "
+            "them."
         )
     if report.count(Verdict.DRIFT):
         yield "Drift includes what waits in the dead-letter queue: replay it first. --repair corrects the rest."
@@ -110,6 +111,7 @@ def report_as_json(report: Report) -> dict[str, Any]:
         "items": report.items,
         "records": report.records,
         "aggregations": list(report.compared),
+        "notProved": list(report.unproved),
         "notCompared": list(report.left_out),
         "drifted": report.drifted,
         "counts": {verdict.value: report.count(verdict) for verdict in Verdict},

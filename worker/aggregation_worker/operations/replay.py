@@ -18,8 +18,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.description = (
         "Sends the records of every dead letter that is there now through the deployed function, and deletes a letter "
-        "when all of its records are done. Safe to interrupt, to repeat, and to run twice at once. Exit status 0 only "
-        "if nothing was left."
+        "when all of its records are done. A notice is deleted once its item is corrected or gone. Safe to interrupt, "
+        "to repeat, and to run twice at once. Exit status 0 only if nothing was left, and nothing is parked again."
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be replayed")
     parser.add_argument("--in-process", action="store_true", help="run the worker here, with your own credentials")
@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Replays; returns 0 if nothing was left in the queue that was to be replayed, else 1, and 130 after Ctrl-C."""
+    """Replays; returns 0 if nothing is left in the queue of what was to be replayed, else 1, and 130 after Ctrl-C."""
     resources = Resources.of(options)
     selection = Selection(options.reason, frozenset(options.sequence_number), options.limit)
     with ExitStack() as stack:
@@ -68,7 +68,8 @@ def run(options: argparse.Namespace) -> int:
     _print(summary, as_json=options.json)
     if summary.interrupted:
         return 130
-    return 1 if summary.left and not options.dry_run else 0
+    told_anew = summary.records[RecordOutcome.PARKED] + summary.records[RecordOutcome.NOTICED]
+    return 1 if (summary.left or told_anew) and not options.dry_run else 0
 
 
 def worker_environment(resources: Resources) -> dict[str, str]:
@@ -106,7 +107,8 @@ def _print(summary: Summary, *, as_json: bool) -> None:
         ("applied", records[RecordOutcome.APPLIED]),
         ("duplicates, counted already", records[RecordOutcome.DUPLICATE]),
         ("contribute nothing", records[RecordOutcome.NOT_COUNTED]),
-        ("parked again", records[RecordOutcome.PARKED]),
+        ("counted, but a notice tells of an item that cannot be used", records[RecordOutcome.NOTICED]),
+        ("not counted: parked again", records[RecordOutcome.PARKED]),
     ]
     print_table("Records", ("outcome", "records"), [row for row in rows if row[1]] or [("none sent", 0)])
     if summary.left:

@@ -1,9 +1,10 @@
 """Replays dead letters: sends their records through the worker again, and deletes what is done.
 
-A dead letter is deleted only after every record of it was applied, was a duplicate, contributes nothing, or is parked
-anew. Whatever happens before that (Ctrl-C, a crash, a lost answer, a second replay at the same time) leaves it in the
-queue, and the ledger makes replaying it once more harmless. A record that is older than the ledger's memory is not
-counted on trust: the worker parks it anew, with that reason.
+A dead letter is deleted only after every record of it was applied, was a duplicate, contributes nothing, or is told of
+by a letter of its own, anew. A notice holds no contribution and is not sent: it is deleted when there is nothing to do
+about it any more (`notices`). Whatever happens before that (Ctrl-C, a crash, a lost answer, a second replay at the same
+time) leaves it in the queue, and the ledger makes replaying it once more harmless. A record that is older than the
+ledger's memory is not counted on trust: the worker parks it anew, with that reason.
 """
 
 import json
@@ -17,9 +18,11 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from aggregation_worker.batch import REPORT_OUTCOMES, RecordOutcome
+from aggregation_worker.dead_letters import Notice
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.operations.errors import CommandError, explain_aws_error
 from aggregation_worker.operations.letters import HeldMessages, Letter, resolve_letter
+from aggregation_worker.operations.notices import NoticeState, state_of
 from aggregation_worker.operations.resources import Resources, name_missing_tables
 from aggregation_worker.streams.records import sequence_number_of
 
@@ -67,7 +70,7 @@ class Summary:
 
     Attributes:
         records: how many records had each outcome.
-        deleted: letters that are done and gone.
+        deleted: letters that are done and gone, or in whose place another one is.
         left: letters that are still in the queue, each with the reason.
         skipped: letters that the selection leaves out.
     """
@@ -84,6 +87,7 @@ class Summary:
             "applied": self.records[RecordOutcome.APPLIED],
             "duplicates": self.records[RecordOutcome.DUPLICATE],
             "notCounted": self.records[RecordOutcome.NOT_COUNTED],
+            "noticed": self.records[RecordOutcome.NOTICED],
             "parkedAgain": self.records[RecordOutcome.PARKED],
             "lettersDeleted": self.deleted,
             "lettersLeft": [{"messageId": letter.message.message_id, "why": why} for letter, why in self.left],
@@ -145,6 +149,8 @@ class Replay:
                     self._delete(letter)
                 elif not letter.readable:
                     self._leave(letter, "; ".join(letter.reasons))
+                elif letter.notice is not None:
+                    self._look_at(letter, letter.notice)
                 else:
                     portion.append(_Job(letter, len(letter.records)))
             if sum(job.open_records for job in portion) >= MAX_EVENT_RECORDS:
@@ -154,6 +160,15 @@ class Replay:
                 break
         if portion:
             yield portion
+
+    def _look_at(self, letter: Letter, notice: Notice) -> None:
+        state = state_of(notice, self.resources)
+        if state is not NoticeState.OVER:
+            self._leave(letter, state.value)
+        elif self.send is None:
+            self._leave(letter, "dry run: it would be deleted")
+        else:
+            self._delete(letter)
 
     def _replay(self, jobs: Sequence[_Job]) -> None:
         """Sends the letters' records in as few events as fit, and settles each letter."""

@@ -103,7 +103,7 @@ def _dead_letters(resources: Resources) -> list[Fact]:
 def _metrics(resources: Resources, now: datetime) -> list[Fact]:
     function = {"Name": "FunctionName", "Value": resources.function}
     service = {"Name": "service", "Value": service_of(resources)}
-    counted = (Metric.RECORDS_APPLIED, Metric.RECORDS_DUPLICATE, Metric.RECORDS_PARKED)
+    counted = (Metric.RECORDS_APPLIED, Metric.RECORDS_DUPLICATE, Metric.RECORDS_NOTICED, Metric.RECORDS_PARKED)
     queries: list[dict[str, Any]] = [_query("age", "AWS/Lambda", "IteratorAge", [function], "Maximum")]
     queries += [_query(metric.name.lower(), NAMESPACE, metric.value, [service], "Sum") for metric in counted]
     answer = resources.client("cloudwatch").get_metric_data(
@@ -117,7 +117,11 @@ def _metrics(resources: Resources, now: datetime) -> list[Fact]:
     for metric in counted:
         total = sum(values.get(metric.name.lower(), []))
         facts.append(
-            Fact(f"{metric.value}, last hour", f"{total:.0f}", good=metric is not Metric.RECORDS_PARKED or total == 0)
+            Fact(
+                f"{metric.value}, last hour",
+                f"{total:.0f}",
+                good=metric not in (Metric.RECORDS_NOTICED, Metric.RECORDS_PARKED) or total == 0,
+            )
         )
     return facts
 

@@ -64,7 +64,7 @@ class Result:
         aggregates: how many have a starting value; a value of zero is none.
         added: how many of them were added in this run; the others were in already.
         unusable: items, as they were at the cut, that the aggregation cannot use.
-        refused: records from the cut on that it cannot use; a worker that knows it parks them.
+        noticed: records from the cut on with images that it cannot use; a worker that knows it sends notices of them.
         caught_up: contributions of records from the cut on that no worker had counted.
         totals: the sum of the starting values, by measure; only of a dry run.
         examples: some of the starting values; only of a dry run.
@@ -74,7 +74,7 @@ class Result:
     aggregates: int = 0
     added: int = 0
     unusable: int = 0
-    refused: int = 0
+    noticed: int = 0
     caught_up: int = 0
     totals: Amounts = ()
     examples: list[tuple[Group, Amounts]] = field(default_factory=list)
@@ -143,7 +143,7 @@ class Backfill:
             raise BackfillError(f"{error}, and it continues where it is") from error
         for result in results:
             result.unusable = spool.unusable(result.target.aggregation.name)
-            result.refused = snapshot.refused(result.target.aggregation)
+            result.noticed = snapshot.noticed(result.target.aggregation)
             if dry_run:
                 _add_up(result, spool)
             else:
@@ -198,6 +198,7 @@ class Backfill:
                     aggregates.setdefault(later.group, aggregate_of(aggregation, later.group)),
                     later.receipt,
                     later.amounts,
+                    later.kept,
                 )
                 for number, later in enumerate(chunk)
             ]

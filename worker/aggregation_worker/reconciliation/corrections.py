@@ -75,9 +75,9 @@ class Corrections:
     def _count_what_is_lost(self, drifts: Mapping[ObservedAggregate, _Drift]) -> None:
         by_aggregate = {one.aggregate: drift for one, drift in drifts.items()}
         postings = [
-            Posting(0, second_of(name), aggregate, name, amounts)
+            Posting(0, second_of(name), aggregate, name, amounts, kept)
             for aggregate, drift in by_aggregate.items()
-            for name, amounts in drift.finding.lost.items()
+            for name, (amounts, kept) in drift.finding.lost.items()
         ]
         for posting, reason in post(self.committer, postings).refused:
             by_aggregate[posting.aggregate].note(f"cannot be corrected: {reason}", is_open=False)

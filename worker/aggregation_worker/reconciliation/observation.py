@@ -2,12 +2,13 @@
 
 For an aggregate at the moment t of an observation,
 
-    difference(t) = total(t) - contributions of the later records whose receipts are stored at t - baseline,
+    difference(t) = total(t) - kept(t) - contributions of the later records whose receipts are stored at t - baseline,
 
-where a *later record* is one that follows the cut, and the *baseline* is what the items were worth at the cut. A later
-record's contribution enters the total in the same write as its receipt, so whatever is being written, the difference
-stays as it is. It moves only when a record from before the cut arrives (then towards zero), or when something other
-than the worker changes a total: it is zero once all records before the cut are applied, or there is drift.
+where *kept* is what removed items keep contributing to the total, a *later record* is one that follows the cut, and the
+*baseline* is what the items were worth at the cut. A later record's contribution, without what it keeps, enters the
+difference in the same write as its receipt, so whatever is being written, the difference stays as it is. It moves only
+when a record from before the cut arrives (then towards zero), or when something other than the worker changes a total:
+it is zero once all records before the cut are applied, or there is drift.
 
 How a total and its receipts are seen together, `ledger.reading` explains, and why one reading alone decides nothing:
 drift is what observations at different times agree on, and so is a correction.
@@ -16,7 +17,7 @@ Only reads; `repair` writes. Which receipts belong to later records, the caller 
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
@@ -24,8 +25,9 @@ from typing import TYPE_CHECKING
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.numbers import EXACT, Amounts, parse_number, sum_of
+from aggregation_worker.ledger.pages import Receipts
 from aggregation_worker.ledger.reading import Stored, read_stored
-from aggregation_worker.ledger.receipts import Aggregate, group_of, position_in
+from aggregation_worker.ledger.receipts import Aggregate, group_of, kept_attribute, net, position_in
 from aggregation_worker.streams.records import Image
 
 if TYPE_CHECKING:
@@ -42,18 +44,19 @@ class Observation:
         first: the position from which on its receipts were read.
         stored: row and receipts.
         total: the row's measures; `None` where one is not a number, on which the worker fails, too.
+        kept: what removed items keep contributing to them; `None` as for `total`.
         seen_at: when the observation was over, in seconds of `time.monotonic`: whatever it shows was written before.
     """
 
     first: str
     stored: Stored
     total: Amounts | None
+    kept: Amounts | None
     seen_at: float = 0.0
 
-    def receipts_from(self, first: str) -> dict[str, Amounts]:
-        """The contributions of the receipts at a position and after it, by their names."""
-        receipts = self.stored.receipts.items()
-        return {name: amounts for name, (amounts, _) in receipts if position_in(name) >= first}
+    def receipts_from(self, first: str) -> Receipts:
+        """The receipts at a position and after it."""
+        return {name: receipt for name, receipt in self.stored.receipts.items() if position_in(name) >= first}
 
 
 def observe(
@@ -70,32 +73,41 @@ def observe(
         ClientError: a table cannot be read.
     """
     stored = read_stored(client, ledger_table, aggregate, first)
-    return Observation(first, stored, measures_in(aggregate.aggregation, stored.item), clock())
+    measures, kept = measures_in(aggregate.aggregation, stored.item), kept_in(aggregate.aggregation, stored.item)
+    return Observation(first, stored, measures, kept, clock())
 
 
 def measures_in(aggregation: Aggregation, row: Image) -> Amounts | None:
     """An aggregation's measures in a row; what is absent counts as zero. `None` where one is not a number."""
+    return _numbers(row, [measure.name for measure in aggregation.measures])
+
+
+def kept_in(aggregation: Aggregation, row: Image) -> Amounts | None:
+    """What removed items keep contributing to an aggregation's measures; otherwise as `measures_in`."""
+    return _numbers(row, [kept_attribute(aggregation.name, measure.name) for measure in aggregation.measures])
+
+
+def _numbers(row: Image, names: Sequence[str]) -> Amounts | None:
     try:
-        return tuple(
-            parse_number(row[measure.name].get("N")) if measure.name in row else _ZERO
-            for measure in aggregation.measures
-        )
+        return tuple(parse_number(row[name].get("N")) if name in row else _ZERO for name in names)
     except ValueError:
         return None
 
 
 def rows_of(client: "DynamoDBClient", aggregation: Aggregation) -> Iterator[tuple[Group, Amounts | None]]:
-    """Every row of an aggregation's table that is its own, with its measures; `None` where one is not a number.
+    """Every row of an aggregation's table that is its own, with its measures without what is kept of them.
 
-    A row is its own if it holds one of its measures and the keys begin with its prefixes: other aggregations can share
-    the table, and under other prefixes even the measures' names.
+    That is what the items that are there are worth; `None` where a number is none. A row is its own if it holds one of
+    its measures and the keys begin with its prefixes: other aggregations can share the table, and under other prefixes
+    even the measures' names.
     """
     answers = client.get_paginator("scan").paginate(TableName=aggregation.table, ConsistentRead=True)
     for row in (row for answer in answers for row in answer["Items"]):
         group = group_of(aggregation.keys, row)
         own = all(text.startswith(key.prefix) for key, text in zip(aggregation.keys, group, strict=True))
         if own and any(measure.name in row for measure in aggregation.measures):
-            yield group, measures_in(aggregation, row)
+            measures, kept = measures_in(aggregation, row), kept_in(aggregation, row)
+            yield group, None if measures is None or kept is None else net(measures, kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,25 +115,32 @@ class ComparedTotal:
     """An observation, and what the source says of it.
 
     Attributes:
-        later: the contributions of all later records that had been written when the observation was over, by their
-            receipts' names.
+        later: the receipts of all later records that had been written when the observation was over, as they are to
+            be.
         baseline: what the items were worth at the cut.
     """
 
     observation: Observation
-    later: Mapping[str, Amounts]
+    later: Receipts
     baseline: Amounts
 
     @property
     def total(self) -> Amounts | None:
-        """As stored; `None` where a measure is not a number."""
-        return self.observation.total
+        """As stored; `None` where a measure, or what is kept of it, is not a number."""
+        return None if self.observation.kept is None else self.observation.total
 
     @property
     def expected(self) -> Amounts:
-        """What the total should be, with those later records that have been counted."""
+        """What the total should be, with those later records that have been counted, and with what is kept."""
         receipts = self.observation.stored.receipts
-        return sum_of((self.later[name] for name in receipts if name in self.later), self.baseline)
+        kept = self.observation.kept or (_ZERO,) * len(self.baseline)
+        return sum_of((kept, *(net(*self.later[name]) for name in receipts if name in self.later)), self.baseline)
+
+    @property
+    def differing(self) -> int:
+        """How many later records have a receipt with another amount than is computed now."""
+        receipts = self.observation.stored.receipts
+        return sum(receipts[name] != self.later[name] for name in receipts.keys() & self.later.keys())
 
     @property
     def difference(self) -> Amounts | None:

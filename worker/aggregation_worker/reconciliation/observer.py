@@ -5,16 +5,17 @@ read on.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from aggregation_worker.aggregations.attribute_paths import MalformedValueError
-from aggregation_worker.aggregations.contributions import Aggregation, Group
-from aggregation_worker.aggregations.numbers import EXACT, Amounts, sum_of
+from aggregation_worker.aggregations.contributions import Aggregation, Group, RemovePolicy
+from aggregation_worker.aggregations.definitions import moment_text
+from aggregation_worker.aggregations.numbers import Amounts, sum_of
+from aggregation_worker.ledger.pages import Receipts
 from aggregation_worker.ledger.reading import ChangesTooFastError
 from aggregation_worker.ledger.receipts import Aggregate, aggregate_of, position_in, second_of
 from aggregation_worker.reconciliation.observation import (
@@ -28,7 +29,7 @@ from aggregation_worker.reconciliation.portions import portions
 from aggregation_worker.reconciliation.progress import Stage, Tell
 from aggregation_worker.reconciliation.report import Finding, Verdict
 from aggregation_worker.reconciliation.snapshot import Snapshot
-from aggregation_worker.streams.records import StreamRecord
+from aggregation_worker.streams.reader import RETENTION
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -46,32 +47,6 @@ _ZERO = Decimal(0)
 
 NOT_PROVABLE = "removed items may account for it"
 _KEPT_CHANGING = "the difference kept changing; the worker may be behind"
-
-
-@dataclass(slots=True)
-class UncountedChanges:
-    """What records change in the source without being a contribution: the aggregation cannot use one of the images.
-
-    Such a record never gets a receipt, so what it changes is expected without one; an image that cannot be used counts
-    nothing. This is how an order that was malformed for a while comes right again.
-
-    Attributes:
-        by_group: by aggregation's name and group.
-    """
-
-    by_group: dict[tuple[str, Group], Amounts] = field(default_factory=dict)
-
-    def note(self, aggregation: Aggregation, record: StreamRecord) -> None:
-        """Keeps what a record changes."""
-        for image, sign in ((record.old_image, EXACT.minus), (record.new_image, EXACT.plus)):
-            try:
-                value = None if image is None else aggregation.value(image)
-            except MalformedValueError:
-                continue
-            if value is not None:
-                group, amounts = value
-                before = self.by_group.get((aggregation.name, group), (_ZERO,) * len(amounts))
-                self.by_group[aggregation.name, group] = sum_of([tuple(map(sign, amounts))], before)
 
 
 @dataclass(slots=True, eq=False)
@@ -101,20 +76,24 @@ class Observer:
 
     Attributes:
         recent: sorts before the positions of all records created shortly before the run, or later.
+        noticed: the receipts that the worker has been past for certain, since it has sent notices of their records: by
+            aggregation's name, receipt's name.
         check_time: raises when the run's time is up.
         passed: epoch seconds; the worker has been past the records that were created until then.
+        differing: how many receipts hold another amount than is computed now, by aggregation's name and group.
     """
 
     client: "DynamoDBClient"
     ledger_table: str
     snapshot: Snapshot
-    uncounted: UncountedChanges
     executor: Executor
     recent: str
     check_time: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    noticed: Set[tuple[str, str]] = frozenset()
     passed: float = 0.0
+    differing: dict[tuple[str, Group], int] = field(default_factory=dict)
 
     def begin(self, aggregation: Aggregation, group: Group) -> ObservedAggregate:
         """An aggregate that was not observed yet."""
@@ -164,12 +143,9 @@ class Observer:
         later = self.snapshot.spool.later(one.aggregation.name, one.group)
         if any(position_in(name) < one.first for name in later):
             return None  # a clock was wrong: receipts can stand before the first position that was read
-        parts = (
-            self.snapshot.spool.baseline(one.aggregation.name, one.group),
-            self.uncounted.by_group.get((one.aggregation.name, one.group)),
-        )
-        zero = (_ZERO,) * len(one.aggregation.measures)
-        compared = ComparedTotal(observation, later, sum_of((part for part in parts if part is not None), zero))
+        baseline = self.snapshot.spool.baseline(one.aggregation.name, one.group)
+        compared = ComparedTotal(observation, later, baseline or (_ZERO,) * len(one.aggregation.measures))
+        self.differing[one.aggregation.name, one.group] = compared.differing
         self._note_passed(later.keys() & observation.stored.receipts.keys(), one.observations.waiting.keys())
         one.observations.add(compared.difference, compared.waiting, observation.seen_at)
         return compared
@@ -187,18 +163,12 @@ class Observer:
 
 
 def settle(
-    observer: Observer,
-    aggregates: Sequence[ObservedAggregate],
-    *,
-    patience: float,
-    provable: Callable[[Aggregation], bool],
-    progress: Tell,
+    observer: Observer, aggregates: Sequence[ObservedAggregate], *, patience: float, progress: Tell
 ) -> list[Finding]:
     """Observes until each is equal, different for as long as the patience lasts, or still changing at the end.
 
     Args:
         patience: seconds that a difference must stay the same.
-        provable: whether a difference of an aggregation proves anything.
 
     Returns:
         A finding for each that is not equal.
@@ -224,18 +194,17 @@ def settle(
                 any_stuck = any_stuck or bool(stuck)
                 waiting = {name: compared.later[name] for name in stuck}
                 if verdict is VerdictSoFar.DIFFERENT:
-                    findings.append(_different(one, compared, waiting, from_now=from_now, provable=provable))
+                    findings.append(_different(one, compared, waiting, from_now=from_now))
                 else:
                     finding = _finding(one, compared, Verdict.UNSETTLED, _behind(waiting))
-                    expected = sum_of(waiting.values(), compared.expected)
-                    findings.append(replace(finding, expected=expected, lost=waiting))
+                    findings.append(replace(finding, expected=_with(waiting, compared.expected), lost=waiting))
         left = open_
         # One round can outlast the patience; those observed last in it are to have as much of it as the first.
         end = end or observer.clock() + _LONGEST_PATIENCES * patience
         if left:
             observer.read_stream_for(min(patience / 5, 10.0))
     if not from_now:
-        return [_with_what_is_lost(one, observer.passed) for one in findings]
+        return [_with_what_is_lost(one, observer) for one in findings]
     if any_counted or not any_stuck:
         return findings
     # While the worker has counted nothing since the cut, it is not known what it still has to count from before.
@@ -253,38 +222,51 @@ def _finding(one: ObservedAggregate, compared: ComparedTotal | None, verdict: Ve
 def _different(
     one: ObservedAggregate,
     compared: ComparedTotal,
-    waiting: Mapping[str, Amounts],
+    waiting: Receipts,
     *,
     from_now: bool,
-    provable: Callable[[Aggregation], bool],
 ) -> Finding:
     """What is said of a difference that stays, while some later records wait."""
     finding = _finding(one, compared, Verdict.DRIFT)
-    if not provable(one.aggregation):
+    if one.aggregation.remove is RemovePolicy.IGNORE:
         return replace(finding, verdict=Verdict.UNPROVABLE, note=NOT_PROVABLE)
     if finding.total is None:
-        return replace(finding, note="a measure is not a number: remove the attribute by hand")
+        return replace(finding, note="a measure, or what is kept of it, is not a number: remove the attribute by hand")
     if waiting and from_now:
         # What still waits from before the cut comes before what waits from after it.
         return replace(finding, verdict=Verdict.UNSETTLED, note=_behind(waiting))
     return replace(finding, lost=waiting)
 
 
-def _with_what_is_lost(finding: Finding, passed: float) -> Finding:
+def _with_what_is_lost(finding: Finding, observer: Observer) -> Finding:
     """Tells the records that the worker will never count from those that it has still to come to.
 
     One that has no receipt, though the worker has been past it, was counted into a row that was deleted since, or its
-    dead letter was discarded. Should the worker come to it after all, it finds the receipt that a repair gives it.
+    dead letter was discarded, or another version of the worker could not use its image. Should the worker come to it
+    after all, it finds the receipt that a repair gives it. Of one that the worker may still come to, nothing can be
+    said until the stream has forgotten it.
     """
-    lost = {name: amounts for name, amounts in finding.lost.items() if second_of(name) <= passed}
+    lost = {
+        name: receipt
+        for name, receipt in finding.lost.items()
+        if second_of(name) <= observer.passed or (finding.aggregation.name, name) in observer.noticed
+    }
     if not lost:
+        if finding.lost and finding.verdict is Verdict.UNSETTLED:
+            until = moment_text(second_of(max(finding.lost)) + round(RETENTION.total_seconds()))
+            finding = replace(finding, note=f"{finding.note}, or has been past; unsettled until {until}")
         return replace(finding, lost={})
     expected = finding.expected
     if finding.verdict is Verdict.DRIFT and expected is not None:
-        expected = sum_of(lost.values(), expected)
+        expected = _with(lost, expected)
     note = f"{len(lost)} {'record has' if len(lost) == 1 else 'records have'} no receipt, and the worker is past"
     return replace(finding, verdict=Verdict.DRIFT, expected=expected, note=note, lost=lost)
 
 
-def _behind(waiting: Mapping[str, Amounts]) -> str:
+def _with(receipts: Receipts, expected: Amounts) -> Amounts:
+    """What a total should be once these receipts are in, too; what they keep raises total and kept alike."""
+    return sum_of((amounts for amounts, _ in receipts.values()), expected)
+
+
+def _behind(waiting: Receipts) -> str:
     return f"{len(waiting)} {'record waits' if len(waiting) == 1 else 'records wait'} for the worker"

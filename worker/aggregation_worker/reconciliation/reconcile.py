@@ -28,7 +28,6 @@ from aggregation_worker.reconciliation.observer import (
     NOT_PROVABLE,
     ObservedAggregate,
     Observer,
-    UncountedChanges,
     settle,
 )
 from aggregation_worker.reconciliation.progress import Stage, Tell
@@ -36,11 +35,13 @@ from aggregation_worker.reconciliation.repair import Repairer
 from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 from aggregation_worker.reconciliation.snapshot import Snapshot, take_snapshot
 from aggregation_worker.reconciliation.spool import Spool
-from aggregation_worker.reconciliation.waiting_letters import groups_waiting
+from aggregation_worker.reconciliation.waiting_letters import Notices, Waiting, groups_waiting, usable_notices
 from aggregation_worker.streams.reader import StreamReader
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+
+    from aggregation_worker.dead_letters import Notice
 
 # Seconds that a difference must stay the same before it is drift: long enough for records in flight to arrive, batching
 # windows, throttling and a few retries included.
@@ -98,12 +99,22 @@ class Repairs:
     """What a run needs to repair.
 
     Attributes:
-        letters: reads the records that wait in the dead-letter queue, all of them, or raises.
+        letters: reads what waits in the dead-letter queue, all of it, or raises.
         retention_days: of the ledger's pages.
     """
 
-    letters: Callable[[], Sequence[Any]]
+    letters: Callable[[], Waiting]
     retention_days: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Letters:
+    """The dead letters of a run that repairs, and what could not be made up for, by the aggregation's name."""
+
+    records: Sequence[Any]
+    notices: Notices
+    committer: Committer
+    not_counted: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +126,6 @@ class Reconciliation:
         items: the source's items. From an export the stream must be read from its beginning.
         reader: of the source's stream; from its beginning also to repair, so that what can still come is known.
         executor: runs observations and corrections side by side.
-        nothing_removed: the caller vouches that no item was ever removed, so that aggregations which keep what removed
-            items contributed can be proven, too.
         patience: seconds that a difference must stay the same to be drift.
         repairs: with it the run repairs, and the source must have had no other stream for a day.
         seconds_left: until the run must have ended.
@@ -129,7 +138,6 @@ class Reconciliation:
     items: ItemSource
     reader: StreamReader
     executor: Executor
-    nothing_removed: bool = False
     patience: float = PATIENCE
     repairs: Repairs | None = None
     seconds_left: Callable[[], float] = lambda: float("inf")
@@ -153,8 +161,9 @@ class Reconciliation:
         left_out = tuple(name for name, subject in subjects.items() if not subject.can_be_compared)
         compared = [subject.aggregation for subject in subjects.values() if subject.can_be_compared]
         if not compared:
-            return Report((), 0, 0, 0, (), left_out, tuple(hints), started_at, self.clock() - began)
-        uncounted = UncountedChanges()
+            return Report((), 0, 0, 0, (), (), left_out, tuple(hints), started_at, self.clock() - began)
+        names = tuple(aggregation.name for aggregation in compared)
+        letters = None if self.repairs is None else self._read_letters(self.repairs, names)
         snapshot = take_snapshot(
             compared,
             self.definitions.source,
@@ -162,14 +171,13 @@ class Reconciliation:
             self.reader,
             spool,
             progress=self._tell_in_time,
-            on_refused=uncounted.note,
         )
         observer = Observer(
             client=self.client,
             ledger_table=self.ledger_table,
             snapshot=snapshot,
-            uncounted=uncounted,
             executor=self.executor,
+            noticed=frozenset() if letters is None else letters.notices.receipts,
             recent=first_position((started_at - _CLOCKS).timestamp()),
             check_time=self._check_time,
             clock=self.clock,
@@ -178,23 +186,28 @@ class Reconciliation:
         not_numbers = self._read_totals(compared, snapshot)
         observer.read_stream_up_to_now()
         aggregates, to_observe, findings = self._compare(compared, observer, not_numbers)
-        findings += settle(
-            observer, to_observe, patience=self.patience, provable=self._is_provable, progress=self.progress
-        )
-        if self.repairs is not None:
-            findings = self._repair(findings, self.repairs, subjects, observer)
+        findings += settle(observer, to_observe, patience=self.patience, progress=self.progress)
+        unproved = tuple(one.name for one in compared if one.remove is RemovePolicy.IGNORE)
+        settled: tuple[Notice, ...] = ()
+        if letters is not None:
+            findings = self._repair(findings, letters, subjects, observer)
+            open_ = {(one.aggregation.name, one.group) for one in findings if one.verdict is not Verdict.REPAIRED}
+            settled = tuple(letters.notices.made_up_for(set(names) - set(unproved) - letters.not_counted.keys(), open_))
+            hints += [f"{name}: what removed items keep: {why}" for name, why in letters.not_counted.items()]
         findings.sort(key=lambda finding: (finding.aggregation.name, finding.group))
-        hints += self._hints(subjects, snapshot, findings)
+        hints += self._hints(subjects, observer, findings)
         return Report(
             tuple(findings),
             aggregates,
             spool.items_read(),
             snapshot.records_read,
-            tuple(aggregation.name for aggregation in compared),
+            names,
+            unproved,
             left_out,
             tuple(hints),
             started_at,
             self.clock() - began,
+            settled,
         )
 
     def _check_time(self) -> None:
@@ -210,6 +223,14 @@ class Reconciliation:
         if is_counted:
             check_definitions(self.client, self.ledger_table, [aggregation])
         return _Subject(aggregation, is_counted, read_marker(self.client, self.ledger_table, aggregation.name))
+
+    def _read_letters(self, repairs: Repairs, names: Sequence[str]) -> _Letters:
+        """Reads all dead letters, and counts what of notices no total can tell."""
+        self.progress(Stage.LETTERS, 0, None)
+        waiting = repairs.letters()
+        committer = Committer(self.client, self.ledger_table, repairs.retention_days, self.executor)
+        notices = usable_notices(self.definitions, waiting.notices, names)
+        return _Letters(waiting.records, notices, committer, notices.count_what_is_kept(committer))
 
     def _read_totals(self, aggregations: Sequence[Aggregation], snapshot: Snapshot) -> list[tuple[Aggregation, Group]]:
         """Spools the target tables; returns the aggregates whose totals are not numbers."""
@@ -246,7 +267,7 @@ class Reconciliation:
                 aggregates += 1
                 total = found.total or (_ZERO,) * len(aggregation.measures)
                 differs = total != found.expected
-                if differs and not self._is_provable(aggregation):
+                if differs and aggregation.remove is RemovePolicy.IGNORE:
                     unprovable.append(
                         Finding(aggregation, found.group, Verdict.UNPROVABLE, total, found.expected, NOT_PROVABLE)
                     )
@@ -256,29 +277,23 @@ class Reconciliation:
                 findings += unprovable
             else:
                 to_observe |= {(aggregation.name, finding.group): aggregation for finding in unprovable}
-        by_name = {aggregation.name: aggregation for aggregation in aggregations}
-        to_observe |= {(name, group): by_name[name] for name, group in observer.uncounted.by_group}
         for aggregation, group in not_numbers:
             aggregates += (aggregation.name, group) not in to_observe
             to_observe[aggregation.name, group] = aggregation
         begun = [observer.begin(aggregation, group) for (_, group), aggregation in to_observe.items()]
         return aggregates, begun, findings
 
-    def _is_provable(self, aggregation: Aggregation) -> bool:
-        return self.nothing_removed or aggregation.remove is RemovePolicy.RETRACT
-
     def _repair(
         self,
         findings: list[Finding],
-        repairs: Repairs,
+        letters: _Letters,
         subjects: Mapping[str, _Subject],
         observer: Observer,
     ) -> list[Finding]:
         """Corrects what drifts, except where a record that can still come has a say in it."""
         if not any(finding.verdict in (Verdict.DRIFT, Verdict.UNSETTLED) for finding in findings):
             return findings
-        self.progress(Stage.LETTERS, 0, None)
-        waiting = groups_waiting(self.client, self.ledger_table, self.definitions, repairs.letters())
+        waiting = groups_waiting(self.client, self.ledger_table, self.definitions, letters.records)
         obstacles: dict[str, str | None] = {}
         drifts, others = [], []
         for finding in findings:
@@ -295,8 +310,8 @@ class Reconciliation:
                     others.append(replace(finding, note=f"not corrected: {obstacles[name]}"))
             else:
                 others.append(finding)
-        committer = Committer(self.client, self.ledger_table, repairs.retention_days, self.executor)
-        corrections = Corrections(observer, Repairer(self.client, self.ledger_table), committer, self.progress)
+        repairer = Repairer(self.client, self.ledger_table)
+        corrections = Corrections(observer, repairer, letters.committer, self.progress)
         return others + corrections.correct(drifts)
 
     def _obstacle(self, subject: _Subject) -> str | None:
@@ -310,17 +325,22 @@ class Reconciliation:
         return f"finish its backfill first (aggregator backfill {aggregation.name})"
 
     def _hints(
-        self, subjects: Mapping[str, _Subject], snapshot: Snapshot, findings: Sequence[Finding]
+        self, subjects: Mapping[str, _Subject], observer: Observer, findings: Sequence[Finding]
     ) -> Iterator[str]:
         """What there is to say about whole aggregations."""
         drifting = {finding.aggregation.name for finding in findings if finding.verdict is Verdict.DRIFT}
         for name, subject in subjects.items():
             if not subject.can_be_compared:
                 continue
-            if unusable := snapshot.spool.unusable(name):
-                yield f"{name}: cannot use {unusable} items, which count nothing; correct them"
-            if refused := snapshot.refused(subject.aggregation):
-                yield f"{name}: cannot use {refused} of the stream's records, which the worker parks"
+            if unusable := observer.snapshot.spool.unusable(name):
+                yield f"{name}: cannot use {unusable} items, which are worth nothing; correct them"
+            if noticed := observer.snapshot.noticed(subject.aggregation):
+                yield f"{name}: cannot use an image of {noticed} of the stream's records; a notice tells of each"
+            if differing := sum(count for (one, _), count in observer.differing.items() if one == name):
+                yield (
+                    f"{name}: {differing} receipts hold another amount than is computed now: another version of the "
+                    "worker read an image differently; each total is compared with what is computed now"
+                )
             if name in drifting and subject.marker is None and subject.is_counted:
                 yield (
                     f"{name}: was never backfilled; if the table is older than its stream, run "

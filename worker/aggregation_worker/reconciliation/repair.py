@@ -165,7 +165,7 @@ def _without_receipt(whole: Observation) -> Amounts:
     """What a total holds without a receipt; it stays that while all that happens to it is explained."""
     total, stored = whole.total or (), whole.stored
     starting_value = () if stored.starting_value is None else (stored.starting_value[1],)
-    receipts = (*whole.receipts_from("").values(), *stored.corrections.values(), *starting_value)
+    receipts = (*(amounts for amounts, _ in stored.receipts.values()), *stored.corrections.values(), *starting_value)
     return tuple(map(EXACT.subtract, total, sum_of(receipts, (_ZERO,) * len(total))))
 
 
@@ -175,13 +175,15 @@ def _explained(aggregate: Aggregate, was: Observation, now: Observation, is_late
     generation = row_receipts(was.stored.item, name).generation
     if generation not in ("", row_receipts(now.stored.item, name).generation):
         return False  # the row was deleted and has begun anew
-    if was.total is None or now.total is None:
+    if was.total is None or now.total is None or was.kept is None:
         return False
     before, after = was.receipts_from(first), now.receipts_from(first)
     new = after.keys() - before.keys()
     if not before.keys() <= after.keys() or not all(map(is_later, new)):
         return False
-    return sum_of((after[name] for name in new), was.total) == now.total
+    if sum_of((after[name][0] for name in new), was.total) != now.total:
+        return False
+    return sum_of((after[name][1] for name in new if after[name][1]), was.kept) == now.kept
 
 
 def described(correction: Amounts) -> str:

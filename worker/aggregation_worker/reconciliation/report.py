@@ -1,12 +1,13 @@
 """What a reconcile found."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.numbers import EXACT, Amounts
+from aggregation_worker.dead_letters import Notice
+from aggregation_worker.ledger.pages import Receipts
 
 
 class Verdict(StrEnum):
@@ -15,7 +16,7 @@ class Verdict(StrEnum):
     DRIFT = "drift"
     WAITS = "waits in the dead-letter queue"  # a record of it does; replay or discard it first
     UNSETTLED = "unsettled"  # the worker is behind, or the difference kept changing
-    UNPROVABLE = "unprovable"  # removed items may account for it, which the source cannot tell
+    UNPROVABLE = "unprovable"  # removed items, which the aggregation ignores, may account for it
     REPAIRED = "repaired"
 
 
@@ -27,7 +28,7 @@ class Finding:
         total: as stored; `None` if a measure is not a number, or if it changed too fast to be seen.
         expected: what the total should be.
         note: what was done, or is to be done.
-        lost: contributions that the worker will never bring, by their receipts' names; `expected` includes them.
+        lost: receipts of contributions that the worker will never bring; `expected` includes them.
     """
 
     aggregation: Aggregation
@@ -36,7 +37,7 @@ class Finding:
     total: Amounts | None
     expected: Amounts | None
     note: str = ""
-    lost: Mapping[str, Amounts] = field(default_factory=dict)
+    lost: Receipts = field(default_factory=dict)
 
     @property
     def difference(self) -> Amounts | None:
@@ -55,8 +56,10 @@ class Report:
         aggregates: how many were compared.
         items, records: how many were read from the source and from its stream.
         compared: the names of the aggregations that were compared.
+        unproved: of these, the names of those that ignore what is removed, so that being equal proves nothing.
         left_out: the names of those of which nothing can be said.
         hints: sentences about whole aggregations.
+        settled: the notices that the run has made up for.
     """
 
     findings: tuple[Finding, ...]
@@ -64,10 +67,12 @@ class Report:
     items: int
     records: int
     compared: tuple[str, ...]
+    unproved: tuple[str, ...]
     left_out: tuple[str, ...]
     hints: tuple[str, ...]
     started_at: datetime
     seconds: float
+    settled: tuple[Notice, ...] = ()
 
     def count(self, *verdicts: Verdict) -> int:
         """How many findings have one of these verdicts."""
@@ -85,6 +90,5 @@ class Report:
 
     @property
     def is_decided(self) -> bool:
-        """Whether `drifted` is the whole truth: nothing is left open, and not all that differs is unprovable."""
-        unprovable = {finding.aggregation.name for finding in self.findings if finding.verdict is Verdict.UNPROVABLE}
-        return not self.undecided and not self.left_out and not unprovable >= set(self.compared)
+        """Whether `drifted` is the whole truth: something could be proved, and nothing of it is left open."""
+        return not self.undecided and not self.left_out and set(self.unproved) < set(self.compared)

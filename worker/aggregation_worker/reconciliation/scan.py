@@ -112,7 +112,7 @@ class ScanSource:
             "Limit": PAGE_ITEMS,
         }
         if after is not None:
-            request["ExclusiveStartKey"] = _read_key(after)
+            request["ExclusiveStartKey"] = read_key(after)
         while True:
             self._rate.wait(pause)
             answer = self._scan(request, pause)
@@ -175,6 +175,6 @@ def as_delivered(item: Mapping[str, Any]) -> Image:
     return item
 
 
-def _read_key(key: Mapping[str, Any]) -> Any:
+def read_key(key: Mapping[str, Any]) -> Any:
     """A key as boto3 wants it, binary values as bytes: the inverse of `as_delivered`."""
     return {name: {"B": base64.b64decode(value["B"])} if "B" in value else dict(value) for name, value in key.items()}

@@ -56,14 +56,12 @@ class ScheduledSettings:
         aggregations_file: `AGGREGATIONS_FILE`, the definitions file; default: the bundled one.
         ledger_table: `LEDGER_TABLE`.
         stream_arn: `STREAM_ARN`, the source table's stream.
-        nothing_removed: `RECONCILE_NOTHING_REMOVED`, `true` or `false` (default): see `Reconciliation`.
         max_source_bytes: `MAX_SOURCE_BYTES`, the largest source table that is tried; 0 for no limit (default).
     """
 
     aggregations_file: Path
     ledger_table: str
     stream_arn: str
-    nothing_removed: bool
     max_source_bytes: int
 
 
@@ -76,9 +74,6 @@ def read_scheduled_settings(environment: Mapping[str, str]) -> ScheduledSettings
     missing = [name for name in ("LEDGER_TABLE", "STREAM_ARN") if not environment.get(name)]
     if missing:
         raise SettingsError(f"missing environment variables: {', '.join(missing)}")
-    nothing_removed = environment.get("RECONCILE_NOTHING_REMOVED") or "false"
-    if nothing_removed not in ("true", "false"):
-        raise SettingsError(f"RECONCILE_NOTHING_REMOVED must be true or false, not {nothing_removed!r}")
     limit = environment.get("MAX_SOURCE_BYTES") or "0"
     if not (limit.isascii() and limit.isdecimal()):
         raise SettingsError(f"MAX_SOURCE_BYTES must be a whole number of bytes, not {limit!r}")
@@ -86,7 +81,6 @@ def read_scheduled_settings(environment: Mapping[str, str]) -> ScheduledSettings
         Path(environment.get("AGGREGATIONS_FILE") or DEFINITIONS_FILE),
         environment["LEDGER_TABLE"],
         environment["STREAM_ARN"],
-        nothing_removed == "true",
         int(limit),
     )
 
@@ -144,12 +138,7 @@ def _check_decided(report: Report) -> None:
             f"of {report.undecided} of {report.aggregates} totals it could not be decided whether they are right: the "
             "worker is behind, or they changed all the time; see aggregator status, or run aggregator reconcile"
         )
-    if report.left_out:
-        raise UndecidedError("not all aggregations can be compared: " + "; ".join(report.hints))
-    raise UndecidedError(
-        "totals differ from the items that are left, but all of them keep what removed items contributed, so that "
-        "proves nothing: set RECONCILE_NOTHING_REMOVED if no item is ever removed, or turn the scheduled reconcile off"
-    )
+    raise UndecidedError("not all aggregations can be compared: " + "; ".join(report.hints))
 
 
 def reconcile(
@@ -185,7 +174,6 @@ def reconcile(
             items=ScanSource(client, table, segments=SEGMENTS),
             reader=StreamReader(streams, settings.stream_arn, "LATEST", stream_lag=stream_lag),
             executor=executor,
-            nothing_removed=settings.nothing_removed,
             patience=patience,
             seconds_left=seconds_left,
         ).run(spool)

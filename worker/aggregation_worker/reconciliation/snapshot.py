@@ -34,7 +34,7 @@ from aggregation_worker.aggregations.contributions import Aggregation, Group, So
 from aggregation_worker.aggregations.numbers import canonical_text, parse_number
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.definition_guard import fingerprint
-from aggregation_worker.ledger.receipts import receipt_name
+from aggregation_worker.ledger.receipts import net, receipt_name
 from aggregation_worker.reconciliation.canary import is_canary
 from aggregation_worker.reconciliation.items import ItemPage, ItemSource
 from aggregation_worker.reconciliation.progress import Stage, Tell
@@ -79,15 +79,13 @@ class Snapshot:
         source: Source,
         reader: StreamReader,
         spool: Spool,
-        on_refused: Callable[[Aggregation, StreamRecord], None] = lambda *_: None,
     ) -> None:
         self.spool = spool
         self.reader = reader
-        self._on_refused = on_refused
         self.records_read = 0
         self._source = source
         self._aggregations = {aggregation.name: aggregation for aggregation in aggregations}
-        self._refused = Counter[str]()
+        self._noticed = Counter[str]()
         self._key_names = tuple(name for name, _ in source.keys)
         self._cuts = _cuts(aggregations)
         self._baselines_stand = spool.is_complete
@@ -122,9 +120,9 @@ class Snapshot:
                 time.sleep(_POLL_SECONDS)
             between()
 
-    def refused(self, aggregation: Aggregation) -> int:
-        """How many later records, of those read so far, the aggregation cannot use: the worker parks them."""
-        return self._refused[aggregation.name]
+    def noticed(self, aggregation: Aggregation) -> int:
+        """How many later records, of those read so far, have an image that the aggregation cannot use."""
+        return self._noticed[aggregation.name]
 
     def add_items(self, page: ItemPage) -> None:
         """Spools what a page of items contributes, with the position after it."""
@@ -201,20 +199,16 @@ class Snapshot:
                 self.spool.add_at_cut(aggregation.name, *value)
 
     def _add_later(self, cut: _Cut, record: StreamRecord) -> None:
-        changes, refusals = contributions(cut.aggregations, record)
+        changes, unusable = contributions(cut.aggregations, record)
         for change in changes:
-            self.spool.add_later(
-                change.aggregation.name,
-                LaterReceipt(change.group, receipt_name(record), change.amounts),
-            )
-        for refusal in refusals:
-            self._refused[refusal.aggregation] += 1
-            self._on_refused(self._aggregations[refusal.aggregation], record)
+            receipt = LaterReceipt(change.group, receipt_name(record), change.amounts, change.kept)
+            self.spool.add_later(change.aggregation.name, receipt)
+        self._noticed.update(one.aggregation for one in unusable)
 
     def _add_uncounted(self, cut: _Cut, record: StreamRecord) -> None:
         """What the worker does not count, of a record that follows one that it counts."""
         for change in contributions(cut.counting_all, record)[0]:
-            self.spool.add_at_cut(change.aggregation.name, change.group, change.amounts)
+            self.spool.add_at_cut(change.aggregation.name, change.group, net(change.amounts, change.kept))
 
     def _digest(self, image: Image) -> bytes:
         """A key, however many bytes it has, in 16; two different keys do not share one."""
@@ -240,7 +234,6 @@ def take_snapshot(
     *,
     whole_history: bool = False,
     progress: Tell = lambda *_: None,
-    on_refused: Callable[[Aggregation, StreamRecord], None] = lambda *_: None,
 ) -> Snapshot:
     """Reads all items and the stream after them, and sums up the baselines.
 
@@ -258,7 +251,6 @@ def take_snapshot(
         whole_history: refuse unless the stream holds, to the end of the reading, every record since it began, or
             created since an aggregation's `since`.
         progress: told after every page and round, and while the baselines are summed up.
-        on_refused: told of every later record that an aggregation cannot use, also by later pumping.
 
     Raises:
         SnapshotError: items and stream cannot be joined: a `since` or an export at the wrong time, a spool too old.
@@ -274,7 +266,7 @@ def take_snapshot(
     cut_by_name = {aggregation.name: cut.number for cut in cuts for aggregation in cut.aggregations}
     run = _run(aggregations, source, items, reader)
     spool.begin(run, {aggregation.name: cut_by_name[aggregation.name] for aggregation in aggregations})
-    snapshot = Snapshot(aggregations, source, reader, spool, on_refused)
+    snapshot = Snapshot(aggregations, source, reader, spool)
     if spool.is_complete:
         return snapshot
     _check_times(cuts, items, reader, opened_at)

@@ -22,6 +22,8 @@ from typing import Any, Self
 from aggregation_worker.aggregations.contributions import Group
 from aggregation_worker.aggregations.numbers import Amounts, sum_of
 from aggregation_worker.errors import WorkerError
+from aggregation_worker.ledger.pages import Receipts
+from aggregation_worker.ledger.receipts import net
 from aggregation_worker.reconciliation.portions import portions
 
 ItemRow = tuple[bytes, int, str | None, str | None]
@@ -33,7 +35,7 @@ Group and amounts are `None` where the aggregation cannot use the item.
 # sqlite3's own memory: its page cache, and as much again for a sort before it goes to disk.
 _CACHE_KIB = 8 * 1024
 _ROWS_AT_ONCE = 1_000
-_FORMAT = "2"
+_FORMAT = "3"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -45,7 +47,7 @@ CREATE TABLE IF NOT EXISTS seen (digest BLOB NOT NULL, cut INTEGER NOT NULL, PRI
 -- ... but what they were at the cut, and what records add that follow the cut but are not counted.
 CREATE TABLE IF NOT EXISTS at_cut (aggregation INTEGER NOT NULL, grp TEXT, amounts TEXT);
 CREATE TABLE IF NOT EXISTS later (
-    aggregation INTEGER NOT NULL, grp TEXT NOT NULL, receipt TEXT NOT NULL, amounts TEXT NOT NULL,
+    aggregation INTEGER NOT NULL, grp TEXT NOT NULL, receipt TEXT NOT NULL, amounts TEXT NOT NULL, kept TEXT NOT NULL,
     PRIMARY KEY (aggregation, grp, receipt)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS baseline (
@@ -81,11 +83,12 @@ class SpoolInUseError(SpoolError):
 
 @dataclass(frozen=True, slots=True)
 class LaterReceipt:
-    """What one later record contributes to one aggregate, and the name of its receipt."""
+    """What one later record contributes to one aggregate, and keeps of it, and the name of its receipt."""
 
     group: Group
     receipt: str
     amounts: Amounts
+    kept: Amounts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def amounts_text(amounts: Amounts) -> str:
 
 def read_amounts(text: str) -> Amounts:
     """The inverse of `amounts_text`."""
-    return tuple(map(Decimal, text.split(" ")))
+    return tuple(map(Decimal, text.split()))
 
 
 class Spool:
@@ -263,12 +266,13 @@ class Spool:
     def add_later(self, aggregation: str, receipt: LaterReceipt) -> None:
         """Adds what a later record contributes; a receipt that is known is not added again."""
         self._db.execute(
-            "INSERT OR IGNORE INTO later VALUES (?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO later VALUES (?, ?, ?, ?, ?)",
             (
                 self._numbers[aggregation],
                 group_text(receipt.group),
                 receipt.receipt,
                 amounts_text(receipt.amounts),
+                amounts_text(receipt.kept),
             ),
         )
 
@@ -327,18 +331,18 @@ class Spool:
         query = "SELECT COUNT(*) FROM baseline WHERE aggregation = ?"
         return int(self._db.execute(query, (self._numbers[aggregation],)).fetchone()[0])
 
-    def later(self, aggregation: str, group: Group) -> dict[str, Amounts]:
-        """What later records contribute to one aggregate, by their receipts' names."""
+    def later(self, aggregation: str, group: Group) -> Receipts:
+        """The receipts of later records of one aggregate, as they are to be."""
         found = self._db.execute(
-            "SELECT receipt, amounts FROM later WHERE aggregation = ? AND grp = ?",
+            "SELECT receipt, amounts, kept FROM later WHERE aggregation = ? AND grp = ?",
             (self._numbers[aggregation], group_text(group)),
         )
-        return {receipt: read_amounts(amounts) for receipt, amounts in found.fetchall()}
+        return {receipt: (read_amounts(amounts), read_amounts(kept)) for receipt, amounts, kept in found.fetchall()}
 
     def later_receipts(self, aggregation: str) -> Iterator[LaterReceipt]:
         """All receipts of later records, aggregate by aggregate."""
-        for text, receipt, amounts in self._later_rows(aggregation):
-            yield LaterReceipt(read_group(text), receipt, read_amounts(amounts))
+        for text, receipt, amounts, kept in self._later_rows(aggregation):
+            yield LaterReceipt(read_group(text), receipt, read_amounts(amounts), read_amounts(kept))
 
     def store_totals(self, aggregation: str, rows: Iterable[tuple[Group, Amounts]]) -> None:
         """Keeps totals as they stand in a target table, in place of those kept before, for `compare`.
@@ -361,7 +365,7 @@ class Spool:
         """
         baselines = ((text, 0, read_amounts(amounts)) for text, amounts in self._in_order("baseline", aggregation))
         later = (
-            (text, 1, _sum(read_amounts(row[2]) for row in rows))
+            (text, 1, _sum(net(read_amounts(amounts), read_amounts(kept)) for _, _, amounts, kept in rows))
             for text, rows in groupby(self._later_rows(aggregation), itemgetter(0))
         )
         totals = ((text, 2, read_amounts(amounts)) for text, amounts in self._in_order("total", aggregation))
@@ -371,12 +375,12 @@ class Spool:
             expected = _sum(found.values()) if found else tuple(Decimal(0) for _ in total or ())
             yield Comparison(read_group(text), expected, total, 1 in found)
 
-    def _later_rows(self, aggregation: str) -> Iterator[tuple[str, str, str]]:
+    def _later_rows(self, aggregation: str) -> Iterator[tuple[str, str, str, str]]:
         """In portions, so that the spool can be written to meanwhile."""
         last = ("", "")
         while True:
             rows = self._db.execute(
-                "SELECT grp, receipt, amounts FROM later "
+                "SELECT grp, receipt, amounts, kept FROM later "
                 "WHERE aggregation = ? AND (grp, receipt) > (?, ?) ORDER BY grp, receipt LIMIT ?",
                 (self._numbers[aggregation], *last, _ROWS_AT_ONCE),
             ).fetchall()
