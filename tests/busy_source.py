@@ -185,8 +185,19 @@ class BusySource(FakeStreamsClient):
         self.go_on()
 
     def _write(self, key: str) -> None:
+        self.write(
+            key, self.make_item(self.random, key) if key not in self.items or self.random.random() < 0.7 else None
+        )
+
+    def forget(self) -> None:
+        """All that the stream holds leaves it, as after a day."""
+        self.rest()
+        for shard in self.shards.values():
+            shard.trimmed = len(shard.records)
+
+    def write(self, key: str, new: Image | None) -> None:
+        """One write of an order; `None` removes it."""
         old = self.items.get(key)
-        new = self.make_item(self.random, key) if old is None or self.random.random() < 0.7 else None
         if new == old:
             return
         name = "REMOVE" if new is None else "INSERT" if old is None else "MODIFY"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.contributions import Aggregation, contributions
 from aggregation_worker.streams.records import StreamViewTypeError
-from tests.definition_texts import ITEM_NUMBER, aggregation, aggregation_text, definitions
+from tests.definition_texts import aggregation, aggregation_text, definitions
 from tests.records import CREATED_AT, DAY, insert, modify, order, remove, stream_record, validated
 
 Found = list[tuple[tuple[str, ...], tuple[int, ...]]]

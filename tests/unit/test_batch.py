@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.batch import BatchResult, RecordOutcome, process
-from aggregation_worker.dead_letters import ParkedRecord, read_dead_letter
+from aggregation_worker.dead_letters import Notice, ParkedRecord, read_dead_letter
 from aggregation_worker.ledger.commit import EXPIRED, Committer, Deadline
 from aggregation_worker.ledger.failures import CommitError
 from aggregation_worker.streams.records import StreamViewTypeError, UnexpectedEventError
@@ -21,7 +21,7 @@ from tests.json_values import JSON
 from tests.postings import REFERENCE
 from tests.records import CREATED_AT, DAY, STREAM_ARN, changed, insert, modify, order, remove, stream_record
 
-APPLIED, DUPLICATE, NOT_COUNTED, PARKED, RETRIED = RecordOutcome
+APPLIED, DUPLICATE, NOT_COUNTED, NOTICED, PARKED, RETRIED = RecordOutcome
 TARGET = "item_count_by_date"
 
 
@@ -46,12 +46,16 @@ class Worker:
     def quantity(self, item: str = "item123") -> Decimal:
         return self.client.total(TARGET, "quantity", item, DAY)
 
+    def kept(self, item: str = "item123") -> Decimal:
+        return self.client.total(TARGET, f"kept#{TARGET}#quantity", item, DAY)
+
     def parked(self) -> list[Any]:
         return [read_dead_letter(body) for body in self.place.sqs.taken]
 
 
 BAD = changed(insert(), "dynamodb.NewImage", {**order(), "quantity": {"S": "ten"}})
 UNREADABLE = changed(insert(), "dynamodb.Keys")
+UNCHANGED = modify(order(), order(note={"S": "gift"}))
 
 
 # --- Outcomes -------------------------------------------------------------------------------------------------------
@@ -66,14 +70,16 @@ def test_every_kind_of_record__has_its_outcome() -> None:
         insert(order(quantity=10)),
         known,
         remove(),
-        modify(order(), order(note={"S": "gift"})),
+        UNCHANGED,
         insert(order() | {"quantity": {"NULL": True}}),
         BAD,
         UNREADABLE,
     )
 
-    assert result.outcomes == (APPLIED, DUPLICATE, NOT_COUNTED, NOT_COUNTED, NOT_COUNTED, PARKED, PARKED)
+    assert result.outcomes == (APPLIED, DUPLICATE, APPLIED, NOT_COUNTED, NOT_COUNTED, NOTICED, PARKED)
     assert worker.quantity() == 11
+    assert worker.kept() == 10
+    assert [type(letter) for letter in worker.parked()] == [Notice, ParkedRecord]
     assert [letter.record for letter in worker.parked()] == [BAD, UNREADABLE]
 
 
@@ -88,7 +94,7 @@ def test_empty_batch__does_nothing() -> None:
 
 
 def test_indexes__are_those_with_the_outcome() -> None:
-    result = Worker().deliver(remove(), insert(), remove())
+    result = Worker().deliver(UNCHANGED, insert(), UNCHANGED)
 
     assert result.indexes(NOT_COUNTED) == [0, 2]
     assert result.indexes(APPLIED) == [1]
@@ -137,39 +143,86 @@ BOTH = definitions(aggregation_text(), aggregation_text(name="revenue", table="r
 FREE = {"S": "free"}
 
 
-def test_record_refused_by_one_of_two_aggregations__is_parked() -> None:
+PROBLEM = "revenue: price: summed over a value of type S where N belongs"
+
+
+def test_image_that_one_of_two_aggregations_cannot_use__is_told_of_and_counted_by_the_other() -> None:
     worker = Worker(BOTH)
     raw = insert(order(price=FREE))
 
     result = worker.deliver(raw)
 
-    assert result.outcomes == (PARKED,)
+    assert result.outcomes == (NOTICED,)
     assert worker.quantity() == 10
-    assert worker.parked() == [ParkedRecord(raw, ("revenue: price: summed over a value of type S where N belongs",))]
-    assert result.reasons == {0: ("revenue: price: summed over a value of type S where N belongs",)}
+    assert worker.parked() == [Notice(raw, (PROBLEM,), "revenue")]
+    assert result.reasons == {0: (PROBLEM,)}
 
 
-def test_parked_record_replayed__adds_only_what_is_missing() -> None:
+def test_record_told_of_that_comes_again__counts_nothing_more() -> None:
     worker = Worker(BOTH)
     raw = insert(order(price=FREE))
     worker.deliver(raw)
 
     result = worker.deliver(raw)
 
-    assert result.outcomes == (PARKED,)
+    assert result.outcomes == (NOTICED,)
     assert worker.quantity() == 10
 
 
-def test_record_refused_by_both_aggregations__is_parked_once() -> None:
+def test_image_that_no_aggregation_can_use__has_a_notice_for_each() -> None:
     worker = Worker(BOTH)
 
     worker.deliver(insert(order(quantity="x", price=FREE)))
 
-    (letter,) = worker.parked()
-    assert letter.reasons == (
-        "item_count_by_date: quantity: not a number",
-        "revenue: price: summed over a value of type S where N belongs",
-    )
+    assert [(letter.aggregation, letter.reasons) for letter in worker.parked()] == [
+        ("item_count_by_date", ("item_count_by_date: quantity: not a number",)),
+        ("revenue", (PROBLEM,)),
+    ]
+
+
+def test_correction__brings_the_total_right_by_itself() -> None:
+    """Of an order that changed to what cannot be used, back, to another item, and went."""
+    worker = Worker()
+    bad = order(quantity="x")
+    history = [
+        (insert(order(quantity=5)), 5),
+        (modify(order(quantity=5), bad), 0),
+        (modify(bad, order(quantity="y")), 0),
+        (modify(order(quantity="y"), order(quantity=12)), 12),
+        (modify(order(quantity=12), bad), 0),
+        (modify(bad, order(item="item312")), 0),
+    ]
+    for raw, total in history:
+        worker.deliver(raw)
+        worker.deliver(raw)
+
+        assert worker.quantity() == total
+    assert worker.quantity("item312") == 10
+    assert {type(letter) for letter in worker.parked()} == {Notice}
+
+
+def test_record_refused_by_dynamodb_with_an_image_that_cannot_be_used__has_both_letters() -> None:
+    worker = Worker(BOTH)
+    worker.deliver(insert(order(price={"N": "1"})))
+    (row,) = worker.client.tables[TARGET].items.values()
+    row["quantity"] = {"S": "many"}
+    raw = insert(order(price=FREE))
+
+    result = worker.deliver(raw)
+
+    assert result.outcomes == (PARKED,)
+    notice, parked = worker.parked()
+    assert (notice.aggregation, type(parked), parked.record) == ("revenue", ParkedRecord, raw)
+    assert len(result.reasons[0]) == 2
+
+
+def test_difference_that_no_dynamodb_number_holds__is_parked() -> None:
+    worker = Worker()
+
+    result = worker.deliver(modify(order(quantity="1E-130"), order(quantity="1E125")), insert())
+
+    assert result.outcomes == (PARKED, APPLIED)
+    assert worker.quantity() == 10
 
 
 def test_record_that_dynamodb_refuses__is_parked_with_the_reason() -> None:
@@ -222,7 +275,7 @@ def test_record_of_an_expired_page__is_parked_with_what_to_do() -> None:
     assert worker.parked() == [ParkedRecord(raw, (f"item_count_by_date: {EXPIRED}",))]
 
 
-def test_refused_record_that_is_retried__is_not_parked_yet() -> None:
+def test_record_that_is_retried__is_not_told_of_yet() -> None:
     worker = Worker(BOTH)
 
     result = worker.deliver(insert(order(price=FREE)), seconds=5.0)
@@ -248,7 +301,7 @@ def test_queue_that_refuses_some__retries_only_those() -> None:
 
     result = worker.deliver(BAD, insert(), UNREADABLE)
 
-    assert result.outcomes == (PARKED, APPLIED, RETRIED)
+    assert result.outcomes == (NOTICED, APPLIED, RETRIED)
 
 
 # --- Time -----------------------------------------------------------------------------------------------------------
@@ -257,7 +310,7 @@ def test_queue_that_refuses_some__retries_only_those() -> None:
 def test_time_that_is_up__retries_every_record_that_counts() -> None:
     worker = Worker()
 
-    result = worker.deliver(insert(), remove(), BAD, seconds=5.0)
+    result = worker.deliver(insert(), UNCHANGED, BAD, seconds=5.0)
 
     assert result.outcomes == (RETRIED, NOT_COUNTED, RETRIED)
     assert "no time was left to park it" in result.reasons[2]
@@ -265,7 +318,7 @@ def test_time_that_is_up__retries_every_record_that_counts() -> None:
 
 
 def test_time_that_is_short__is_used() -> None:
-    assert Worker().deliver(insert(), BAD, seconds=5.5).outcomes == (APPLIED, PARKED)
+    assert Worker().deliver(insert(), BAD, seconds=5.5).outcomes == (APPLIED, NOTICED)
 
 
 def test_time_that_runs_out_while_committing__parks_nothing_more() -> None:
@@ -355,4 +408,5 @@ def test_any_images__have_an_outcome_or_a_wrong_view_type(
 
     assert len(result.outcomes) == len(raws)
     assert RETRIED not in result.outcomes
-    assert Counter(result.outcomes)[PARKED] == len(worker.place.sqs.taken)
+    told = Counter(result.outcomes)
+    assert told[PARKED] + told[NOTICED] == len(worker.place.sqs.taken)

@@ -18,11 +18,13 @@ from aggregation_worker.dead_letters import (
     DeadLetterQueue,
     FailedBatch,
     FailedBatchReference,
+    Notice,
     NotificationTest,
     ObjectReference,
     ParkedRecord,
     RecordReference,
     UnreadableDeadLetterError,
+    letter_of,
     message_body,
     read_dead_letter,
     read_failed_batch,
@@ -124,6 +126,31 @@ def test_record_of_any_shape__is_parked_and_read_back(raw: object) -> None:
     assert place.sqs.taken[0].isascii()
     assert read_dead_letter(place.sqs.taken[0]) == ParkedRecord(raw, ("why \ud800",))
     assert place.sqs.letters()[0]["sequenceNumber"] is None
+
+
+@pytest.mark.parametrize("text", ["", "large " * 100_000])
+def test_notice__is_read_back_with_its_aggregation(text: str) -> None:
+    place, raw = ParkingPlace(), insert(order(note={"S": text}))
+    notice = Notice(raw, ("item_count_by_date: quantity: not a number",), "item_count_by_date")
+
+    assert place.queue().park([notice]) == {}
+
+    (letter,) = place.sqs.letters()
+    assert (letter["kind"], letter["aggregation"]) == ("notice", "item_count_by_date")
+    found = read_dead_letter(place.sqs.taken[0])
+    if text:
+        assert isinstance(found, RecordReference)
+        assert letter_of(raw, found.reasons, found.aggregation) == notice
+    else:
+        assert found == notice
+
+
+@pytest.mark.parametrize("aggregation", [None, 5, ["item_count_by_date"]])
+def test_notice_without_its_aggregation__is_unreadable(aggregation: object) -> None:
+    body = json.dumps({"kind": "notice", "aggregation": aggregation, "reasons": ["why"], "record": insert()})
+
+    with pytest.raises(UnreadableDeadLetterError, match="a notice without its aggregation"):
+        read_dead_letter(body)
 
 
 def test_nothing_to_park__sends_nothing_and_makes_no_client() -> None:
@@ -300,8 +327,8 @@ def test_time_that_runs_out__ends_before_the_next_request(asked: int, sent: int,
         ({"record": ..., "recordObject": {"bucket": "b"}}, "a parked record without the record"),
         ({"record": ..., "recordObject": {"bucket": "b", "key": 5}}, "a parked record without the record"),
         ({"record": ..., "recordObject": {"bucket": None, "key": "k"}}, "a parked record without the record"),
-        ({"kind": "parked"}, "neither a parked record nor a notice of a failed batch"),
-        ({"kind": ["parked_record"]}, "neither a parked record nor a notice of a failed batch"),
+        ({"kind": "parked"}, "neither a parked record, nor a notice, nor a failed batch"),
+        ({"kind": ["parked_record"]}, "neither a parked record, nor a notice, nor a failed batch"),
     ],
 )
 def test_damaged_parked_record__is_unreadable(changes: dict[str, Any], reason: str) -> None:
@@ -334,7 +361,7 @@ def test_message_with_which_s3_tests_the_queue__is_recognized() -> None:
 
 @pytest.mark.parametrize("changes", [{"Event": "s3:Other"}, {"Event": None}, {"Bucket": None}, {"Bucket": [[]]}])
 def test_message_that_only_looks_like_it__is_unreadable(changes: dict[str, Any]) -> None:
-    with pytest.raises(UnreadableDeadLetterError, match="neither a parked record nor a notice"):
+    with pytest.raises(UnreadableDeadLetterError, match="neither a parked record, nor a notice"):
         read_dead_letter(json.dumps(S3_TEST | changes))
 
 

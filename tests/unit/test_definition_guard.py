@@ -88,7 +88,7 @@ def test_every_aggregation__is_recorded_by_its_name() -> None:
 @pytest.mark.parametrize(
     ("text", "difference"),
     [
-        (aggregation_text('remove = "retract"'), 'remove was "ignore", is "retract"'),
+        (aggregation_text('remove = "retract"'), 'remove was "keep", is "retract"'),
         (aggregation_text("where = \"status == 'paid'\""), "where was null, is \"status == 'paid'\""),
         (aggregation_text(sum='{ quantity = "amount" }'), 'measures was {"quantity": ["quantity"]}, is'),
         (aggregation_text(sort_key=None), "keys was "),
@@ -149,7 +149,7 @@ def test_another_worker_that_recorded_first__decides(same: bool) -> None:
     if same:
         check(calls, aggregation())
     else:
-        with pytest.raises(DefinitionChangedError, match='remove was "retract", is "ignore"'):
+        with pytest.raises(DefinitionChangedError, match='remove was "retract", is "keep"'):
             check(calls, aggregation())
 
     (item,) = calls.tables.tables[LEDGER].items.values()
@@ -179,8 +179,6 @@ def test_ledger_that_cannot_be_written__raises_the_error() -> None:
 
 
 def test_fingerprints__are_equal_only_for_equal_definitions() -> None:
-    first, same, other = (
-        aggregation(aggregation_text(more)) for more in ("", 'remove = "ignore"', 'remove = "retract"')
-    )
+    first, same, other = (aggregation(aggregation_text(more)) for more in ("", 'remove = "keep"', 'remove = "retract"'))
 
     assert fingerprint(first) == fingerprint(same) != fingerprint(other)

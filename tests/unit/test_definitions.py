@@ -51,7 +51,7 @@ def test_sample__is_the_reference_scenario() -> None:
     assert [(measure.name, [path.text for path in measure.factors]) for measure in item_count.measures] == [
         ("quantity", ["quantity"])
     ]
-    assert (item_count.remove, item_count.where) == (RemovePolicy.IGNORE, None)
+    assert (item_count.remove, item_count.where) == (RemovePolicy.KEEP, None)
 
 
 def test_every_key__is_read() -> None:
@@ -445,7 +445,7 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         (aggregation_text("count = true"), NAMED + "count: a string is needed, not a boolean"),
         (aggregation_text("count = 1"), NAMED + "count: a string is needed, not an integer"),
         # Which records count.
-        (aggregation_text('remove = "delete"'), NAMED + "remove: 'delete' is none of ignore, retract, retract_unless_"),
+        (aggregation_text('remove = "delete"'), NAMED + "remove: 'delete' is none of keep, retract, retract_unless_"),
         (aggregation_text("remove = false"), NAMED + "remove: a string is needed, not a boolean"),
         (aggregation_text('where = ""'), NAMED + "where: is empty"),
         (aggregation_text("where = true"), NAMED + "where: a string is needed, not a boolean"),
@@ -550,7 +550,7 @@ def test_description__never_changes() -> None:
     assert found == (
         '{"keys": [{"from": "shop.id", "name": "pk", "prefix": "ü#", "timezone": null, "truncate": null, "type": "S"}'
         ', {"from": "order_date", "name": "order_date", "prefix": "", "timezone": null, "truncate": "day", "type": '
-        '"S"}], "measures": {"orders": [], "quantity": ["quantity"]}, "remove": "ignore", "source": "Order_by_item", '
+        '"S"}], "measures": {"orders": [], "quantity": ["quantity"]}, "remove": "keep", "source": "Order_by_item", '
         '"table": "item_count_by_date", "where": null}'
     )
 
@@ -558,7 +558,7 @@ def test_description__never_changes() -> None:
 @pytest.mark.parametrize(
     "same",
     [
-        'remove = "ignore"',
+        'remove = "keep"',
         "# a comment",
     ],
 )
@@ -634,7 +634,7 @@ def test_description_with_since__never_changes() -> None:
     found = aggregation(aggregation_text('since = "2026-11-24T12:00:00Z"')).definition
 
     assert json.loads(found) == json.loads(PLAIN) | {"since": "2026-11-24T12:00:00Z"}
-    assert '"remove": "ignore", "since": "2026-11-24T12:00:00Z", "source": "Order_by_item"' in found
+    assert '"remove": "keep", "since": "2026-11-24T12:00:00Z", "source": "Order_by_item"' in found
 
 
 def test_since_in_another_offset__means_the_same() -> None:

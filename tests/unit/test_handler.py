@@ -63,8 +63,16 @@ WRITES = [
     *("RowAdds", "RowArchives", "LateWrites", "WriteConflicts", "ReceiptsDiffer"),
     *("ThrottledByKey", "ThrottledByTable", "ThrottledByAccount", "ThrottledOtherwise"),
 ]
-OUTCOMES = ["RecordsApplied", "RecordsDuplicate", "RecordsNotCounted", "RecordsParked", "RecordsRetried"]
+OUTCOMES = [
+    "RecordsApplied",
+    "RecordsDuplicate",
+    "RecordsNotCounted",
+    "RecordsNoticed",
+    "RecordsParked",
+    "RecordsRetried",
+]
 BAD = changed(insert(), "dynamodb.NewImage", {**order(), "quantity": {"S": "ten"}})
+UNCHANGED = modify(order(), order(note={"S": "gift"}))
 
 
 @dataclass
@@ -168,7 +176,7 @@ def test_outcomes__are_reported_to_who_asks(function: Function) -> None:
 
     answer = function.invoke({**event(raw, raw, remove(), BAD), REPORT_OUTCOMES: True})
 
-    assert answer == {"batchItemFailures": [], "outcomes": ["applied", "duplicate", "not counted", "parked"]}
+    assert answer == {"batchItemFailures": [], "outcomes": ["applied", "duplicate", "applied", "noticed"]}
 
 
 def test_parked_record_without_a_sequence_number__is_done(function: Function) -> None:
@@ -198,7 +206,7 @@ def test_every_received_record__is_in_one_outcome_metric(function: Function) -> 
     function.invoke(event(known))
     function.place.sqs.faults.append((2,))  # the last of the three that are parked
 
-    function.invoke(event(insert(), insert(), insert(), known, remove(), remove(), BAD, None, BAD))
+    function.invoke(event(insert(), insert(), remove(), known, UNCHANGED, UNCHANGED, BAD, None, BAD))
 
     metrics = function.metrics()
     assert metrics["RecordsReceived"] == 9
@@ -206,7 +214,8 @@ def test_every_received_record__is_in_one_outcome_metric(function: Function) -> 
         "RecordsApplied": 3,
         "RecordsDuplicate": 1,
         "RecordsNotCounted": 2,
-        "RecordsParked": 2,
+        "RecordsNoticed": 1,
+        "RecordsParked": 1,
         "RecordsRetried": 1,
     }
 
@@ -284,17 +293,24 @@ def test_batch_not_reported_by_item__is_counted_once(function: Function) -> None
 # --- Logs -----------------------------------------------------------------------------------------------------------
 
 
-def test_logs__are_one_line_a_batch_and_one_a_refused_record(function: Function) -> None:
+def test_logs__are_one_line_a_batch_and_one_a_record_that_needs_attention(function: Function) -> None:
     function.invoke(event(insert(), BAD, None))
 
     first, second, last = function.logs()
     assert (first["message"], first["level"]) == ("record needs attention", "WARNING")
     assert first["sequence_number"] == sequence_number(BAD)
-    assert first["outcome"] == "parked"
+    assert first["outcome"] == "noticed"
     assert first["reasons"] == ["item_count_by_date: quantity: summed over a value of type S where N belongs"]
     assert (second.get("sequence_number"), second["reasons"]) == (None, ["the record is not a JSON object"])
     assert last["message"] == "batch counted"
-    assert last["outcomes"] == {"applied": 1, "duplicate": 0, "not counted": 0, "parked": 2, "retried": 0}
+    assert last["outcomes"] == {
+        "applied": 1,
+        "duplicate": 0,
+        "not counted": 0,
+        "noticed": 1,
+        "parked": 1,
+        "retried": 0,
+    }
     assert last["writes"] == {"RowAdds": 1, "RowArchives": 0, "LateWrites": 0}
     assert (last["conflicts"], last["throttled"], last["differing_receipts"]) == (0, {}, 0)
     assert {line["request_id"] for line in (first, second, last)} == {Context().aws_request_id}
@@ -476,7 +492,7 @@ def test_deadline_without_a_context__is_a_minute(context: object) -> None:
 def test_invocation_without_time__lets_everything_come_again(function: Function) -> None:
     raw = insert()
 
-    answer = function.invoke(event(raw, remove(), BAD), Context(milliseconds=0))
+    answer = function.invoke(event(raw, UNCHANGED, BAD), Context(milliseconds=0))
 
     assert answer == {
         "batchItemFailures": [{"itemIdentifier": sequence_number(raw)}, {"itemIdentifier": sequence_number(BAD)}]

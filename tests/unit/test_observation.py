@@ -58,9 +58,13 @@ def correct(totals: TotalsInMemory, added: int) -> None:
     totals.undisturbed.transact_write_items(TransactItems=request)
 
 
+def contributed(found: Observation, first: str = "") -> list[tuple[Decimal, ...]]:
+    return [contribution for contribution, _ in found.receipts_from(first).values()]
+
+
 def seen_in(found: Observation) -> Decimal:
     """The sum of what an observation has seen receipts of."""
-    seen = [*found.receipts_from("").values(), *found.stored.corrections.values()]
+    seen = [*contributed(found), *found.stored.corrections.values()]
     return sum((one[0] for one in seen), Decimal(0))
 
 
@@ -82,7 +86,7 @@ def test_observation__shows_total_and_receipts_from_a_position_on() -> None:
     found = observed(totals, first_position(1_721_036_404))
 
     assert found.total == amounts(55)
-    assert sorted(found.receipts_from("").values()) == [amounts(quantity) for quantity in range(4, 11)]
+    assert sorted(contributed(found)) == [amounts(quantity) for quantity in range(4, 11)]
     assert found.receipts_from(first_position(1_721_036_409)).keys() == set(sorted(found.stored.receipts)[-2:])
     assert found.stored.corrections == {}
     assert 0 < len(found.stored.pages) < 7
@@ -97,7 +101,7 @@ def test_observation__tells_starting_value_and_corrections_from_records() -> Non
 
     found = observed(totals)
 
-    assert list(found.receipts_from("").values()) == [amounts(1)]
+    assert contributed(found) == [amounts(1)]
     assert found.stored.starting_value == ("stream 2024", amounts(7))
     assert found.stored.corrections == {(1, "2024-07-15T00:00:00Z|run"): amounts(-2)}
 
@@ -342,12 +346,12 @@ def test_rows_of_a_shared_table__are_told_apart() -> None:
 
 
 def compared(
-    total: int | str | None, receipts: Sequence[int], later: Mapping[int, int], baseline: int | str
+    total: int | str | None, receipts: Sequence[int], later: Mapping[int, int], baseline: int | str, kept: int = 0
 ) -> ComparedTotal:
     """Receipts, and what later records contribute by the receipts' names."""
     stored = Stored({}, {str(number): (amounts(number), ()) for number in receipts}, {}, None, {})
-    observation = Observation("", stored, None if total is None else amounts(total))
-    contributions = {str(name): amounts(number) for name, number in later.items()}
+    observation = Observation("", stored, None if total is None else amounts(total), amounts(kept))
+    contributions = {str(name): (amounts(number), amounts()) for name, number in later.items()}
     return ComparedTotal(observation, contributions, amounts(baseline))
 
 
@@ -371,7 +375,32 @@ def test_difference__leaves_out_what_later_records_have_added(
 
 def test_difference__is_by_contribution_not_by_receipt() -> None:
     """A worker that counted something else than the definitions say has made a drift."""
-    assert compared(15, [5], {5: 4}, 10).difference == amounts(1)
+    found = compared(15, [5], {5: 4}, 10)
+
+    assert found.difference == amounts(1)
+    assert found.differing == 1
+
+
+def test_difference__leaves_out_what_is_kept() -> None:
+    found = compared(15, [5], {5: 5}, 3, kept=7)
+
+    assert found.expected == amounts(15)
+    assert (found.difference, found.differing) == (amounts(0), 0)
+
+
+def test_later_record_that_keeps__explains_what_is_kept() -> None:
+    stored = Stored({}, {"1": (amounts(0), amounts(7))}, {}, None, {})
+    observation = Observation("", stored, amounts(10), amounts(7))
+
+    found = ComparedTotal(observation, {"1": (amounts(0), amounts(7))}, amounts(10))
+
+    assert (found.expected, found.difference) == (amounts(10), amounts(0))
+
+
+def test_kept_that_is_not_a_number__makes_the_difference_unknown() -> None:
+    observation = Observation("", Stored({}, {}, {}, None, {}), amounts(10), None)
+
+    assert ComparedTotal(observation, {}, amounts(10)).difference is None
 
 
 def test_difference_of_what_is_not_a_number__is_unknown() -> None:

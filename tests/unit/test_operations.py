@@ -149,13 +149,14 @@ def test_status_of_a_healthy_worker__has_nothing_to_look_at(monkeypatch: pytest.
         "iterator age, last hour's highest": "4 s",
         "RecordsApplied, last hour": "15",
         "RecordsDuplicate, last hour": "1",
+        "RecordsNoticed, last hour": "0",
         "RecordsParked, last hour": "0",
         "alarms": "none",
     }
     assert all(fact.good for fact in facts)
     (queries,) = (parameters for name, parameters in fake.calls if name == "get_metric_data")
     dimensions = [query["MetricStat"]["Metric"]["Dimensions"] for query in queries["MetricDataQueries"]]
-    assert dimensions == [[{"Name": "FunctionName", "Value": "the-function_name"}]] + 3 * [
+    assert dimensions == [[{"Name": "FunctionName", "Value": "the-function_name"}]] + 4 * [
         [{"Name": "service", "Value": "mine"}]
     ]
 

@@ -299,7 +299,14 @@ def test_record_that_moves__has_a_receipt_in_each_group() -> None:
 
 
 def test_record_that_contributes_nothing__has_no_receipt() -> None:
-    assert postings(remove(), modify(order(), order())) == []
+    assert postings(modify(order(), order())) == []
+
+
+def test_removed_item__has_a_receipt_of_what_it_keeps() -> None:
+    (posting,) = postings(remove(order(quantity=10)))
+
+    assert (posting.amounts, posting.kept) == ((Decimal(0),), (Decimal(10),))
+    assert read_receipt(posting.value()) == (posting.amounts, posting.kept)
 
 
 def test_aggregations_of_one_table__share_its_rows() -> None:

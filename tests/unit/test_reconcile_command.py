@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -16,16 +17,16 @@ from moto import mock_aws
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.definitions import parse_definitions
-from aggregation_worker.dead_letters import ParkedRecord, message_body
+from aggregation_worker.dead_letters import Notice, ParkedRecord, message_body
 from aggregation_worker.operations import reconcile as command
 from aggregation_worker.operations.cli import build_parser, main
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.reconcile import (
+    Letters,
     Request,
     check_only_stream,
     publish,
     reconcile,
-    records_of_letters,
 )
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation.reconcile import OutOfTimeError
@@ -77,10 +78,11 @@ def finding(
 def report(
     *findings: Finding,
     compared: tuple[str, ...] = ("sold", "customers"),
+    unproved: tuple[str, ...] = (),
     left_out: tuple[str, ...] = (),
     hints: tuple[str, ...] = (),
 ) -> Report:
-    return Report(findings, 1_234, 56_789, 42, compared, left_out, hints, STARTED, 12.3456)
+    return Report(findings, 1_234, 56_789, 42, compared, unproved, left_out, hints, STARTED, 12.3456)
 
 
 @pytest.fixture
@@ -116,8 +118,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]
         (report(finding(Verdict.WAITS)), 1, [1]),
         (report(finding(Verdict.UNSETTLED)), 1, []),
         (report(finding(Verdict.UNSETTLED), finding(Verdict.DRIFT)), 1, [1]),
-        (report(finding(Verdict.UNPROVABLE)), 0, [0]),  # the other aggregation is proven
-        (report(finding(Verdict.UNPROVABLE), compared=("sold",)), 0, []),
+        (report(finding(Verdict.UNPROVABLE), unproved=("sold",)), 0, [0]),  # the other aggregation is proved
+        (report(finding(Verdict.UNPROVABLE), compared=("sold",), unproved=("sold",)), 0, []),
+        (report(unproved=("sold", "customers")), 0, []),
         (report(left_out=("customers",)), 1, []),
         (report(compared=(), left_out=("sold", "customers")), 1, []),
     ],
@@ -166,7 +169,7 @@ ALL = (
 
 
 def test_text__has_a_line_for_each_measure_that_differs(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    run(report(*ALL, hints=("sold: cannot use 2 items",)))
+    run(report(*ALL, unproved=("sold",), hints=("sold: cannot use 2 items",)))
 
     text = capsys.readouterr().out
     cells = [
@@ -182,7 +185,7 @@ def test_text__has_a_line_for_each_measure_that_differs(run: Any, capsys: pytest
     ]
     folded = re.sub(r"\s+", " ", text)
     assert "1,234 totals compared with 56,789 items in 12 s: 2 drift, 1 unsettled, 1 unprovable, 1 repaired." in folded
-    assert "--nothing-removed" in folded
+    assert 'Not proved, since they ignore what is removed (remove = "ignore"): sold; 1 of their totals' in folded
     assert "replay it first" in folded
     assert "sold: cannot use 2 items" in folded
 
@@ -191,6 +194,14 @@ def test_text_of_a_healthy_run__is_one_sentence(run: Any, capsys: pytest.Capture
     run(report())
 
     assert capsys.readouterr().out == "1,234 totals compared with 56,789 items in 12 s: all are right.\n"
+
+
+def test_text_of_what_cannot_be_proved__does_not_say_that_it_is_right(
+    run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(report(unproved=("sold",)))
+
+    assert "all that can be proved are right.\nNot proved" in capsys.readouterr().out
 
 
 def test_text_where_nothing_was_compared__does_not_look_healthy(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,6 +241,7 @@ def test_json__has_every_fact(run: Any, capsys: pytest.CaptureFixture[str]) -> N
         "items": 56_789,
         "records": 42,
         "aggregations": ["sold", "customers"],
+        "notProved": [],
         "notCompared": ["later"],
         "drifted": 2,
         "counts": {
@@ -325,8 +337,13 @@ class Queue:
     def sleep(self, seconds: float) -> None:
         self.time += seconds
 
-    def read(self) -> list[Any]:
-        return records_of_letters(self.resources, clock=lambda: self.time, sleep=self.sleep)
+    def read(self, settled: Callable[[Notice], bool] = lambda _: False) -> list[Any]:
+        """The records that wait and the notices; deletes those that are settled."""
+        with ExitStack() as stack:
+            letters = Letters(self.resources, stack, clock=lambda: self.time, sleep=self.sleep)
+            found = letters.read()
+            letters.delete([notice for notice in found.notices if settled(notice)])
+        return [*found.records, *found.notices]
 
 
 @pytest.fixture
@@ -368,6 +385,20 @@ def test_letters__are_read_and_stay_in_the_queue(queue: Queue) -> None:
 
     assert sorted(map(repr, found)) == sorted(map(repr, records))
     assert queue.visible() == 13
+
+
+def test_notices__are_told_from_records_and_deleted_when_they_are_settled(queue: Queue) -> None:
+    notices = [Notice(insert(order(quantity=number)), ("why",), "sold") for number in range(12)]
+    for notice in notices:
+        queue.send(message_body(notice, STARTED))
+    queue.send(parked(insert()))
+
+    found = queue.read(lambda notice: notice.record["dynamodb"]["NewImage"]["quantity"] == {"N": "3"})
+
+    assert len(found) == 13
+    assert sorted(map(repr, found[1:])) == sorted(map(repr, notices))
+    assert queue.visible() == 12
+    assert all(one not in queue.read() for one in [notices[3]])
 
 
 def test_letter_that_cannot_be_read__forbids_to_correct(queue: Queue) -> None:
@@ -440,14 +471,14 @@ def test_arguments__become_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
         return 1
 
     monkeypatch.setattr(command, "reconcile", instead)
-    line = "sold --repair --nothing-removed --patience 5 --segments 2 --rate 100 --export s3://b/p --csv --no-metric"
+    line = "sold --repair --patience 5 --segments 2 --rate 100 --export s3://b/p --csv --no-metric"
 
     status = main(["reconcile", *line.split(), "--stream-lag", "0.5"])
 
     assert status == 1
     assert found == [
         (
-            Request(("sold",), 2, 100.0, "s3://b/p", True, True, 5.0, False, 0.5),
+            Request(("sold",), 2, 100.0, "s3://b/p", True, 5.0, False, 0.5),
             {"as_json": False, "as_csv": True},
         )
     ]
@@ -464,4 +495,4 @@ def test_default_arguments__repair_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert main(["reconcile"]) == 0
     assert found == [Request()]
-    assert (found[0].repair, found[0].nothing_removed, found[0].patience, found[0].metric) == (False, False, 60, True)
+    assert (found[0].repair, found[0].patience, found[0].metric) == (False, 60, True)

@@ -41,12 +41,17 @@ class Context:
         return int(self.seconds * 1000)
 
 
-def report(*verdicts: Verdict, compared: tuple[str, ...] = ("a", "b"), left_out: tuple[str, ...] = ()) -> Report:
+def report(
+    *verdicts: Verdict,
+    compared: tuple[str, ...] = ("a", "b"),
+    unproved: tuple[str, ...] = (),
+    left_out: tuple[str, ...] = (),
+) -> Report:
     findings = tuple(
         Finding(AGGREGATION, ("secret-item", "2024-07-15"), verdict, (Decimal(1),), (Decimal(2),))
         for verdict in verdicts
     )
-    return Report(findings, 10, 100, 5, compared, left_out, ("a: hint",), datetime.now(UTC), 1.0)
+    return Report(findings, 10, 100, 5, compared, unproved, left_out, ("a: hint",), datetime.now(UTC), 1.0)
 
 
 @pytest.fixture
@@ -81,7 +86,7 @@ def handle(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         (report(), 0.0),
         (report(Verdict.DRIFT, Verdict.DRIFT), 2.0),
         (report(Verdict.DRIFT, Verdict.UNSETTLED), 1.0),
-        (report(Verdict.UNPROVABLE, compared=("item_count_by_date", "other")), 0.0),
+        (report(Verdict.UNPROVABLE, compared=("item_count_by_date", "other"), unproved=("item_count_by_date",)), 0.0),
         (report(Verdict.DRIFT, left_out=("c",)), 1.0),
     ],
 )
@@ -99,7 +104,7 @@ def test_what_is_known__is_published(handle: Any, found: Report, value: float) -
         (report(Verdict.UNSETTLED), "of 1 of 10 totals it could not be decided"),
         (report(left_out=("c",)), "not all aggregations can be compared: a: hint"),
         (report(compared=(), left_out=("c",)), "not all aggregations can be compared"),
-        (report(Verdict.UNPROVABLE, compared=("item_count_by_date",)), "RECONCILE_NOTHING_REMOVED"),
+        (report(unproved=("a", "b")), "every aggregation ignores what is removed"),
         (OutOfTimeError("the time was up"), "the time was up"),
         (SourceTooLargeError("too large"), "too large"),
     ],
@@ -154,19 +159,18 @@ def test_run__stops_in_time_to_say_why(monkeypatch: pytest.MonkeyPatch, remainin
 
 
 def test_settings__have_defaults_for_what_need_not_be_set() -> None:
-    assert read_scheduled_settings(ENVIRONMENT) == ScheduledSettings(DEFINITIONS_FILE, "ledger", STREAM_ARN, False, 0)
+    assert read_scheduled_settings(ENVIRONMENT) == ScheduledSettings(DEFINITIONS_FILE, "ledger", STREAM_ARN, 0)
 
 
 def test_settings__are_read() -> None:
     environment = {
         **ENVIRONMENT,
         "AGGREGATIONS_FILE": "/tmp/definitions.toml",
-        "RECONCILE_NOTHING_REMOVED": "true",
         "MAX_SOURCE_BYTES": "600000000",
     }
 
     assert read_scheduled_settings(environment) == ScheduledSettings(
-        Path("/tmp/definitions.toml"), "ledger", STREAM_ARN, True, 600_000_000
+        Path("/tmp/definitions.toml"), "ledger", STREAM_ARN, 600_000_000
     )
 
 
@@ -175,7 +179,6 @@ def test_settings__are_read() -> None:
     [
         ({}, "missing environment variables: LEDGER_TABLE, STREAM_ARN"),
         ({"LEDGER_TABLE": "ledger", "STREAM_ARN": ""}, "STREAM_ARN"),
-        (ENVIRONMENT | {"RECONCILE_NOTHING_REMOVED": "yes"}, "true or false"),
         (ENVIRONMENT | {"MAX_SOURCE_BYTES": "-1"}, "whole number of bytes"),
         (ENVIRONMENT | {"MAX_SOURCE_BYTES": "٣"}, "whole number of bytes"),
     ],
@@ -197,7 +200,7 @@ class Sized:
 
 def test_table_over_the_limit__is_not_read_at_all() -> None:
     client: Any = Sized(1_000_001)
-    settings = ScheduledSettings(SAMPLE_FILE, "ledger", STREAM_ARN, False, 1_000_000)
+    settings = ScheduledSettings(SAMPLE_FILE, "ledger", STREAM_ARN, 1_000_000)
 
     with pytest.raises(SourceTooLargeError, match=r"Order_by_item has 1,000,001 bytes, more than the 1,000,000"):
         reconcile(settings, client, client, seconds_left=lambda: 900)
@@ -213,7 +216,7 @@ def test_table_within_the_limit__is_read(monkeypatch: pytest.MonkeyPatch, limit:
 
     monkeypatch.setattr(scheduled, "ScanSource", scan)
     client: Any = Sized(1_000_000)
-    settings = ScheduledSettings(SAMPLE_FILE, "ledger", STREAM_ARN, False, limit)
+    settings = ScheduledSettings(SAMPLE_FILE, "ledger", STREAM_ARN, limit)
 
     with pytest.raises(ReadingError, match="Order_by_item"):
         reconcile(settings, client, client, seconds_left=lambda: 900)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
 from aggregation_worker.aggregations.contributions import Aggregation, Group, KeyType, Source, contributions
 from aggregation_worker.aggregations.numbers import EXACT, Amounts
-from aggregation_worker.ledger.receipts import receipt_name
+from aggregation_worker.ledger.receipts import net, receipt_name
 from aggregation_worker.reconciliation.items import ItemPage, Pages
 from aggregation_worker.reconciliation.progress import Stage
 from aggregation_worker.reconciliation.snapshot import Snapshot, SnapshotError, take_snapshot
@@ -93,7 +93,9 @@ def unusable(aggregation: Aggregation, items: Iterable[Image]) -> int:
 
 def changes(aggregation: Aggregation, records: Iterable[StreamRecord]) -> list[tuple[Group, Amounts]]:
     """What the worker adds for records."""
-    return [(change.group, change.amounts) for record in records for change in contributions([aggregation], record)[0]]
+    return [
+        (one.group, net(one.amounts, one.kept)) for record in records for one in contributions([aggregation], record)[0]
+    ]
 
 
 def plus(first: Totals, second: Totals) -> Totals:
@@ -121,11 +123,11 @@ def baselines(spool: Spool, aggregation: Aggregation) -> Totals:
 def assert_later_records_are(spool: Spool, aggregation: Aggregation, records: Iterable[StreamRecord]) -> None:
     """Exactly these records' receipts are known, as the ledger names them, and add up with the baselines."""
     later = [(record, change) for record in records for change in contributions([aggregation], record)[0]]
-    found = {(one.group, one.receipt, one.amounts) for one in spool.later_receipts(aggregation.name)}
-    assert found == {(change.group, receipt_name(record), change.amounts) for record, change in later}
+    found = {(one.group, one.receipt, one.amounts, one.kept) for one in spool.later_receipts(aggregation.name)}
+    assert found == {(change.group, receipt_name(record), change.amounts, change.kept) for record, change in later}
     compared = list(spool.compare(aggregation.name))
     assert {one.group for one in compared if one.touched} == {change.group for _, change in later}
-    changed = summed((change.group, change.amounts) for _, change in later)
+    changed = summed((change.group, net(change.amounts, change.kept)) for _, change in later)
     assert summed((one.group, one.expected) for one in compared) == plus(baselines(spool, aggregation), changed)
 
 

@@ -161,13 +161,23 @@ def test_later_records__added_once_and_found_by_aggregate(spool: Spool) -> None:
     for receipt in (later(12), later(1), later(2, "b", 5), later(12)):
         spool.add_later("one", receipt)
 
-    assert spool.later("one", ("a",)) == {"receipt-1": amounts(1), "receipt-12": amounts(1)}
+    assert spool.later("one", ("a",)) == {"receipt-1": (amounts(1), ()), "receipt-12": (amounts(1), ())}
     assert list(spool.later_receipts("one")) == [later(1), later(12), later(2, "b", 5)]
     assert list(spool.compare("one")) == [
         Comparison(("a",), amounts(2), None, touched=True),
         Comparison(("b",), amounts(5), None, touched=True),
     ]
     assert spool.later("two", ("a",)) == {}
+
+
+def test_later_record_that_keeps__takes_that_out_of_what_is_expected(spool: Spool) -> None:
+    removal = LaterReceipt(("a",), "receipt-2", amounts(0), amounts(4))
+    for receipt in (later(1, "a", 5), removal):
+        spool.add_later("one", receipt)
+
+    assert spool.later("one", ("a",))["receipt-2"] == (amounts(0), amounts(4))
+    assert list(spool.later_receipts("one"))[1] == removal
+    assert [one.expected for one in spool.compare("one")] == [amounts(1)]
 
 
 def test_comparison__has_every_aggregate_known_in_any_way(spool: Spool) -> None:

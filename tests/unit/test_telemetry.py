@@ -9,7 +9,8 @@ from aggregation_worker.telemetry import NAMESPACE, Metric, emit, new_logger, ne
 
 # The names that alarms, the dashboard and the runbooks rely on.
 NAMES = [
-    *("RecordsReceived", "RecordsApplied", "RecordsDuplicate", "RecordsNotCounted", "RecordsParked", "RecordsRetried"),
+    *("RecordsReceived", "RecordsApplied", "RecordsDuplicate", "RecordsNotCounted"),
+    *("RecordsNoticed", "RecordsParked", "RecordsRetried"),
     *("RowAdds", "RowArchives", "LateWrites", "WriteConflicts"),
     *("ThrottledByKey", "ThrottledByTable", "ThrottledByAccount", "ThrottledOtherwise"),
     *("ReceiptsDiffer", "ApplyLag", "AggregateDrift"),

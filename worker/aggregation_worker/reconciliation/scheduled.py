@@ -138,7 +138,9 @@ def _check_decided(report: Report) -> None:
             f"of {report.undecided} of {report.aggregates} totals it could not be decided whether they are right: the "
             "worker is behind, or they changed all the time; see aggregator status, or run aggregator reconcile"
         )
-    raise UndecidedError("not all aggregations can be compared: " + "; ".join(report.hints))
+    if report.left_out:
+        raise UndecidedError("not all aggregations can be compared: " + "; ".join(report.hints))
+    raise UndecidedError('nothing could be proved: every aggregation ignores what is removed (remove = "ignore")')
 
 
 def reconcile(

@@ -159,7 +159,7 @@ def usable_notices(definitions: Definitions, notices: Iterable[Notice], names: C
 def _read(raw: Any, definitions: Definitions) -> StreamRecord:
     try:
         return read_record(raw, definitions.source.table)
-    except (MalformedRecordError, UnexpectedEventError) as error:
+    except (MalformedRecordError, UnexpectedEventError, StreamViewTypeError) as error:
         raise UnreadableLetterError(f"a dead letter holds a record that cannot be read: {error}") from error
 
 
