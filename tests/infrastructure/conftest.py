@@ -26,7 +26,7 @@ def throwaway_stack() -> Stack:
 @pytest.fixture(scope="session")
 def reconcile_stack() -> Stack:
     """The shipped definitions with a scheduled reconcile."""
-    return synthesized(reconcile="rate(1 day)", reconcile_nothing_removed=True)
+    return synthesized(reconcile="rate(1 day)")
 
 
 @pytest.fixture(scope="session")

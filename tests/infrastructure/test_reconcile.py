@@ -89,7 +89,6 @@ def test_environment__holds_every_setting(reconcile_stack: Stack) -> None:
     assert function_of(reconcile_stack)["Environment"]["Variables"] == {
         "LEDGER_TABLE": "<TablesLedger>",
         "STREAM_ARN": "<TablesSource.StreamArn>",
-        "RECONCILE_NOTHING_REMOVED": "true",
         "MAX_SOURCE_BYTES": str(deployment.MAX_SCHEDULED_RECONCILE_BYTES),
         "POWERTOOLS_SERVICE_NAME": "DynamoDBAggregationWorker",
     }
@@ -99,7 +98,6 @@ def test_environment_of_other_definitions__names_their_stream(other_reconcile_st
     variables = function_of(other_reconcile_stack)["Environment"]["Variables"]
 
     assert variables["STREAM_ARN"].startswith("arn:aws:dynamodb:eu-central-1:123456789012:table/sales/stream/")
-    assert variables["RECONCILE_NOTHING_REMOVED"] == "false"
 
 
 def test_rule__calls_the_function_and_nobody_else_may(reconcile_stack: Stack) -> None:
@@ -175,7 +173,7 @@ def test_role__allows_every_request_of_a_run(
         recorded.meta.events.register("provide-client-params", functools.partial(note_request, requests))
 
     report = reconcile(
-        ScheduledSettings(file, f"{name}-ledger", stream_arn, nothing_removed=True, max_source_bytes=1_000_000),
+        ScheduledSettings(file, f"{name}-ledger", stream_arn, max_source_bytes=1_000_000),
         client,
         streams,
         seconds_left=lambda: 60.0,
@@ -234,33 +232,27 @@ def test_outputs__name_what_its_runbook_asks_for(stack: Stack, reconcile_stack: 
     }
 
 
-def test_schedule_that_could_prove_nothing__is_refused() -> None:
-    with pytest.raises(DeploymentError, match=r"prove nothing: .*; add -c reconcileNothingRemoved=true if"):
-        synthesized(reconcile="rate(1 day)")
-
-
 @pytest.mark.parametrize(
-    ("policies", "nothing_removed", "provable"),
+    ("policies", "provable"),
     [
-        (["ignore"], False, False),
-        (["ignore", "retract_unless_expired"], False, False),
-        (["ignore", "retract"], False, True),
-        (["ignore"], True, True),
+        (["ignore"], False),
+        (["ignore", "ignore"], False),
+        (["ignore", "retract"], True),
+        (["keep"], True),
+        (["retract_unless_expired"], True),
     ],
 )
-def test_schedule__needs_an_aggregation_that_can_be_proved(
-    policies: list[str], nothing_removed: bool, provable: bool
-) -> None:
+def test_schedule__needs_an_aggregation_that_can_be_proved(policies: list[str], provable: bool) -> None:
     head, _, aggregation = SAMPLE_FILE.read_text().partition("[[aggregations]]")
     named = aggregation.replace('"item_count_by_date"', '"{name}"').replace("{ ", "{{ ").replace(" }", " }}")
     entries = [named.format(name=f"counts{n}") + f'remove = "{policy}"\n' for n, policy in enumerate(policies)]
     definitions = parse_definitions("[[aggregations]]".join([head, *entries]))
 
     if provable:
-        deployment.check_scheduled_reconcile(definitions, nothing_removed=nothing_removed)
+        deployment.check_scheduled_reconcile(definitions)
     else:
-        with pytest.raises(DeploymentError):
-            deployment.check_scheduled_reconcile(definitions, nothing_removed=nothing_removed)
+        with pytest.raises(DeploymentError, match=r"prove nothing: .*define remove = .keep."):
+            deployment.check_scheduled_reconcile(definitions)
 
 
 def test_limit__leaves_half_the_time_for_more_than_the_source() -> None:
@@ -270,11 +262,10 @@ def test_limit__leaves_half_the_time_for_more_than_the_source() -> None:
 
 
 def test_settings__are_taken_by_the_function(reconcile_stack: Stack, other_reconcile_stack: Stack) -> None:
-    for one, nothing_removed in ((reconcile_stack, True), (other_reconcile_stack, False)):
+    for one in (reconcile_stack, other_reconcile_stack):
         settings = read_scheduled_settings(function_of(one)["Environment"]["Variables"])
 
         assert settings.max_source_bytes == deployment.MAX_SCHEDULED_RECONCILE_BYTES
-        assert settings.nothing_removed is nothing_removed
         assert settings.aggregations_file == DEFINITIONS_FILE
 
 

@@ -56,7 +56,7 @@ def test_every_output__says_what_it_is(stack: Stack) -> None:
 
 
 def test_no_flags__are_the_defaults() -> None:
-    assert read_options({}) == Options("DynamoDBAggregationWorker", DEFINITIONS_FILE, False, None, None, None, False)
+    assert read_options({}) == Options("DynamoDBAggregationWorker", DEFINITIONS_FILE, False, None, None, None)
 
 
 def test_flags__are_read_as_the_cdk_cli_passes_them() -> None:
@@ -67,12 +67,9 @@ def test_flags__are_read_as_the_cdk_cli_passes_them() -> None:
         "reservedConcurrency": "20",
         "alarmEmail": "night@example.com",
         "reconcile": "rate(1 day)",
-        "reconcileNothingRemoved": "true",
     }
 
-    assert read_options(context) == Options(
-        "Second", Path("mine.toml"), True, 20, "night@example.com", "rate(1 day)", True
-    )
+    assert read_options(context) == Options("Second", Path("mine.toml"), True, 20, "night@example.com", "rate(1 day)")
 
 
 def test_flags_in_cdk_json__may_have_json_types() -> None:
@@ -111,9 +108,6 @@ def test_definitions_outside_a_clone__must_be_named(tmp_path: Path, monkeypatch:
         ({"alarmEmail": "nobody"}, "-c alarmEmail=nobody: an e-mail address is needed"),
         ({"reconcile": "true"}, "-c reconcile=true: a schedule like rate(1 day) or cron(0 3 * * ? *) is needed"),
         ({"reconcile": "rate(5 minutes)"}, "-c reconcile=rate(5 minutes): at most once an hour"),
-        ({"reconcileNothingRemoved": "true"}, "-c reconcileNothingRemoved=true: needs a schedule, as in"),
-        ({"reconcile": "rate(1 day)", "reconcileNothingRemoved": "1"}, "reconcileNothingRemoved=1: true or false"),
-        ({"reconcileNothingremoved": "true"}, "unknown flag; did you mean reconcileNothingRemoved?"),
     ],
 )
 def test_unusable_flag__is_refused_with_what_it_takes(context: dict[str, Any], message: str) -> None:

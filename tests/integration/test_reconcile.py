@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from botocore.exceptions import ConnectionClosedError
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.definitions import parse_definitions
+from aggregation_worker.dead_letters import Notice
 from aggregation_worker.ledger.definition_guard import DefinitionChangedError, check_definitions
 from aggregation_worker.ledger.markers import CUT, FINISHED_AT, STARTED_AT, read_marker
 from aggregation_worker.local import SAMPLE_FILE
@@ -29,6 +30,7 @@ from aggregation_worker.local.pipeline import running_pipeline
 from aggregation_worker.local.recompute import scan, stored_totals
 from aggregation_worker.operations.cli import main
 from aggregation_worker.operations.explain import ReceiptKind, explanations_of
+from aggregation_worker.operations.notices import NoticeState
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation import scheduled
 from aggregation_worker.reconciliation.export import ExportSource
@@ -37,6 +39,7 @@ from aggregation_worker.reconciliation.reconcile import Reconciliation, Repairs
 from aggregation_worker.reconciliation.report import Report, Verdict
 from aggregation_worker.reconciliation.scan import ScanSource
 from aggregation_worker.reconciliation.spool import Spool
+from aggregation_worker.reconciliation.waiting_letters import Waiting
 from aggregation_worker.streams.reader import StreamReader
 from aggregation_worker.streams.records import from_get_records
 from tests.dynamodb_local import DynamoDBLocal
@@ -53,6 +56,7 @@ table = "TARGET-ever"
 partition_key = { name = "item_number", from = "item_number" }
 sum = { quantity = "quantity" }
 """
+NOTHING_WAITS = functools.partial(Waiting, (), ())
 ITEMS, DAYS = 50, 3
 DRIFTS = size(30, long=100)
 # Of these, rows that are deleted.
@@ -82,7 +86,7 @@ class Shop(shops.Shop):
     def reconcile(
         self,
         *,
-        letters: Callable[[], Sequence[Any]] | None = None,
+        letters: Callable[[], Waiting] | None = None,
         client: Any = None,
         items: ItemSource | None = None,
         patience: float = 0.6,
@@ -107,7 +111,7 @@ class Shop(shops.Shop):
 
     def repair(self, **options: Any) -> Report:
         """One run that repairs; nothing waits in the dead-letter queue."""
-        return self.reconcile(letters=list, **options)
+        return self.reconcile(letters=NOTHING_WAITS, **options)
 
     def add_unnoticed(self, group: Group, quantity: int, orders: int = 0) -> None:
         self.world.client.update_item(
@@ -141,10 +145,10 @@ class Shop(shops.Shop):
         (explanation,) = explanations_of(resources, self.sold.table, group, datetime.now(UTC))
         return explanation
 
-    def assert_exact(self) -> None:
-        """Of the aggregation whose items tell: every total is the fold of the source; nobody may be writing."""
+    def assert_exact(self, *more: Aggregation) -> None:
+        """Every total is the fold of the source, but for what it keeps; nobody may be writing."""
         self.follower.drain()
-        assert drift(self.world, self.source, [self.sold]) == {}
+        assert drift(self.world, self.source, [self.sold, *more]) == {}
         assert self.world.dead_letters.parked == []
 
 
@@ -255,21 +259,27 @@ def test_difference_is_what_was_planted__measure_by_measure(shop: Shop) -> None:
     assert finding.difference == (Decimal(-1), Decimal(5))  # orders, quantity
 
 
-def test_aggregation_that_keeps__is_compared_if_told_to(shop: Shop) -> None:
-    table = shop.world.definitions.aggregations[1].table
+def test_tampered_total_of_an_aggregation_that_keeps__is_drift(shop: Shop) -> None:
+    """Also after removals, which the source cannot tell any more."""
+    ever = shop.world.definitions.aggregations[1]
+    for number in range(0, shop.existing, 2):
+        shop.world.client.delete_item(TableName=shop.source, Key={"orderid": {"S": str(number)}})
+    shop.follower.drain()
+    right = shop.reconcile()
     shop.world.client.update_item(
-        TableName=table,
+        TableName=ever.table,
         Key={"item_number": {"S": "item1"}},
-        UpdateExpression="ADD quantity :one",
-        ExpressionAttributeValues={":one": {"N": "1"}},
+        UpdateExpression="SET quantity = :much",
+        ExpressionAttributeValues={":much": {"N": "999"}},
     )
 
-    careful, told, repaired = shop.reconcile(), shop.reconcile(nothing_removed=True), shop.repair()
+    wrong, repaired, after = shop.reconcile(), shop.repair(), shop.reconcile()
 
-    assert [(one.group, one.verdict) for one in careful.findings] == [(("item1",), Verdict.UNPROVABLE)]
-    assert [(one.group, one.verdict) for one in told.findings] == [(("item1",), Verdict.DRIFT)]
-    assert [(one.group, one.verdict) for one in repaired.findings] == [(("item1",), Verdict.UNPROVABLE)]
-    assert (careful.drifted, careful.undecided) == (0, 0)
+    assert (right.findings, right.unproved) == ((), ())
+    assert [(one.aggregation, one.group, one.verdict) for one in wrong.findings] == [(ever, ("item1",), Verdict.DRIFT)]
+    assert [one.verdict for one in repaired.findings] == [Verdict.REPAIRED]
+    assert after.findings == ()
+    shop.assert_exact(ever)
 
 
 def test_removals_meanwhile__are_no_drift(shop: Shop, seed: int) -> None:
@@ -292,7 +302,7 @@ def test_removals_meanwhile__are_no_drift(shop: Shop, seed: int) -> None:
 
     with busy(shop.follower):
         items = Removing(shop.world.client, shop.source, segments=2)
-        report = shop.reconcile(items=items, reader=shop.reader("LATEST"), nothing_removed=True)
+        report = shop.reconcile(items=items, reader=shop.reader("LATEST"))
 
     assert len(numbers) < shop.existing - 30
     assert report.findings == ()
@@ -353,9 +363,9 @@ def test_record_in_a_dead_letter_only__waits_for_its_replay(
     shop.add_unnoticed(("item1", "2024-07-01"), 1_000)
     shop.add_unnoticed(("item2", "2024-07-01"), 1_000)
 
-    waiting = shop.reconcile(letters=lambda: [letter])
+    waiting = shop.reconcile(letters=lambda: Waiting([letter], []))
     shop.world.deliver([letter])
-    again = shop.reconcile(letters=lambda: [letter])  # not deleted yet; its receipts stand
+    again = shop.reconcile(letters=lambda: Waiting([letter], []))  # not deleted yet; its receipts stand
     last = shop.reconcile()
 
     assert groups(waiting, Verdict.WAITS) == {("item1", "2024-07-01")}
@@ -372,9 +382,9 @@ def test_record_in_stream_and_dead_letter__is_not_repaired(shop: Shop) -> None:
     client.put_item(TableName=shop.source, Item=order | {"quantity": {"N": "12"}})
     letter = shop.next_record()
 
-    waiting = shop.reconcile(letters=lambda: [letter])
+    waiting = shop.reconcile(letters=lambda: Waiting([letter], []))
     shop.world.deliver([letter])
-    replayed = shop.reconcile(letters=lambda: [letter])
+    replayed = shop.reconcile(letters=lambda: Waiting([letter], []))
 
     (finding,) = (one for one in waiting.findings if one.aggregation.name == "sold")
     assert (finding.verdict, finding.difference) == (Verdict.WAITS, (Decimal(-1), Decimal(-12)))
@@ -382,25 +392,20 @@ def test_record_in_stream_and_dead_letter__is_not_repaired(shop: Shop) -> None:
     shop.assert_exact()
 
 
-def test_corrected_order_without_letters__is_repaired(
-    shop: Shop,
-) -> None:
+def test_corrected_order__has_brought_the_total_right_by_itself(shop: Shop) -> None:
     client = shop.world.client
     order = {"orderid": {"S": "0"}, "item_number": {"S": "item1"}, "order_date": {"S": "2024-07-01"}}
     client.put_item(TableName=shop.source, Item=order | {"quantity": {"S": "twelve"}})
+    shop.follower.drain()
+    while_bad = shop.repair()
     client.put_item(TableName=shop.source, Item=order | {"quantity": {"N": "12"}})
     shop.follower.drain()
-    letters = [parked.record for parked in shop.world.dead_letters.parked]
+    corrected = shop.repair()
+
+    assert (while_bad.findings, corrected.findings) == ((), ())
+    assert [type(one) for one in shop.world.dead_letters.parked] == [Notice, Notice]
     shop.world.dead_letters.parked.clear()
-    assert len(letters) == 2
-
-    waiting = shop.reconcile(letters=lambda: letters)
-    repaired = shop.reconcile(letters=list)
-
-    assert groups(waiting, Verdict.REPAIRED) == set()
-    assert ("item1", "2024-07-01") in groups(waiting, Verdict.WAITS)
-    assert ("item1", "2024-07-01") in groups(repaired, Verdict.REPAIRED)
-    assert drift(shop.world, shop.source, [shop.sold]) == {}
+    shop.assert_exact()
 
 
 # --- Repairs that meet trouble ----------------------------------------------------------------------------------------
@@ -411,9 +416,9 @@ def test_two_repairs_at_once__correct_once(shop: Shop, seed: int) -> None:
     planted = plant(shop, seed)
     barrier = threading.Barrier(2)
 
-    def together() -> list[Any]:
+    def together() -> Waiting:
         barrier.wait()
-        return []
+        return NOTHING_WAITS()
 
     with busy(shop.busy_writer(seed), shop.follower):
         reports = side_by_side(lambda: shop.reconcile(letters=together), lambda: shop.reconcile(letters=together))
@@ -611,7 +616,7 @@ def PromptReader(*arguments: Any, **_: Any) -> StreamReader:  # noqa: N802 - sta
 def test_command__finds_repairs_and_then_finds_nothing(
     shop: Shop, surroundings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("aggregation_worker.operations.reconcile.records_of_letters", lambda _: [])
+    monkeypatch.setattr("aggregation_worker.operations.reconcile.Letters.read", lambda _: NOTHING_WAITS())
     shop.add_unnoticed(("item1", "2024-07-01"), 5)
     run = ["reconcile", "--patience", "0.3", "--no-metric"]
 
@@ -651,12 +656,12 @@ def test_function__publishes_the_drift_and_then_none(
     assert [line["AggregateDrift"] for line in lines] == [[1.0], [0.0]]
 
 
-def test_local_pipeline__what_waits_is_repaired_after_its_replay(
+def test_local_pipeline__worker_that_was_wrong_is_made_up_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Through SQS and CloudWatch, too; the bad deployment parks what it cannot read."""
+    """Through SQS and CloudWatch, too: the bad deployment cannot use what it reads, and sends notices."""
     monkeypatch.setattr("aggregation_worker.operations.reconcile.StreamReader", PromptReader)
-    run = ["reconcile", "--repair", "--nothing-removed", "--patience", "0.5", "--json"]
+    run = ["reconcile", "--repair", "--patience", "0.5", "--json"]
 
     def report(status: int) -> Any:
         capsys.readouterr()
@@ -686,17 +691,19 @@ def test_local_pipeline__what_waits_is_repaired_after_its_replay(
                 ExpressionAttributeValues={":much": {"N": "100"}},
             )
 
-        waiting = report(1)
-        replayed = main(["replay", "--in-process"])
+        replayed = main(["replay", "--in-process", "--json"])
+        left = json.loads(capsys.readouterr().out)["lettersLeft"]
         repaired, after = report(0), report(0)
 
-        found = {one["keys"]["item_number"]: one["verdict"] for one in waiting["findings"]}
-        assert found == {"item0": "repaired", "item2": "waits in the dead-letter queue"}
-        assert replayed == 0
-        assert [(one["keys"]["item_number"], one["verdict"]) for one in repaired["findings"]] == [("item2", "repaired")]
+        assert replayed == 1
+        assert [one["why"] for one in left] == [NoticeState.REPAIR]
+        found = {one["keys"]["item_number"]: one["verdict"] for one in repaired["findings"]}
+        assert found == {"item0": "repaired", "item2": "repaired"}
         assert after["findings"] == []
         totals = stored_totals(pipeline.dynamodb, aggregation)
         assert totals == {(f"item{n}", "2024-07-15"): (Decimal(9),) for n in range(3)}
+        assert main(["replay", "--in-process", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["lettersDeleted"] == 0
 
 
 # --- Exports ----------------------------------------------------------------------------------------------------------

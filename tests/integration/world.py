@@ -15,7 +15,7 @@ from aggregation_worker.aggregations.contributions import Definitions, Group
 from aggregation_worker.aggregations.definitions import parse_definitions
 from aggregation_worker.aggregations.numbers import EXACT
 from aggregation_worker.batch import BatchResult, process
-from aggregation_worker.dead_letters import DeadLetterQueue, ParkedRecord
+from aggregation_worker.dead_letters import DeadLetterQueue, Notice, ParkedRecord
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline
 from aggregation_worker.ledger.pages import Page, page_of
@@ -56,11 +56,13 @@ sum = { quantity = "quantity" }
 class ParkedInMemory(DeadLetterQueue):
     """A dead-letter queue that only remembers; the real one has tests of its own."""
 
-    parked: list[ParkedRecord] = field(default_factory=list)
+    parked: list[ParkedRecord | Notice] = field(default_factory=list)
 
-    def park(self, parked: Sequence[ParkedRecord], in_time: Callable[[], bool] = lambda: True) -> dict[int, str]:
+    def park(
+        self, letters: Sequence[ParkedRecord | Notice], in_time: Callable[[], bool] = lambda: True
+    ) -> dict[int, str]:
         """Takes everything."""
-        self.parked.extend(parked)
+        self.parked.extend(letters)
         return {}
 
 

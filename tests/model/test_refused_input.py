@@ -22,7 +22,7 @@ from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.aggregations.definitions import DefinitionError, parse_definitions
 from aggregation_worker.aggregations.numbers import EXACT
 from aggregation_worker.batch import BatchResult, RecordOutcome, process
-from aggregation_worker.dead_letters import KIND, ON_FAILURE_PREFIX
+from aggregation_worker.dead_letters import NOTICE_KIND, ON_FAILURE_PREFIX, PARKED_KIND
 from aggregation_worker.ledger.commit import Committer, Deadline
 from aggregation_worker.ledger.receipts import aggregate_name, receipt_name
 from aggregation_worker.operations.errors import CommandError
@@ -292,9 +292,16 @@ DOCUMENTS = st.builds(
 BODIES = (
     st.text()
     | JSON.map(json.dumps)
-    | st.builds(lambda record: json.dumps({"kind": KIND, "reasons": ["no"], "record": record}), RECORDS)
+    | st.builds(lambda record: json.dumps({"kind": PARKED_KIND, "reasons": ["no"], "record": record}), RECORDS)
     | st.builds(
-        lambda key, bucket: json.dumps({"kind": KIND, "reasons": [], "recordObject": {"bucket": bucket, "key": key}}),
+        lambda record, name: json.dumps({"kind": NOTICE_KIND, "reasons": [], "aggregation": name, "record": record}),
+        RECORDS,
+        JSON,
+    )
+    | st.builds(
+        lambda key, bucket: json.dumps(
+            {"kind": PARKED_KIND, "reasons": [], "recordObject": {"bucket": bucket, "key": key}}
+        ),
         KEYS_OF_OBJECTS,
         st.just(BUCKET) | JSON,
     )

@@ -18,7 +18,14 @@ from unittest.mock import patch
 import pytest
 
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
-from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group, Measure, contributions
+from aggregation_worker.aggregations.contributions import (
+    Aggregation,
+    Definitions,
+    Group,
+    Measure,
+    RemovePolicy,
+    contributions,
+)
 from aggregation_worker.aggregations.definitions import parse_definitions
 from aggregation_worker.aggregations.numbers import EXACT, sum_of
 from aggregation_worker.dead_letters import Notice
@@ -330,6 +337,22 @@ def test_repairs_that_run_into_each_other__correct_once(seed: int | None) -> Non
 
         assert (report.drifted, [one.drifted for one in inner]) == (0, [0])
         assert world.wrong() == {}
+
+
+def test_aggregation_that_ignores_what_is_removed__is_never_proved_nor_repaired() -> None:
+    with a_world(2) as world:
+        ignoring = replace(world.aggregation, remove=RemovePolicy.IGNORE)
+        world.aggregation = world.deployed = ignoring
+        world.definitions = Definitions(world.source.source, (ignoring,))
+        world.settle(0)
+        planted = world.plant(2)
+
+        report, repaired = world.run(), world.run(repair=True)
+
+        assert set(found(report, Verdict.UNPROVABLE)) >= planted
+        assert set(found(report, *Verdict)) == set(found(report, Verdict.UNPROVABLE))
+        assert found(repaired, *Verdict) == found(report, *Verdict)
+        assert (report.drifted, report.undecided, report.unproved, report.is_decided) == (0, 0, ("sold",), False)
 
 
 # --- Images that cannot be used ---------------------------------------------------------------------------------------

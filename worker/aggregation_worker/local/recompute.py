@@ -1,30 +1,28 @@
 """What the totals should be: the definitions applied to the source table's items as they are now.
 
 The same `Aggregation.value` that the worker applies to stream images is applied to items, so both read a definition
-alike. An aggregation with `remove = "ignore"` keeps what removed items once contributed, which no scan can see.
+alike. What removed items keep contributing is left out; where they are ignored, no scan can tell it.
 """
 
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
 from aggregation_worker.aggregations.contributions import Aggregation, Group
-from aggregation_worker.aggregations.numbers import EXACT
+from aggregation_worker.aggregations.numbers import EXACT, Amounts
+from aggregation_worker.reconciliation.observation import rows_of
 from aggregation_worker.streams.records import Image
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 
-def totals_of(
-    aggregations: Iterable[Aggregation], items: Iterable[Image]
-) -> dict[tuple[str, Group], tuple[Decimal, ...]]:
+def totals_of(aggregations: Iterable[Aggregation], items: Iterable[Image]) -> dict[tuple[str, Group], Amounts]:
     """What items in DynamoDB's typed JSON add up to, by aggregation name and group.
 
     The amounts are in the order of the measures' names. An item that an aggregation cannot use counts nothing.
     """
-    totals: dict[tuple[str, Group], tuple[Decimal, ...]] = {}
+    totals: dict[tuple[str, Group], Amounts] = {}
     aggregations = tuple(aggregations)
     for item in items:
         for aggregation in aggregations:
@@ -45,20 +43,9 @@ def scan(client: "DynamoDBClient", table: str) -> Iterator[Image]:
         yield from page["Items"]
 
 
-def stored_totals(client: "DynamoDBClient", aggregation: Aggregation) -> dict[Group, tuple[Decimal, ...]]:
-    """An aggregation's totals as stored in its table.
+def stored_totals(client: "DynamoDBClient", aggregation: Aggregation) -> dict[Group, Amounts]:
+    """An aggregation's totals without what is kept of them: what the items that are there are worth, by its table.
 
-    Rows that hold none of its measures are left out, and those under another prefix: they are of an aggregation that
-    shares the table, maybe with measures of the same names.
+    A total that is not a number is none.
     """
-    found = {}
-    for row in scan(client, aggregation.table):
-        if not any(measure.name in row for measure in aggregation.measures):
-            continue
-        group = tuple(row[key.name][key.type.value] for key in aggregation.keys)
-        if not all(text.startswith(key.prefix) for key, text in zip(aggregation.keys, group, strict=True)):
-            continue
-        found[group] = tuple(
-            Decimal(row[measure.name]["N"]) if measure.name in row else Decimal(0) for measure in aggregation.measures
-        )
-    return found
+    return {group: amounts for group, amounts in rows_of(client, aggregation) if amounts is not None}
