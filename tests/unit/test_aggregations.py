@@ -390,7 +390,7 @@ def test_group_of_any_characters__is_kept_as_it_is(item: str) -> None:
         ({"order_date": {"S": "15.07.2024"}}, "order_date: not an ISO 8601 date"),
         ({"order_date": {"N": "20240715"}}, "order_date: grouped by a value of type N where S belongs; with epoch a"),
         ({"order_date": {"BOOL": True}}, "order_date: grouped by a value of type BOOL where S belongs"),
-        ({"order_date": {"S": "2024-02-30"}}, "order_date: a date or a time of day that there is not"),
+        ({"order_date": {"S": "2024-02-30"}}, "order_date: no such date or time of day"),
         ({"order_date": {"S": 20240715}}, "order_date: not a string"),
         ({"item_number": {"S": ""}}, "item_number: an empty string cannot be a key"),
         ({"item_number": {"N": "5"}}, "item_number: grouped by a value of type N where S belongs"),

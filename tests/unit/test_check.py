@@ -118,6 +118,7 @@ def test_what_is_unlikely__is_warned_of(text: str, warning: str) -> None:
         aggregation_text('remove = "retract"'),
         aggregation_text('remove = "retract"\nsince = "2025-11-24T12:00:00Z"'),
         aggregation_text('remove = "retract"', partition_key='{ name = "k", from = "orderid" }'),
+        aggregation_text('remove = "retract"', partition_key='{ name = "k", from = "candidate" }'),
         aggregation_text(
             "remove = \"retract\"\nwhere = \"status == 'paid' && to_string(a) == '5' && type(b) == 'null' && c > `5`\""
         ),

@@ -573,7 +573,7 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         (aggregation_text("where = \"status = 'paid'\""), NAMED + "where: \"status = 'paid'\" is not a JMESPath expre"),
         (
             aggregation_text("where = 'status == \"paid\"'"),
-            NAMED + "where: 'status == \"paid\"' is not a JMESPath expre",
+            NAMED + 'where: \'status == "paid"\': "paid" is an attribute\'s name; a text is',
         ),
         (
             aggregation_text('where = "quantity > 5"'),

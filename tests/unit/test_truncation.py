@@ -131,6 +131,7 @@ def test_hour_24_of_december_31st__is_in_the_next_year() -> None:
         *("", " ", "today", "15.07.2024", "07/15/2024", "1721036400", "2024", "2024-07", "2024-7-5", "202407-15"),
         *("2024-07-15 ", " 2024-07-15", "2024-07-15\n", "2024-07-15T", "2024-07-15T09:30Z ", "2024-07-15Z"),
         *("-2024-01-01", "+12024-01-01", "2024-07-15T09:30:", "2024-07-15T09:3000", "2024-07-15T09.5"),
+        "2024-07-15T09:30:00-02:60",
         *("2024-W29-1", "2024-W29", "2024W291", "2024-197", "2024W29T09:30"),
         *("2024-07-15x09:30", "2024-07-15①09:30", "2024-07-15_09:30", "\uff12\uff10\uff12\uff14-07-15", "٢٠٢٤-07-15"),
         *("2024-07-15T09:30:00 Europe/Berlin", "\ud800", "2024-07-15T\ud800", "9" * 10_000),
@@ -147,11 +148,11 @@ def test_text_that_is_not_a_calendar_date__is_refused(text: str, zone: ZoneInfo 
     [
         *("2024-02-30", "2023-02-29", "2024-13-01", "2024-00-10", "0000-01-01", "0000-00-00T00:00:00Z"),
         *("2024-07-15T25:00", "2024-07-15T24:00:01", "2024-07-15T24:01", "2024-07-15T24:00:00.1", "2024-07-15T09:60"),
-        *("2016-12-31T23:59:60Z", "2024-07-15T09:30:00+25:00", "2024-07-15T09:30:00-02:60", "9999-12-31T24:00:00"),
+        *("2016-12-31T23:59:60Z", "2024-07-15T09:30:00+25:00", "9999-12-31T24:00:00"),
     ],
 )
 def test_date_that_there_is_not__is_refused(text: str, zone: ZoneInfo | None) -> None:
-    with pytest.raises(ValueError, match=r"^a date or a time of day that there is not$"):
+    with pytest.raises(ValueError, match=r"^no such date or time of day$"):
         Truncation(Unit.DAY, zone).apply(text)
 
 
@@ -166,7 +167,7 @@ def test_date_that_there_is_not__is_refused(text: str, zone: ZoneInfo | None) ->
     ],
 )
 def test_time_that_leaves_the_calendar__is_told_so(text: str, zone: str) -> None:
-    with pytest.raises(ValueError, match=f"^in time zone {zone} outside the years 1 to 9999$"):
+    with pytest.raises(ValueError, match=f"^outside the years 1 to 9999 in time zone {zone}$"):
         Truncation(Unit.DAY, ZoneInfo(zone)).apply(text)
 
 
@@ -188,8 +189,8 @@ def test_group_of_any_time__is_the_beginning_of_its_text(moment: datetime, unit:
 
 @given(st.datetimes(timezones=st.none() | st.timezones()))
 def test_any_time_as_python_writes_it__is_read_back(moment: datetime) -> None:
-    assert read_date(str(moment)) == moment.replace(microsecond=0)
-    assert read_date(moment.isoformat()) == moment.replace(microsecond=0)
+    assert read_date(str(moment)) == moment
+    assert read_date(moment.isoformat()) == moment
 
 
 @given(st.dates())
@@ -241,7 +242,7 @@ def test_number_since_1970__is_converted_to_the_zone() -> None:
 
 @pytest.mark.parametrize("text", ["253402300800", "-62135596801", "1721037600123000", "1E125", "-9E125"])
 def test_number_that_leaves_the_calendar__is_told_so(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^as seconds since 1970 outside the years 1 to 9999$"):
+    with pytest.raises(ValueError, match=r"^outside the years 1 to 9999, read as seconds since 1970$"):
         Truncation(Unit.DAY, None, Epoch.SECONDS).apply(text)
 
 

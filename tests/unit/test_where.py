@@ -238,10 +238,10 @@ def test_every_function__gives_null_for_null_unless_it_takes_null(call: str, ima
     ],
 )
 def test_name_or_number_that_is_meant_as_a_value__is_refused(expression: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match="is not a JMESPath expression: ") as refused:
+    with pytest.raises(ValueError, match=re.escape(sentence)) as refused:
         Where(expression)
 
-    assert sentence in str(refused.value)
+    assert str(refused.value).startswith(repr(expression))
 
 
 @pytest.mark.parametrize(

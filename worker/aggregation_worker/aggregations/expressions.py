@@ -10,7 +10,7 @@ where they can hardly be meant.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from decimal import Context, Decimal, localcontext
 from typing import Any
 
@@ -95,10 +95,15 @@ class Expression:
         self._key = key
         try:
             self.tree: Any = _Parser(expression).tree()
-            _check(self.tree)
-            self._attributes = attributes_of(self.tree)
+            nodes = [*nodes_of(self.tree)]
+            for node in nodes:
+                _check_call(node)
         except (JMESPathError, ValueError, RecursionError) as error:
             raise ValueError(f"{expression!r} is not a JMESPath expression: {_mistake(error)}") from error
+        for node in nodes:
+            if slip := _slip(node):
+                raise ValueError(f"{expression!r}: {slip}")
+        self._attributes = attributes_of(self.tree)
 
     def evaluate(self, image: Image) -> Any:
         """The result as a plain value.
@@ -158,24 +163,11 @@ def _exact(written: str, value: Any) -> Any:
         return value
 
 
-def _check(node: Any) -> None:
-    """Refuses calls that could only fail, on every image, and names that are meant as values."""
-    operands = node["children"]
-    if node["type"] == "function_expression":
-        _check_call(node["value"], len(operands))
-        if len(operands) > 1:
-            _check_operands(operands)
-    elif node["type"] == "comparator":
-        _check_operands(operands)
-    elif node["type"] == "multi_select_list":
-        for operand in operands:
-            _check_operands([operand])
-    for child in operands:
-        if isinstance(child, dict):
-            _check(child)
-
-
-def _check_call(function: str, arguments: int) -> None:
+def _check_call(node: Any) -> None:
+    """Refuses a call that could only fail, on every image."""
+    if node["type"] != "function_expression":
+        return
+    function, arguments = node["value"], len(node["children"])
     if function not in _Functions.FUNCTION_TABLE:
         raise ValueError(f"JMESPath has no function {function}()")
     parameters = _Functions.FUNCTION_TABLE[function]["signature"]
@@ -184,21 +176,30 @@ def _check_call(function: str, arguments: int) -> None:
         raise ValueError(f"{function}() takes {len(parameters)} arguments, not {arguments}")
 
 
-def _check_operands(operands: Sequence[Any]) -> None:
-    """Beside a value `"order-status"` is the attribute that it is compared with; beside another name it is a slip."""
-    beside_a_value = any(operand["type"] == "literal" for operand in operands)
+def _slip(node: Any) -> str | None:
+    """What is wrong with a name that is compared, passed to a function or listed where a value is meant.
+
+    Beside a value `"order-status"` is the attribute that it is compared with, and the only argument of a function can
+    hardly be a text.
+    """
+    operands = node["children"]
+    if node["type"] not in ("comparator", "function_expression", "multi_select_list"):
+        return None
+    beside_a_value = node["type"] != "multi_select_list" and any(operand["type"] == "literal" for operand in operands)
+    alone = node["type"] == "function_expression" and len(operands) == 1
     for operand in operands:
         if operand["type"] != "field":
             continue
         name = operand["value"]
         if "quoted" not in operand:
-            if name in _VALUES:
-                raise ValueError(f"{name} is an attribute's name; the value is written in backticks, `{name}`")
-        elif not beside_a_value:
-            raise ValueError(
+            if name in _VALUES and not alone:
+                return f"{name} is an attribute's name; the value is written in backticks, `{name}`"
+        elif not beside_a_value and not alone:
+            return (
                 f"\"{name}\" is an attribute's name; a text is written in single quotes, '{name}' "
                 f'(and that attribute, here, as @."{name}")'
             )
+    return None
 
 
 def nodes_of(node: Any) -> Iterator[Any]:

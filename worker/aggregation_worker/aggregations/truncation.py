@@ -5,7 +5,7 @@ What is a date does not depend on the Python that runs: `datetime.fromisoformat`
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import ROUND_FLOOR
 from enum import StrEnum
 from zoneinfo import ZoneInfo
@@ -35,14 +35,12 @@ class Epoch(StrEnum):
 _LENGTH = {Unit.YEAR: 4, Unit.MONTH: 7, Unit.DAY: 10, Unit.HOUR: 13, Unit.MINUTE: 16}
 # What of ISO 8601 counts: a calendar date, and after T or a blank the time, in the basic or the extended form.
 _DATE = re.compile(
-    r"(?P<year>\d{4})(?P<hyphen>-?)(?P<month>\d\d)(?P=hyphen)(?P<day>\d\d)"
-    r"(?:[Tt ](?P<hour>\d\d)(?:(?P<colon>:?)(?P<minute>\d\d)(?:(?P=colon)(?P<second>\d\d)(?:[.,](?P<fraction>\d+))?)?)?"
-    r"(?:[Zz]|(?P<offset>[+-]\d\d(?::?\d\d(?::?\d\d)?)?))?)?",
+    r"\d{4}(-?)\d\d\1\d\d(?:[Tt ](\d\d)(?:(:?)\d\d(?:\3\d\d(?:[.,]\d+)?)?)?"
+    r"(?:[Zz]|[+-]\d\d(?::?[0-5]\d(?::?[0-5]\d)?)?)?)?",
     re.ASCII,
 )
-_IN_UTC = ("Z", "z")
 _NO_DATE = "not an ISO 8601 date, such as 2024-07-15 or 2024-07-15T09:30:00Z"
-_NO_SUCH_DATE = "a date or a time of day that there is not"
+_NO_SUCH_DATE = "no such date or time of day"
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -73,7 +71,7 @@ class Truncation:
             try:
                 moment = moment.astimezone(self.zone)
             except (ValueError, OverflowError) as error:
-                raise ValueError(f"in time zone {self.zone.key} outside the years 1 to 9999") from error
+                raise ValueError(f"outside the years 1 to 9999 in time zone {self.zone.key}") from error
         if self.unit is Unit.QUARTER:
             return f"{moment.year:04}-Q{(moment.month + 2) // 3}"
         if self.unit is Unit.WEEK:
@@ -83,7 +81,7 @@ class Truncation:
 
 
 def read_date(text: str) -> date:
-    """An ISO 8601 calendar date, as a `datetime` in whole seconds where a time of day is given, with the offset if any.
+    """An ISO 8601 calendar date, as a `datetime` where a time of day is given, with the offset if there is one.
 
     24:00 is midnight at the end of its day.
 
@@ -93,29 +91,19 @@ def read_date(text: str) -> date:
     parts = _DATE.fullmatch(text)
     if parts is None:
         raise ValueError(_NO_DATE)
-    hour, minute, second = (int(parts[name] or 0) for name in ("hour", "minute", "second"))
+    hour = parts[2]
     try:
-        day = date(int(parts["year"]), int(parts["month"]), int(parts["day"]))
-        if parts["hour"] is None:
-            return day
-        if hour == 24 and not (minute or second or (parts["fraction"] or "").strip("0")):
-            day += timedelta(days=1)
-            hour = 0
-        zone = UTC if text.endswith(_IN_UTC) else _offset(parts["offset"])
-        return datetime(day.year, day.month, day.day, hour, minute, second, tzinfo=zone)
+        if hour is None:
+            return date.fromisoformat(text)
+        if hour != "24":
+            return datetime.fromisoformat(text.upper())
+        start, end = parts.span(2)
+        midnight = datetime.fromisoformat(f"{text[:start]}00{text[end:]}".upper())
+        if midnight.time() == time.min:
+            return midnight + timedelta(days=1)
     except (ValueError, OverflowError) as error:
         raise ValueError(_NO_SUCH_DATE) from error
-
-
-def _offset(text: str | None) -> timezone | None:
-    if text is None:
-        return None
-    digits = text[1:].replace(":", "")
-    hours, minutes, seconds = (int(digits[place : place + 2] or 0) for place in (0, 2, 4))
-    if minutes > 59 or seconds > 59:
-        raise ValueError
-    offset = timedelta(hours=hours, minutes=minutes, seconds=seconds)
-    return timezone(-offset if text[0] == "-" else offset)
+    raise ValueError(_NO_SUCH_DATE)
 
 
 def _since_1970(text: str, epoch: Epoch) -> datetime:
@@ -127,4 +115,4 @@ def _since_1970(text: str, epoch: Epoch) -> datetime:
     try:
         return _BEGINNING + timedelta(seconds=int(seconds.to_integral_value(ROUND_FLOOR)))
     except OverflowError as error:
-        raise ValueError(f"as {epoch} since 1970 outside the years 1 to 9999") from error
+        raise ValueError(f"outside the years 1 to 9999, read as {epoch} since 1970") from error

@@ -27,7 +27,7 @@ _REMOVED = {
 }
 # What a policy costs without the file showing it.
 _COSTS = {"keep": "remove = 'keep' costs a second write for each item that is deleted or expires"}
-_MAY_HAVE_A_TIME = re.compile(r".*(_at|At|[Dd]ate|[Tt]ime|[Tt]imestamp)")
+_MAY_HAVE_A_TIME = re.compile(r"(.*_)?(at|date|time|timestamp)|.*[a-z](At|Date|Time|Timestamp)")
 _VALUE_OF_ANOTHER_TYPE = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?|true|false|null")
 
 
