@@ -872,7 +872,6 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-@pytest.mark.filterwarnings("ignore:deprecated string literal syntax:PendingDeprecationWarning")
 @given(
     st.dictionaries(
         st.sampled_from(

@@ -226,6 +226,16 @@ def test_every_function__gives_null_for_null_unless_it_takes_null(call: str, ima
             )
         ),
         *(
+            (expression, f"`{text}` is not JSON; a text is written in single quotes, '{text}'")
+            for expression, text in (
+                ("status == `paid`", "paid"),
+                ("gift == `True`", "True"),
+                ("quantity == `05`", "05"),
+                ("price == `1,19`", "1,19"),
+                ("contains(tags, `vip`)", "vip"),
+            )
+        ),
+        *(
             (expression, f"{name} is an attribute's name; the value is written in backticks, `{name}`")
             for expression, name in (
                 ("gift == true", "true"),
@@ -346,6 +356,8 @@ def test_reason__never_holds_a_value() -> None:
         ("starts_with(tags, 'a')", "starts_with() takes no array there"),
         ("sum(tags)", "sum() takes no string there"),
         ("abs(gift)", "abs() takes no boolean there"),
+        ("status > `1`", "values of different types"),
+        ("contains(status, `1`)", "values of different types"),
     ],
 )
 def test_reason__names_the_function_and_the_type(expression: str, reason: str) -> None:
@@ -370,7 +382,6 @@ def test_same_expression__means_the_same_to_others_who_use_jmespath() -> None:
     assert jmespath.search(expression, {"price": 0.1, "tags": [None]}) == []
 
 
-@pytest.mark.filterwarnings("ignore:deprecated string literal syntax:PendingDeprecationWarning")
 @given(st.text() | st.text(alphabet="ab.[]*?@&|!=<>'`\"(){},:-01 "))
 def test_any_expression__is_refused_or_evaluated_or_malformed(expression: str) -> None:
     try:

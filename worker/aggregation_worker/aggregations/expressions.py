@@ -10,6 +10,7 @@ where they can hardly be meant.
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from decimal import Context, Decimal, localcontext
 from typing import Any
@@ -139,13 +140,13 @@ class _Parser(Parser):
         self._CACHE: dict[str, Any] = {}
 
     def tree(self) -> Any:
-        return self.parse(self._text).parsed
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PendingDeprecationWarning)  # of `paid`, which is refused below
+            return self.parse(self._text).parsed
 
     def _token_nud_literal(self, token: Any) -> Any:
         written = _LITERAL.match(self._text, token["start"])
-        return jmespath.ast.literal(
-            _exact(written[1].replace("\\`", "`"), token["value"]) if written else token["value"]
-        )
+        return jmespath.ast.literal(_exact(written[1].replace("\\`", "`")) if written else token["value"])
 
     def _token_nud_number(self, token: Any) -> Any:
         written = _NUMBER.match(self._text, token["start"])
@@ -155,12 +156,12 @@ class _Parser(Parser):
         return {**super()._token_nud_quoted_identifier(token), "quoted": True}  # type: ignore[misc]  # not in the stubs
 
 
-def _exact(written: str, value: Any) -> Any:
-    """A literal with its numbers as they are written: JMESPath reads `0.1` as a float."""
+def _exact(written: str) -> Any:
+    """A literal with its numbers as they are written; JMESPath itself reads `0.1` as a float, and `True` as a text."""
     try:
         return json.loads(written, parse_float=_number, parse_constant=parse_number)
-    except json.JSONDecodeError:  # a text without quotes, as in JMESPath's early days
-        return value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`{written}` is not JSON; a text is written in single quotes, '{written.strip()}'") from error
 
 
 def _check_call(node: Any) -> None:
@@ -234,7 +235,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, JMESPathTypeError):
         kind = TYPES_MAP.get(error.actual_type, error.actual_type)
         return f"{error.function_name}() takes no {kind} there"
-    return type(error).__name__
+    return "values of different types" if isinstance(error, TypeError) else type(error).__name__
 
 
 def _plain(value: Any) -> Any:
