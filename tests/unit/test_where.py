@@ -281,6 +281,11 @@ def test_any_quoted_text_beside_a_path__is_refused(comparison: str, text: str, q
         Where(f" {comparison} ".join(reversed(sides) if quoted_first else sides))
 
 
+def test_single_equals_sign__is_told_to_be_two() -> None:
+    with pytest.raises(ValueError, match=r"is not a JMESPath expression: values are compared with ==, at column 8$"):
+        Where("status = 'paid'")
+
+
 def test_mistake__is_told_in_one_line() -> None:
     for expression in ("status = 'paid'", "a AND b", "(a", "a[", "'open", "length("):
         with pytest.raises(ValueError, match="is not a JMESPath expression: ") as refused:

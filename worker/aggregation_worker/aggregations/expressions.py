@@ -223,6 +223,8 @@ def _mistake(error: Exception) -> str:
     """In one line: JMESPath's own messages draw an arrow below the expression."""
     if isinstance(error, IncompleteExpressionError):
         return "it is incomplete"
+    if isinstance(error, LexerError) and error.lexer_value == "=":
+        return f"values are compared with ==, at column {error.lexer_position + 1}"
     if isinstance(error, LexerError):
         return f"{error.message} at column {error.lexer_position + 1}"
     if isinstance(error, ParseError):
