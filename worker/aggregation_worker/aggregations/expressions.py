@@ -47,6 +47,10 @@ class _Functions(Functions):
                 return None
             raise
 
+    @signature({"types": ["array-number"]})
+    def _func_avg(self, numbers: Any) -> Decimal | None:
+        return Decimal(sum(numbers)) / len(numbers) if numbers else None
+
     @signature({"types": ["array", "string"]}, {"types": []})
     def _func_contains(self, subject: Any, search: Any) -> bool | None:
         return None if search is None and isinstance(subject, str) else search in subject
@@ -66,9 +70,7 @@ class _Functions(Functions):
 
     @signature({"types": []})
     def _func_to_string(self, value: Any) -> str:
-        if isinstance(value, Decimal):
-            return canonical_text(value)
-        return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=float)
+        return value if isinstance(value, str) else _json(value)
 
     @signature({"types": []})
     def _func_type(self, value: Any) -> str:
@@ -230,6 +232,15 @@ def _mistake(error: Exception) -> str:
     if isinstance(error, ParseError):
         return f"{error.msg} at column {error.lex_position + 1}"
     return str(error)
+
+
+def _json(value: Any) -> str:
+    """JSON with exact numbers and without blanks."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(name)}:{_json(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_json, value)) + "]"
+    return canonical_text(value) if isinstance(value, Decimal) else json.dumps(value)
 
 
 def _reason(error: Exception) -> str:
