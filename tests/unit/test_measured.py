@@ -165,6 +165,45 @@ def test_sum_over_anything__is_the_sum_of_its_numbers_or_refused(value: Any) -> 
     assert str(total) == str(_expected(value))
 
 
+PIECES = [
+    "a",
+    "b",
+    "&",
+    ".",
+    "[]",
+    "[*]",
+    "[?",
+    "]",
+    "[0]",
+    "sum(",
+    ")",
+    "length(",
+    "map(",
+    ",",
+    "@",
+    "`1`",
+    "||",
+    "|",
+    "*",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join), JSON)
+def test_any_expression__is_refused_or_gives_a_number_or_nothing(expression: str, value: Any) -> None:
+    try:
+        total = number(expression, {"a": _typed(value), "b": {"L": [{"N": "1"}]}})
+    except ValueError:  # MalformedValueError is one, too
+        return
+
+    assert total is None or isinstance(total, Decimal)
+
+
+@pytest.mark.parametrize("expression", ["(&a).b", "(&a)[0]", "sum((&a)[])", "not_null(&a)"])
+def test_reference_to_an_expression__is_not_a_number(expression: str) -> None:
+    with pytest.raises(MalformedValueError, match="something else"):
+        number(expression, {"a": {"N": "1"}})
+
+
 def _expected(value: Any) -> Any:
     if value is None:
         return None

@@ -25,6 +25,7 @@ _NOT_NUMBERS = {
     "value_projection": "a list",
 }
 _KINDS = {bool: "true or false", dict: "a map", list: "a list", str: "a text", int: "a number", Decimal: "a number"}
+_OTHER = "something else"
 _ZERO = Decimal(0)
 
 
@@ -65,7 +66,7 @@ class _Strict(TreeInterpreter):
 def _only(value: Any, kind: type) -> Any:
     if value is None or isinstance(value, kind):
         return value
-    raise MalformedValueError(f"leads into {_KINDS[type(value)]} where {_KINDS[kind]} belongs")
+    raise MalformedValueError(f"leads into {_KINDS.get(type(value), _OTHER)} where {_KINDS[kind]} belongs")
 
 
 class MeasuredExpression(Expression):
@@ -97,7 +98,7 @@ class MeasuredExpression(Expression):
         if result is None:
             return None
         if isinstance(result, bool) or not isinstance(result, int | Decimal):
-            raise self.malformed(f"gives {_KINDS.get(type(result), 'something else')} where a number belongs")
+            raise self.malformed(f"gives {_KINDS.get(type(result), _OTHER)} where a number belongs")
         number = Decimal(result) or _ZERO  # without its exponent
         if not fits(number):
             raise self.malformed(f"gives what does not fit a DynamoDB number ({MAX_DIGITS} digits)")
