@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,24 @@ def test_readme_put_and_query__show_the_total() -> None:
         answer = run_aws(query, pipeline.server.client)
 
     assert [row["quantity"] for row in answer["Items"]] == [{"N": "10"}]
+
+
+def test_totals_of_38_digits__are_exact() -> None:
+    with running_pipeline(SAMPLE_FILE) as pipeline:
+        (aggregation,) = pipeline.definitions.aggregations
+        for number, quantity in enumerate(["1E+36", "1", "0.5", "1E-2"]):
+            order = {"orderid": {"S": str(number)}, "order_date": {"S": "2024-07-15"}, "item_number": {"S": "item123"}}
+            pipeline.dynamodb.put_item(
+                TableName=pipeline.definitions.source.table, Item={**order, "quantity": {"N": quantity}}
+            )
+            pipeline.mapping.drain(20)
+        stored = stored_totals(pipeline.dynamodb, aggregation)
+        waiting = pipeline.sqs.get_queue_attributes(
+            QueueUrl=pipeline.queue_url, AttributeNames=["ApproximateNumberOfMessages"]
+        )["Attributes"]["ApproximateNumberOfMessages"]
+
+    assert stored == {("item123", "2024-07-15"): (Decimal("1" + "0" * 35 + "1.5"),)}
+    assert waiting == "1"
 
 
 def test_readme__names_the_two_commands_of_a_newcomer() -> None:

@@ -175,10 +175,19 @@ GROUP_KEYS = st.builds(
     lambda name, path, more: f'{{ name = "{name}", from = {json.dumps(path)}{more} }}',
     st.sampled_from(("k", "item_number", "order_date")),
     SOURCES,
-    st.sampled_from(("", "", "", ', truncate = "day"', ', type = "N"', ', prefix = "p-"', ', truncate = "hour"')),
-)
+    st.sampled_from(
+        (
+            *("", "", "", ', truncate = "day"', ', type = "N"', ', prefix = "p-"', ', truncate = "hour"'),
+            *(', truncate = "week", epoch = "seconds"', ', truncate = "year", timezone = "UTC"', ', value = "all"'),
+        )
+    ),
+) | st.just('{ name = "k", value = "all" }')
 NUMBERS = st.sampled_from(("quantity", "lines[0]", "quantity", "lines[0]")) | SOURCES
-FACTORS = st.lists(NUMBERS, min_size=1, max_size=2).map(" * ".join).map(json.dumps)
+FACTORS = st.lists(NUMBERS | st.sampled_from(("1.19", "-1")), min_size=1, max_size=2).map(" * ".join).map(
+    json.dumps
+) | st.sampled_from(("lines", "sum(lines)", "length(lines)", "sum(lines[].none)", "none", "customer")).map(
+    lambda text: f'{{ jmespath = "{text}" }}'
+)
 AGGREGATIONS = st.builds(
     lambda more, name, partition_key, sort_key, factors: aggregation_text(
         more,
@@ -190,7 +199,14 @@ AGGREGATIONS = st.builds(
     ),
     st.lists(
         st.sampled_from(
-            ('count = "n"', 'remove = "retract"', 'where = "quantity > `5`"', 'where = "customer.name"', "junk = 1")
+            (
+                'count = "n"',
+                'remove = "retract"',
+                'where = "quantity > `5`"',
+                'where = "customer.name"',
+                'where = "!contains(none, quantity)"',
+                "junk = 1",
+            )
         ),
         max_size=3,
         unique=True,

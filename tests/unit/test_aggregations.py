@@ -255,6 +255,15 @@ def test_where__excludes_images_that_could_not_be_used() -> None:
     assert found(defined, insert(order(status=OPEN, item_number={"N": "5"}))) == []
 
 
+def test_record_that_enters_a_filter_by_an_attribute_it_lacked() -> None:
+    vips = with_policy("retract", where="contains(tags, 'vip')")
+    plain, vip = order(), order(tags={"SS": ["vip"]})
+
+    assert found(vips, insert(plain)) == []
+    assert found(vips, modify(plain, vip)) == [(("item123", DAY), (10,))]
+    assert found(vips, remove(vip)) == [(("item123", DAY), (-10,))]
+
+
 def test_where_that_cannot_be_evaluated__refuses_the_record() -> None:
     defined = with_policy("ignore", where="abs(status) > `1`")
 
@@ -282,6 +291,38 @@ def test_product_over_nested_paths__is_exact() -> None:
     )
 
     assert changes[0].amounts == (Decimal("0.357"),)
+
+
+def test_product_with_a_number__is_exact() -> None:
+    defined = aggregation(aggregation_text(sum='{ gross = "price * 1.19", reversed = "price * -1" }'))
+
+    changes, _ = contributions(
+        [defined], validated(insert(order(price={"N": "12345678901234567890123456789012345.1"})))
+    )
+
+    assert changes[0].amounts == (
+        Decimal("14691357892469135789246913578924690.669"),
+        Decimal("-12345678901234567890123456789012345.1"),
+    )
+
+
+def test_product_with_a_number__needs_the_attribute() -> None:
+    assert found(aggregation(aggregation_text(sum='{ gross = "price * 1.19" }')), insert()) == []
+
+
+def test_sum_over_a_list__changes_with_its_lines() -> None:
+    defined = aggregation(aggregation_text('count = "n"', sum='{ items = { jmespath = "sum(lines[].quantity)" } }'))
+    one, two = (
+        order(lines={"L": [{"M": {"quantity": {"N": quantity}}} for quantity in quantities]})
+        for quantities in (["2"], ["2", "3"])
+    )
+
+    assert found(defined, insert(order())) == []
+    assert found(defined, insert(two)) == [(("item123", DAY), (5, 1))]
+    assert found(defined, modify(one, two)) == [(("item123", DAY), (3, 0))]
+    assert refusal(defined, insert(order(lines={"L": [{"M": {"quantity": {"S": "2"}}}]}))) == (
+        "items: 'sum(lines[].quantity)' cannot be evaluated on the image (sum() takes no string there)"
+    )
 
 
 def test_sums_with_38_digits__are_not_rounded() -> None:
@@ -336,6 +377,34 @@ def test_number_key__has_one_spelling_for_each_value() -> None:
     assert found(defined, raw) == [(("10",), (2,))]
 
 
+def test_total_of_all_items__has_one_row() -> None:
+    total = aggregation(aggregation_text(partition_key='{ name = "scope", value = "all" }', sort_key=None))
+
+    assert found(total, modify(order(quantity=1), order(quantity=3, item="item312"))) == [(("all",), (2,))]
+
+
+@pytest.mark.parametrize(("paid", "group"), [(True, "true"), (False, "false")])
+def test_boolean__is_a_group_in_words(paid: bool, group: str) -> None:
+    key = '{ name = "paid", from = "paid" }'
+    prefixed = '{ name = "paid", from = "paid", prefix = "paid#" }'
+
+    assert found(aggregation(aggregation_text(sort_key=key)), insert(order(paid={"BOOL": paid}))) == [
+        (("item123", group), (10,))
+    ]
+    assert found(aggregation(aggregation_text(sort_key=prefixed)), insert(order(paid={"BOOL": paid}))) == [
+        (("item123", f"paid#{group}"), (10,))
+    ]
+
+
+@pytest.mark.parametrize("value", [{"N": "1721037600"}, {"S": "1721037600"}, {"N": "1721037600.5"}])
+def test_date_that_is_a_number__is_truncated(value: dict[str, Any]) -> None:
+    key = '{ name = "day", from = "created", truncate = "day", epoch = "seconds" }'
+
+    assert found(aggregation(aggregation_text(sort_key=key)), insert(order(created=value))) == [
+        (("item123", "2024-07-15"), (10,))
+    ]
+
+
 @pytest.mark.parametrize("item", ["#", "a|b", "\x00\x1f\n", "☃", "🎁", 'a"b', "[]", " ", "item#2024-07-15"])
 def test_group_of_any_characters__is_kept_as_it_is(item: str) -> None:
     assert found(aggregation(), insert(order(item=item))) == [((item, DAY), (10,))]
@@ -358,12 +427,14 @@ def test_group_of_any_characters__is_kept_as_it_is(item: str) -> None:
         ({"quantity": 10}, "quantity: not a DynamoDB attribute value"),
         ({"order_date": {"S": ""}}, "order_date: not an ISO 8601 date"),
         ({"order_date": {"S": "15.07.2024"}}, "order_date: not an ISO 8601 date"),
-        ({"order_date": {"N": "20240715"}}, "order_date: grouped by a value of type N where S belongs"),
+        ({"order_date": {"N": "20240715"}}, "order_date: grouped by a value of type N where S belongs; with epoch a"),
+        ({"order_date": {"BOOL": True}}, "order_date: grouped by a value of type BOOL where S belongs"),
+        ({"order_date": {"S": "2024-02-30"}}, "order_date: no such date or time of day"),
         ({"order_date": {"S": 20240715}}, "order_date: not a string"),
         ({"item_number": {"S": ""}}, "item_number: an empty string cannot be a key"),
         ({"item_number": {"N": "5"}}, "item_number: grouped by a value of type N where S belongs"),
         ({"item_number": {"B": "AAEC"}}, "item_number: grouped by a value of type B where S belongs"),
-        ({"item_number": {"BOOL": True}}, "item_number: grouped by a value of type BOOL where S belongs"),
+        ({"item_number": {"BOOL": "true"}}, "item_number: grouped by a value of type BOOL where S belongs"),
         ({"item_number": {"S": "i" * 2049}}, "item_number: 2049 bytes are too long for key attribute item_number"),
         ({"item_number": {"S": "ü" * 1025}}, "item_number: 2050 bytes are too long"),
         ({"item_number": {"S": "\ud800"}}, "item_number: not a Unicode text"),

@@ -1,12 +1,21 @@
 """Paths into images in DynamoDB's typed JSON."""
 
+import math
+import re
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregation_worker.aggregations.attribute_paths import AttributePath, MalformedValueError, parse_path
+from aggregation_worker.aggregations.attribute_paths import (
+    AttributePath,
+    MalformedValueError,
+    parse_path,
+    parse_product,
+)
 
 IMAGE: dict[str, Any] = {
     "quantity": {"N": "10"},
@@ -115,7 +124,22 @@ def test_reason__never_holds_the_value() -> None:
     [
         *("", " ", ".", "a.", ".a", "a..b", "a b", "[0]", "a.[0]", '""', '"a', 'a"b"', '"a"b'),
         *("a[", "a[]", "a[1", "a]", "a[x]", "a[-1]", "a[1.5]", "a[1][", "a[1]b", "a [0]", "a[٣]", "a[1234567890]"),
-        *("a*b", "a.*", "a[*]"),
+        *(
+            "a*b",
+            "a.*",
+            "a[*]",
+            "price+shipping",
+            "price/100",
+            "-price",
+            "sum(a)",
+            "a,b",
+            "a=b",
+            "a<b",
+            "a&b",
+            "a|b",
+            "!a",
+        ),
+        *("a%2", "a^2", "{a}", "'a'", "`a`", "5", "100.5", "$.a", "@.a", "$", "a.-b"),
     ],
 )
 def test_text_that_is_not_a_path__is_refused_with_the_place(text: str) -> None:
@@ -135,6 +159,12 @@ def test_text_that_is_not_a_path__is_refused_with_the_place(text: str) -> None:
         (r'"a\b"', "ab"),
         (r'"a\"b"', r'"a\"b"'),
         ('"a b"', '"a b"'),
+        ('"a+b"', '"a+b"'),
+        ('"5".5', '"5".5'),
+        ('"$"."$"', '"$".$'),
+        ('"order-date"', "order-date"),
+        ("aws:rep#x$y@z?", "aws:rep#x$y@z?"),
+        ("größe", "größe"),
     ],
 )
 def test_path__has_one_spelling(text: str, spelling: str) -> None:
@@ -163,3 +193,80 @@ def test_any_text__is_a_path_or_a_value_error(text: str) -> None:
 
     assert isinstance(path, AttributePath)
     assert parse_path(path.text) == path
+
+
+# --- Products -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "paths", "constant"),
+    [
+        ("quantity", ["quantity"], "1"),
+        ("quantity * price.net", ["quantity", "price.net"], "1"),
+        ("price * 1.19", ["price"], "1.19"),
+        ("1.19*price", ["price"], "1.19"),
+        ("amount * -1", ["amount"], "-1"),
+        ("a * 2 * b * 0.5", ["a", "b"], "1"),
+        ("price * 1e-2", ["price"], "0.01"),
+        ("price * 0.12345678901234567890123456789012345678", ["price"], "0.12345678901234567890123456789012345678"),
+        ('"price+shipping" * "a*b"', ['"price+shipping"', '"a*b"'], "1"),
+        (r'"a\"*\"b" * 2', [r'"a\"*\"b"'], "2"),
+        ('"unit-price" * "1.19"', ["unit-price", '"1.19"'], "1"),
+    ],
+)
+def test_product__is_of_paths_and_numbers(text: str, paths: list[str], constant: str) -> None:
+    found, number = parse_product(text)
+
+    assert [path.text for path in found] == paths
+    assert number == Decimal(constant)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "a *", "* a", "a ** b", "a * * b", "price+shipping", "price / 100", "price/100", "-amount", "a - b"),
+        *("price-discount", "sum(amount)", "lines[*].qty", "lines[].qty", "a b", "quantity x price", "price * 1,19"),
+        *("price * 10%", "price * (1 + tax)", "price * 1 000", '"price', "price * 'a'", "$.price", "price * NaN."),
+    ],
+)
+def test_text_that_is_no_product__is_refused_whole(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a product of attribute paths and numbers, such as") as refused:
+        parse_product(text)
+
+    assert str(refused.value).startswith(repr(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("5", "'5' has no attribute path"),
+        ("1.19 * 2", "'1.19 * 2' has no attribute path"),
+        ("price * 0", "'price * 0' is always 0"),
+        ("price * 1e-100 * 1e-100", "'price * 1e-100 * 1e-100': the product of its numbers does not fit"),
+        ("price * 1e400", "1e400 does not fit a DynamoDB number"),
+        (f"price * 1.{'1' * 38}", f"1.{'1' * 38} does not fit a DynamoDB number"),
+    ],
+)
+def test_product_that_cannot_be_meant__is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+        parse_product(text)
+
+
+NAMES = st.text(min_size=1)
+NUMBERS = st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-999, max_value=999).filter(bool)
+
+
+@given(st.lists(NAMES | NUMBERS, min_size=1, max_size=5))
+def test_product_of_any_quoted_names_and_numbers__is_read(factors: list[str | Decimal]) -> None:
+    names = [factor for factor in factors if isinstance(factor, str)]
+    quoted = (
+        str(factor) if isinstance(factor, Decimal) else '"' + factor.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        for factor in factors
+    )
+    if not names:
+        return
+
+    paths, constant = parse_product("*".join(quoted))
+
+    assert [path.steps for path in paths] == [(name,) for name in names]
+    assert Fraction(constant) == math.prod(Fraction(factor) for factor in factors if isinstance(factor, Decimal))

@@ -1,6 +1,7 @@
 """The definitions file: what it says, one clear sentence for every mistake, and the canonical description."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aggregation_worker
+from aggregation_worker.aggregations.attribute_paths import parse_path
 from aggregation_worker.aggregations.contributions import KeyType, RemovePolicy
 from aggregation_worker.aggregations.definitions import (
     DEFINITIONS_FILE,
@@ -17,7 +19,7 @@ from aggregation_worker.aggregations.definitions import (
     load_definitions,
     parse_definitions,
 )
-from aggregation_worker.aggregations.truncation import Truncation, Unit
+from aggregation_worker.aggregations.truncation import Epoch, Truncation, Unit
 from aggregation_worker.local import SAMPLE_FILE
 from tests.definition_texts import ITEM_NUMBER, ORDER_DATE, SOURCE, aggregation, aggregation_text, definitions
 from tests.records import STREAM_ARN
@@ -43,7 +45,7 @@ def test_sample__is_the_reference_scenario() -> None:
     assert sample.source.keys == (("orderid", KeyType.STRING), ("order_date", KeyType.STRING))
     assert sample.source.stream_arn is None
     assert (item_count.name, item_count.table) == ("item_count_by_date", "item_count_by_date")
-    assert [(key.name, key.path.text, key.type) for key in item_count.keys] == [
+    assert [(key.name, key.path and key.path.text, key.type) for key in item_count.keys] == [
         ("item_number", "item_number", KeyType.STRING),
         ("order_date", "order_date", KeyType.STRING),
     ]
@@ -67,7 +69,7 @@ def test_every_key__is_read() -> None:
 
     partition_key, sort_key = full.keys
     assert full.name == "daily.Revenue-2"
-    assert (partition_key.name, partition_key.path.steps) == ("pk", ("shop", "id"))
+    assert (partition_key.name, partition_key.path) == ("pk", parse_path("shop.id"))
     assert (partition_key.type, partition_key.max_bytes) == (KeyType.NUMBER, 2048)
     assert (sort_key.prefix, sort_key.max_bytes) == ("h#", 1024)
     assert sort_key.truncation == Truncation(Unit.HOUR, ZoneInfo("Europe/Berlin"))
@@ -126,6 +128,34 @@ def test_eight_factors__are_allowed() -> None:
     assert len(measure.factors) == 8
 
 
+def test_numbers_of_a_product__are_one_exact_number() -> None:
+    (measure,) = aggregation(aggregation_text(sum='{ gross = "1.19 * price * 100 * quantity * 0.01" }')).measures
+
+    assert [path.text for path in measure.factors] == ["price", "quantity"]
+    assert measure.constant == Decimal("1.19")
+
+
+def test_expression_of_a_sum__is_read() -> None:
+    (measure,) = aggregation(aggregation_text(sum='{ items = { jmespath = "sum(lines[].quantity)" } }')).measures
+
+    assert measure.measured is not None
+    assert (measure.measured.expression, measure.factors) == ("sum(lines[].quantity)", ())
+
+
+def test_dates_that_are_numbers__are_read() -> None:
+    key = '{ name = "week", from = "at", truncate = "week", epoch = "milliseconds", timezone = "UTC" }'
+
+    assert aggregation(aggregation_text(sort_key=key)).keys[1].truncation == Truncation(
+        Unit.WEEK, ZoneInfo("UTC"), Epoch.MILLISECONDS
+    )
+
+
+def test_value__is_the_whole_key() -> None:
+    key = aggregation(aggregation_text(partition_key='{ name = "scope", value = "all" }')).keys[0]
+
+    assert (key.name, key.path, key.type, key.prefix) == ("scope", None, KeyType.STRING, "all")
+
+
 @pytest.mark.parametrize("name", ["k" * 255, "ü" * 127 + "k"])
 def test_names_of_255_bytes__are_allowed(name: str) -> None:
     keyed = aggregation(aggregation_text(sort_key=f'{{ name = "{name}", from = "k" }}'))
@@ -139,6 +169,7 @@ def test_since__is_read_in_epoch_seconds() -> None:
     assert aggregation().since is None
     assert aggregation(aggregation_text('since = "1970-01-02T00:00:01Z"')).since == 86_401
     assert aggregation(aggregation_text('since = "1970-01-02T00:00:01+00:30"')).since == 86_401 - 1_800
+    assert aggregation(aggregation_text('since = "1970-01-01t24:00:00z"')).since == 86_400
 
 
 # --- Mistakes in the file as a whole --------------------------------------------------------------------------------
@@ -151,11 +182,11 @@ def test_since__is_read_in_epoch_seconds() -> None:
         (aggregation_text(), "the file: source: is missing; a table, [source], is needed"),
         ("source = 5", "the file: source: a table, [source], is needed, not an integer"),
         ("[[source]]", "the file: source: a table, [source], is needed, not an array"),
-        ("[sources]", "the file: source: is missing, but there is 'sources'; a table, [source], is needed"),
+        ("[sources]", "the file: sources: unknown key; did you mean 'source'?"),
         (SOURCE, "the file: aggregations: is missing; an array of tables, [[aggregations]] is needed"),
         (
             SOURCE + "[[aggregation]]",
-            "the file: aggregations: is missing, but there is 'aggregation'; an array of tables",
+            "the file: aggregation: unknown key; did you mean 'aggregations'?",
         ),
         (SOURCE + "[aggregations]", "the file: aggregations: an array of tables, [[aggregations]] is needed, not a ta"),
         ("aggregations = []" + SOURCE, "aggregations: at least one [[aggregations]] is needed"),
@@ -164,7 +195,7 @@ def test_since__is_read_in_epoch_seconds() -> None:
         ("not toml", "not valid TOML: "),
         (SOURCE + SOURCE, "not valid TOML: "),
         ('[source]\ntable = "a"\ntable = "b"', "not valid TOML: "),
-        ("\ufeff" + SOURCE, "not valid TOML: "),
+        ("\ufeff\ufeff" + SOURCE, "not valid TOML: "),
         ("[source]\ntable = 'a\x00b'", "not valid TOML: "),
         ("a = " + "9" * 5_000, "not valid TOML: "),
         ("a = " + "[" * 50_000, "not valid TOML: "),
@@ -187,6 +218,13 @@ def test_file_that_is_not_there__is_named(tmp_path: Path) -> None:
 def test_folder_in_place_of_the_file__is_named(tmp_path: Path) -> None:
     with pytest.raises(DefinitionError, match="cannot be read"):
         load_definitions(tmp_path)
+
+
+def test_byte_order_mark__is_no_mistake(tmp_path: Path) -> None:
+    file = tmp_path / "of-windows.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + (SOURCE + aggregation_text()).replace("\n", "\r\n").encode())
+
+    assert load_definitions(file).aggregations[0].definition == aggregation().definition
 
 
 def test_file_that_is_not_utf_8__is_named(tmp_path: Path) -> None:
@@ -215,7 +253,7 @@ def test_mistake_in_a_file__names_the_file_too(tmp_path: Path) -> None:
             ['partition_key = "a"'],
             "source: table: is missing; a table name, or the stream_arn of an existing table, is",
         ),
-        (['tabel = "abc"', 'partition_key = "a"'], "source: table: is missing, but there is 'tabel'; a table name"),
+        (['tabel = "abc"', 'partition_key = "a"'], "source: tabel: unknown key; did you mean 'table'?"),
         (['table = "abc"'], "source: partition_key: is missing; an attribute name, or { name"),
         (['table = ""', 'partition_key = "a"'], "source: table: is empty"),
         (["table = 5", 'partition_key = "a"'], "source: table: a string is needed, not an integer"),
@@ -231,7 +269,7 @@ def test_mistake_in_a_file__names_the_file_too(tmp_path: Path) -> None:
         (['table = "abc"', "partition_key = {}"], "source: partition_key: name: is missing; a string is needed"),
         (
             ['table = "abc"', 'partition_key = { nme = "a" }'],
-            "source: partition_key: name: is missing, but there is 'nme'; a string is needed",
+            "source: partition_key: nme: unknown key; did you mean 'name'?",
         ),
         (
             ['table = "abc"', 'partition_key = { name = "a", type = "B" }'],
@@ -280,7 +318,7 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
     [
         # Its name, before which it is known by its place.
         ("[[aggregations]]\n", "aggregation 1: name: is missing; a string is needed"),
-        ('[[aggregations]]\nnmae = "a"', "aggregation 1: name: is missing, but there is 'nmae'; a string is needed"),
+        ('[[aggregations]]\nnmae = "a"', "aggregation 1: nmae: unknown key; did you mean 'name'?"),
         ("[[aggregations]]\nname = 5", "aggregation 1: name: a string is needed, not an integer"),
         ("[[aggregations]]\nname = true", "aggregation 1: name: a string is needed, not a boolean"),
         (aggregation_text() + "[[aggregations]]\n", "aggregation 2: name: is missing"),
@@ -327,10 +365,48 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
             NAMED + "partition_key: a table, { name = …, from = … }, is needed, n",
         ),
         (aggregation_text(partition_key="{}"), NAMED + "partition_key: name: is missing; a string is needed"),
-        (aggregation_text(partition_key='{ name = "a" }'), NAMED + "partition_key: from: is missing; a string is nee"),
+        (
+            aggregation_text(partition_key='{ name = "a" }'),
+            NAMED + "partition_key: from: is missing; an attribute path, or in its place a value that all items share,",
+        ),
         (
             aggregation_text(partition_key='{ name = "a", form = "b" }'),
-            NAMED + "partition_key: from: is missing, but there is 'form'; a string is needed",
+            NAMED + "partition_key: form: unknown key; did you mean 'from'?",
+        ),
+        *(
+            (
+                aggregation_text(partition_key=f'{{ name = "a", value = "all", {other} }}'),
+                NAMED
+                + f"partition_key: value: is the whole key, the same for all items, so there can be no {key} beside",
+            )
+            for key, other in (
+                ("from", 'from = "b"'),
+                ("type", 'type = "S"'),
+                ("truncate", 'truncate = "day"'),
+                ("timezone", 'timezone = "UTC"'),
+                ("epoch", 'epoch = "seconds"'),
+                ("prefix", 'prefix = "p"'),
+            )
+        ),
+        (aggregation_text(partition_key='{ name = "a", value = "" }'), NAMED + "partition_key: value: is empty"),
+        (
+            aggregation_text(partition_key='{ name = "a", value = 5 }'),
+            NAMED + "partition_key: value: a string is needed, not an integer",
+        ),
+        (
+            aggregation_text(partition_key=f'{{ name = "a", value = "{"v" * 2049}" }}'),
+            NAMED + "partition_key: value: is longer than the 2048 bytes",
+        ),
+        (
+            aggregation_text(sort_key=f'{{ name = "a", value = "{"ü" * 513}" }}'),
+            NAMED + "sort_key: value: is longer than the 1024 bytes",
+        ),
+        *(
+            (
+                aggregation_text(partition_key=f'{{ name = "a", from = "{path}" }}'),
+                NAMED + f"partition_key: from: '{path}' is not an attribute path",
+            )
+            for path in ("price+shipping", "substr(date)", "$.date", "5", "-date")
         ),
         (aggregation_text(partition_key='{ name = "", from = "b" }'), NAMED + "partition_key: name: is empty"),
         (aggregation_text(partition_key='{ name = "a", from = "" }'), NAMED + "partition_key: from: is empty"),
@@ -379,8 +455,8 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         (aggregation_text(sort_key='{ name = "a" }'), NAMED + "sort_key: from: is missing"),
         (aggregation_text(sort_key=ITEM_NUMBER), NAMED + "sort_key: has the same name as partition_key, 'item_number'"),
         (
-            aggregation_text(sort_key='{ name = "a", from = "b", truncate = "week" }'),
-            NAMED + "sort_key: truncate: 'week' is none of month, day, hour, minute",
+            aggregation_text(sort_key='{ name = "a", from = "b", truncate = "second" }'),
+            NAMED + "sort_key: truncate: 'second' is none of year, quarter, month, week, day, hour, minute",
         ),
         (
             aggregation_text(sort_key='{ name = "a", from = "b", truncate = "" }'),
@@ -393,6 +469,18 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         (
             aggregation_text(sort_key='{ name = "a", from = "b", timezone = "UTC" }'),
             NAMED + "sort_key: timezone: needs truncate as well",
+        ),
+        (
+            aggregation_text(sort_key='{ name = "a", from = "b", epoch = "seconds" }'),
+            NAMED + "sort_key: epoch: needs truncate as well",
+        ),
+        (
+            aggregation_text(sort_key='{ name = "a", from = "b", type = "N", epoch = "seconds" }'),
+            NAMED + "sort_key: epoch: needs truncate as well",
+        ),
+        (
+            aggregation_text(sort_key='{ name = "a", from = "b", truncate = "day", epoch = "ms" }'),
+            NAMED + "sort_key: epoch: 'ms' is none of seconds, milliseconds",
         ),
         *(
             (
@@ -407,17 +495,50 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         (aggregation_text(sum=None), NAMED + "sum: is missing; at least one sum, or a count, is needed"),
         (
             aggregation_text('sums = { quantity = "quantity" }', sum=None),
-            NAMED + "sum: is missing, but there is 'sums'; at least one sum, or a count, is needed",
+            NAMED + "sums: unknown key; did you mean 'sum'?",
+        ),
+        *(
+            (
+                aggregation_text(f'{key} = {{ smallest = "quantity" }}', sum=None),
+                NAMED
+                + f"{key}: unknown key; known are count, name, partition_key, remove, since, sort_key, sum, table",
+            )
+            for key in ("min", "max", "average")
         ),
         (aggregation_text(sum="{}"), NAMED + "sum: is missing; at least one sum, or a count, is needed"),
         (aggregation_text(sum='"quantity"'), NAMED + "sum: { total = 'attribute' } is needed, not 'quantity'"),
         (aggregation_text(sum='["quantity"]'), NAMED + "sum: { total = 'attribute' } is needed, not an array"),
-        (aggregation_text(sum="{ quantity = 5 }"), NAMED + "sum.quantity: an attribute path, or a product such as"),
-        (aggregation_text(sum="{ quantity = true }"), NAMED + "sum.quantity: an attribute path, or a product such as"),
-        (aggregation_text(sum='{ quantity = "" }'), NAMED + "sum.quantity: '' is not an attribute path"),
-        (aggregation_text(sum='{ quantity = "a * " }'), NAMED + "sum.quantity: ' ' is not an attribute path"),
-        (aggregation_text(sum='{ quantity = "a + b" }'), NAMED + "sum.quantity: 'a + b' is not an attribute path"),
-        (aggregation_text(sum='{ quantity = "a b" }'), NAMED + "sum.quantity: 'a b' is not an attribute path"),
+        *(
+            (
+                aggregation_text(sum=f"{{ quantity = {value} }}"),
+                NAMED
+                + "sum.quantity: an attribute path, a product such as 'quantity * price', or { jmespath = … }, is",
+            )
+            for value in ("5", "true", "1.5", "[]")
+        ),
+        *(
+            (
+                aggregation_text(sum=f'{{ quantity = "{text}" }}'),
+                NAMED + f"sum.quantity: '{text}' is not a product of attribute paths and numbers",
+            )
+            for text in ("", "a * ", "a + b", "a b", "price/100", "-amount", "sum(x)", "lines[*].qty", "a-b")
+        ),
+        (aggregation_text(sum='{ quantity = "5" }'), NAMED + "sum.quantity: '5' has no attribute path"),
+        (aggregation_text(sum='{ quantity = "a * 0" }'), NAMED + "sum.quantity: 'a * 0' is always 0"),
+        (aggregation_text(sum="{ quantity = {} }"), NAMED + "sum.quantity: jmespath: is missing; a string is needed"),
+        (aggregation_text(sum='{ quantity = { jmespath = "" } }'), NAMED + "sum.quantity: jmespath: is empty"),
+        (
+            aggregation_text(sum='{ quantity = { jmepath = "a" } }'),
+            NAMED + "sum.quantity: jmepath: unknown key; did you mean 'jmespath'?",
+        ),
+        (
+            aggregation_text(sum='{ quantity = { jmespath = "lines[].qty" } }'),
+            NAMED + "sum.quantity: 'lines[].qty' gives a list, not a number, which sum(…) or length(…) would",
+        ),
+        (
+            aggregation_text(sum='{ quantity = { jmespath = "sum(lines[" } }'),
+            NAMED + "sum.quantity: 'sum(lines[' is not a JMESPath expression: ",
+        ),
         (
             aggregation_text(sum=f'{{ quantity = "{"a*" * 8}a" }}'),
             NAMED + "sum.quantity: has 9 factors; at most 8 are allowed",
@@ -450,6 +571,14 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         (aggregation_text('where = ""'), NAMED + "where: is empty"),
         (aggregation_text("where = true"), NAMED + "where: a string is needed, not a boolean"),
         (aggregation_text("where = \"status = 'paid'\""), NAMED + "where: \"status = 'paid'\" is not a JMESPath expre"),
+        (
+            aggregation_text("where = 'status == \"paid\"'"),
+            NAMED + 'where: \'status == "paid"\': "paid" is an attribute\'s name; a text is',
+        ),
+        (
+            aggregation_text('where = "quantity > 5"'),
+            NAMED + "where: 'quantity > 5' is not a JMESPath expression: a nu",
+        ),
         (aggregation_text('where = "nonsense(status)"'), NAMED + "where: 'nonsense(status)' is not a JMESPath expres"),
         (aggregation_text('where = "length(a, b)"'), NAMED + "where: 'length(a, b)' is not a JMESPath expression: le"),
         (aggregation_text("where = '" + "(" * 5_000 + "'"), NAMED + "where: '((("),
@@ -524,6 +653,28 @@ def test_same_measure_in_one_table__needs_distinct_prefixes(
         assert "give it another name, or both partition keys a prefix" in mistake(SOURCE + first + second)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "apart"),
+    [
+        ('value = "all"', 'value = "none"', True),
+        ('value = "all"', 'value = "all"', False),
+        ('value = "all"', 'from = "item"', False),
+        ('value = "all"', 'from = "item", prefix = "item#"', True),
+        ('value = "item#all"', 'from = "item", prefix = "item#"', False),
+    ],
+)
+def test_same_measure_in_one_table__needs_distinct_values(first: str, second: str, apart: bool) -> None:
+    parts = [
+        aggregation_text(name=f"a{number}", partition_key=f'{{ name = "k", {key} }}')
+        for number, key in enumerate((first, second))
+    ]
+
+    if apart:
+        assert len(definitions(*parts).aggregations) == 2
+    else:
+        assert "give it another name, or both partition keys a prefix, or value," in mistake(SOURCE + "".join(parts))
+
+
 def test_third_aggregation__is_compared_with_every_other() -> None:
     first, between = aggregation_text(), aggregation_text(name="between", table="between")
     parts = (first, between, aggregation_text(name="third"))
@@ -577,6 +728,7 @@ def test_defaults_written_out__mean_the_same(same: str) -> None:
         ),
         aggregation_text(sum="{ quantity = ' quantity ' }"),
         aggregation_text(sum="""{ "quantity" = '"quantity"' }"""),
+        aggregation_text(sum='{ quantity = "2 * quantity * 0.50" }'),
     ],
 )
 def test_other_spelling__means_the_same(text: str) -> None:
@@ -586,8 +738,11 @@ def test_other_spelling__means_the_same(text: str) -> None:
 def test_order_of_factors_and_measures__means_the_same() -> None:
     first = aggregation(aggregation_text('count = "n"', sum='{ r = "a * b", s = "c" }'))
     second = aggregation(aggregation_text('count = "n"', sum='{ s = "c", r = "b*a" }'))
+    third = aggregation(aggregation_text('count = "n"', sum='{ s = "c * 3", r = "b*2.0*a" }'))
+    fourth = aggregation(aggregation_text('count = "n"', sum='{ s = "3 * c", r = "a*b*2" }'))
 
     assert first.definition == second.definition
+    assert third.definition == fourth.definition != first.definition
 
 
 def test_existing_source_of_the_same_name__means_the_same() -> None:
@@ -617,6 +772,12 @@ def test_existing_source_of_the_same_name__means_the_same() -> None:
         aggregation_text(sum='{ quantity = "quantity * price" }'),
         aggregation_text(sum="""{ quantity = '"quantity * price"' }"""),
         aggregation_text(sum='{ quantity = "count" }'),
+        aggregation_text(sum='{ quantity = "quantity * 2" }'),
+        aggregation_text(sum='{ quantity = { jmespath = "quantity" } }'),
+        aggregation_text(partition_key='{ name = "item_number", value = "item_number" }'),
+        aggregation_text(sort_key=ORDER_DATE.replace("day", "week")),
+        aggregation_text(sort_key=ORDER_DATE.replace(" }", ', epoch = "seconds" }')),
+        aggregation_text(sort_key=ORDER_DATE.replace(" }", ', epoch = "milliseconds" }')),
         aggregation_text('count = "quantity"', sum=None),
         aggregation_text('count = "orders"'),
         aggregation_text(sum='{ orders = "quantity" }'),
@@ -661,6 +822,13 @@ def test_different_definitions__have_different_descriptions() -> None:
         aggregation(aggregation_text(sum='{ n = "a * b" }')),
         aggregation(aggregation_text(sum="""{ n = '"a * b"' }""")),
         aggregation(aggregation_text(sum="""{ n = '"a" * "b"' }""", sort_key=None)),
+        aggregation(aggregation_text(sum='{ n = "a * 2" }')),
+        aggregation(aggregation_text(sum="""{ n = 'a * "2"' }""")),
+        aggregation(aggregation_text(sum='{ n = "a * 2 * 1.5" }')),
+        aggregation(aggregation_text(sum='{ n = { jmespath = "a" } }')),
+        aggregation(aggregation_text(sum='{ n = { jmespath = "b" } }')),
+        aggregation(aggregation_text(partition_key='{ name = "item_number", value = "a" }')),
+        aggregation(aggregation_text(partition_key='{ name = "item_number", value = "b" }')),
     ]
 
     assert len({variant.definition for variant in variants}) == len(variants)
@@ -704,7 +872,6 @@ def _toml(value: object) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-@pytest.mark.filterwarnings("ignore:deprecated string literal syntax:PendingDeprecationWarning")
 @given(
     st.dictionaries(
         st.sampled_from(

@@ -1,6 +1,7 @@
 """The operators' commands where no queue is needed: names of resources, status, streams read back, explanations."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -26,8 +27,9 @@ from aggregation_worker.operations.resources import Resources
 from aggregation_worker.operations.status import facts_of
 from aggregation_worker.operations.verify import canary_item, expectations_of
 from aggregation_worker.streams.range import StreamRangeError, read_range
-from tests.definition_texts import SOURCE, aggregation_text
+from tests.definition_texts import SOURCE, aggregation_text, definitions
 
+ALL_ITEMS = '{ name = "scope", value = "all" }'
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -383,3 +385,63 @@ def test_example__is_counted_by_the_reference_definitions() -> None:
     assert aggregation.value(example_item(definitions)) == (("item123", "2024-07-15"), (Decimal(10),))
     assert put_item_command(definitions, "--endpoint-url", "http://x").startswith("aws dynamodb put-item --table-name")
     assert "item123" in query_command(definitions, aggregation)
+
+
+VOCABULARY = """
+[[aggregations]]
+name = "all"
+table = "all"
+partition_key = { name = "scope", value = "all" }
+sort_key = { name = "week", from = "created", truncate = "week", epoch = "milliseconds" }
+sum = { gross = "price.net * 1.19", parts = { jmespath = "sum(lines[].parts[].number)" } }
+
+[[aggregations]]
+name = "lines"
+table = "lines"
+partition_key = { name = "day", from = "at.day", truncate = "day" }
+sum.lines = { jmespath = "length(lines)" }
+sum.prices = { jmespath = "sum([price.net, lines[-1].price])" }
+sum.largest = { jmespath = "max(sizes)" }
+sum.some = { jmespath = "length(lines[?price > `1`].price)" }
+"""
+
+
+def test_example__is_counted_whatever_the_vocabulary() -> None:
+    everything = definitions(VOCABULARY)
+    item = example_item(everything)
+
+    values = [aggregation.value(item) for aggregation in everything.aggregations]
+
+    assert values == [
+        (("all", "2024-W29"), (Decimal("11.90"), Decimal(10))),
+        (("2024-07-15",), (Decimal(10), Decimal(1), Decimal(20), Decimal(1))),
+    ]
+    assert '{":value": {"S": "all"}}' in query_command(everything, everything.aggregations[0])
+
+
+def test_canary__has_a_row_of_its_own_whatever_the_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "aggregations.toml"
+    file.write_text(SOURCE + VOCABULARY)
+    resources, _ = resources_with({}, {"get_item": {}}, monkeypatch, "--definitions", str(file))
+
+    expectations = expectations_of(resources, canary_item(resources))
+
+    (all_items, lines) = (expectation.group for expectation in expectations)
+    assert all_items[0] == "all"
+    assert re.fullmatch(r"1[0-7]\d\d-W\d\d", all_items[1])
+    assert re.fullmatch(r"1[0-7]\d\d-\d\d-\d\d", lines[0])
+
+
+@pytest.mark.parametrize("remove", ["retract", "retract_unless_expired", "ignore"])
+def test_total_of_all_items__is_not_the_canarys(remove: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "aggregations.toml"
+    total = aggregation_text(f'remove = "{remove}"', name="total", partition_key=ALL_ITEMS, sort_key=None)
+    file.write_text(SOURCE + aggregation_text(name="other", table="other") + total)
+    resources, _ = resources_with({}, {"get_item": {}}, monkeypatch, "--definitions", str(file))
+
+    if remove == "ignore":
+        with pytest.raises(CommandError, match=r"total is a total of all items, and would keep the canary's worth"):
+            expectations_of(resources, canary_item(resources))
+    else:
+        expectations = expectations_of(resources, canary_item(resources))
+        assert [expectation.aggregation.name for expectation in expectations] == ["other"]

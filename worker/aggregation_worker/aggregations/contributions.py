@@ -11,6 +11,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 from aggregation_worker.aggregations.attribute_paths import AttributePath, MalformedValueError
+from aggregation_worker.aggregations.measured import MeasuredExpression
 from aggregation_worker.aggregations.numbers import EXACT, Amounts, canonical_text, fits, parse_number, product
 from aggregation_worker.aggregations.truncation import Truncation
 from aggregation_worker.aggregations.where import Where
@@ -45,10 +46,13 @@ class KeyType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GroupKey:
-    """One key attribute of a target table and how its value is taken from an image."""
+    """One key attribute of a target table and how its value is taken from an image.
+
+    Without a `path` the `prefix` is the whole value, which all images share.
+    """
 
     name: str
-    path: AttributePath
+    path: AttributePath | None
     type: KeyType = KeyType.STRING
     truncation: Truncation | None = None
     prefix: str = ""
@@ -66,51 +70,67 @@ class GroupKey:
         Raises:
             MalformedValueError: it has another type, is not a date where one is truncated, or cannot be a key.
         """
+        if self.path is None:
+            return self.prefix
         found = self.path.find(image)
         if found is None:
             return None
         kind, content = found
-        if kind != self.type:
-            raise MalformedValueError(f"{self.path.text}: grouped by a value of type {kind} where {self.type} belongs")
-        if not isinstance(content, str):
-            raise MalformedValueError(
-                f"{self.path.text}: not a {'number' if self.type is KeyType.NUMBER else 'string'}"
-            )
-        return self._text_of(content)
+        try:
+            plain = kind == self.type and isinstance(content, str)
+            return self._text_of(content if plain else self._as_key(kind, content))
+        except ValueError as error:
+            raise MalformedValueError(f"{self.path.text}: {error}") from error
+
+    def _as_key(self, kind: str, content: Any) -> str:
+        """The text of a value that is not of the key's own type, if it can be a key all the same."""
+        cut = self.truncation
+        if kind == "BOOL" and isinstance(content, bool) and self.type is KeyType.STRING and cut is None:
+            return "true" if content else "false"
+        if kind == self.type or (kind == "N" and cut is not None and cut.epoch is not None):
+            if isinstance(content, str):
+                return content
+            raise ValueError("not a number" if kind == "N" else "not a string")
+        hint = "; with epoch a number can be a date" if kind == "N" and cut is not None else ""
+        raise ValueError(f"grouped by a value of type {kind} where {self.type} belongs{hint}")
 
     def _text(self, content: str) -> str:
         if self.type is KeyType.NUMBER:
-            return canonical_text(_number(self.path, content))
+            return canonical_text(parse_number(content))
+        text = self.prefix + (self.truncation.apply(content) if self.truncation else content)
         try:
-            text = self.prefix + (self.truncation.apply(content) if self.truncation else content)
             size = len(text.encode())
         except UnicodeEncodeError as error:  # its own message would show part of the value
-            raise MalformedValueError(f"{self.path.text}: not a Unicode text") from error
-        except ValueError as error:
-            raise MalformedValueError(f"{self.path.text}: {error}") from error
+            raise ValueError("not a Unicode text") from error
         if not content:
-            raise MalformedValueError(f"{self.path.text}: an empty string cannot be a key")
+            raise ValueError("an empty string cannot be a key")
         if size > self.max_bytes:
-            raise MalformedValueError(
-                f"{self.path.text}: {size} bytes are too long for key attribute {self.name} (at most {self.max_bytes})"
-            )
+            raise ValueError(f"{size} bytes are too long for key attribute {self.name} (at most {self.max_bytes})")
         return text
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One number of an aggregate: a sum over a product of attributes or, with no factors, a count of images."""
+    """One number of an aggregate.
+
+    A sum over what a `measured` expression gives, or over a product of attributes and a constant; with none of them, a
+    count of images.
+    """
 
     name: str
-    factors: tuple[AttributePath, ...]
+    factors: tuple[AttributePath, ...] = ()
+    constant: Decimal | None = None
+    measured: MeasuredExpression | None = None
 
     def amount(self, image: Image) -> Decimal | None:
         """What one image adds to this measure; `None` if it lacks an attribute.
 
         Raises:
-            MalformedValueError: a factor is not a number, or the product does not fit a DynamoDB number.
+            MalformedValueError: a factor is not a number, or the result does not fit a DynamoDB number.
         """
-        numbers = []
+        if self.measured is not None:
+            return self.measured.number(image)
+        numbers = [] if self.constant is None else [self.constant]
         for path in self.factors:
             found = path.find(image)
             if found is None:
@@ -118,7 +138,10 @@ class Measure:
             kind, content = found
             if kind != "N":
                 raise MalformedValueError(f"{path.text}: summed over a value of type {kind} where N belongs")
-            numbers.append(_number(path, content))
+            try:
+                numbers.append(parse_number(content))
+            except ValueError as error:
+                raise MalformedValueError(f"{path.text}: {error}") from error
         if len(numbers) == 1:
             return numbers[0]
         if not numbers:
@@ -130,13 +153,6 @@ class Measure:
 
 
 _ZERO, _ONE = Decimal(0), Decimal(1)
-
-
-def _number(path: AttributePath, content: object) -> Decimal:
-    try:
-        return parse_number(content)
-    except ValueError as error:
-        raise MalformedValueError(f"{path.text}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)

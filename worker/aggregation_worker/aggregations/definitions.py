@@ -4,19 +4,17 @@ The worker, the CDK app and the `aggregator` command all read the file through h
 explains every key to users.
 """
 
-import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from aggregation_worker.aggregations.attribute_paths import AttributePath, parse_path
+from aggregation_worker.aggregations.attribute_paths import AttributePath, parse_path, parse_product
 from aggregation_worker.aggregations.contributions import (
     MAX_PARTITION_KEY_BYTES,
     MAX_SORT_KEY_BYTES,
@@ -28,10 +26,25 @@ from aggregation_worker.aggregations.contributions import (
     RemovePolicy,
     Source,
 )
-from aggregation_worker.aggregations.truncation import Truncation, Unit
+from aggregation_worker.aggregations.entries import DefinitionError, Entry, shown
+from aggregation_worker.aggregations.measured import MeasuredExpression
+from aggregation_worker.aggregations.numbers import canonical_text
+from aggregation_worker.aggregations.truncation import Epoch, Truncation, Unit, read_date
 from aggregation_worker.aggregations.where import Where
-from aggregation_worker.errors import WorkerError
 from aggregation_worker.streams.records import table_and_label
+
+__all__ = [
+    "DEFINITIONS_FILE",
+    "KEYS_OF_AN_AGGREGATION",
+    "KEYS_OF_A_KEY",
+    "RESERVED_PREFIXES",
+    "DefinitionError",
+    "definitions_file",
+    "describe",
+    "load_definitions",
+    "moment_text",
+    "parse_definitions",
+]
 
 # The user's file, beside the package: in a clone, and in a function's bundle. An installed package has none.
 DEFINITIONS_FILE = Path(__file__).parents[2] / "aggregations.toml"
@@ -42,14 +55,17 @@ _MAX_KEY_NAME_BYTES = 255
 _MAX_FACTORS = 8
 # How the names of the worker's own attributes in a row begin; `ledger.receipts` makes them.
 RESERVED_PREFIXES = ("receipts#", "generation#", "archived#", "late#", "kept#", "backfill#")
-_ASTERISK_OUTSIDE_QUOTES = re.compile(r'\*(?=(?:[^"]*"[^"]*")*[^"]*$)')
 # RFC 3339, "Date and Time on the Internet: Timestamps", in whole seconds: the stream's own times have no finer ones.
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _VIEW_TYPE = "NEW_AND_OLD_IMAGES"
 
-
-class DefinitionError(WorkerError):
-    """A mistake in the definitions file; the message names the aggregation and the key."""
+# Every key of the file, by the table that it stands in; README.md explains each.
+KEYS_OF_THE_FILE = ("source", "aggregations")
+KEYS_OF_THE_SOURCE = ("table", "partition_key", "sort_key", "stream_arn", "stream_view_type")
+KEYS_OF_A_SOURCE_KEY = ("name", "type")
+KEYS_OF_AN_AGGREGATION = ("name", "table", "partition_key", "sort_key", "sum", "count", "where", "remove", "since")
+KEYS_OF_A_SUM = ("jmespath",)
+KEYS_OF_A_KEY = ("name", "from", "value", "type", "truncate", "timezone", "epoch", "prefix")
 
 
 def definitions_file(option: Path | None, environment: Mapping[str, str]) -> Path:
@@ -84,15 +100,14 @@ def load_definitions(path: Path) -> Definitions:
 
 
 def parse_definitions(text: str) -> Definitions:
-    """Reads definitions from TOML text; see `load_definitions`."""
+    """Reads definitions from TOML text, with a byte-order mark or without; see `load_definitions`."""
     try:
-        document = tomllib.loads(text)
+        document = tomllib.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:  # a plain ValueError for an integer of over 4,300 digits
         raise DefinitionError(f"not valid TOML: {error}") from error
-    top = _Entry(document, "the file")
-    source = _source(_Entry(top.take("source", dict, "a table, [source],"), "source"))
+    top = Entry(document, "the file", KEYS_OF_THE_FILE)
+    source = _source(Entry(top.take("source", dict, "a table, [source],"), "source", KEYS_OF_THE_SOURCE))
     tables = top.take("aggregations", list, "an array of tables, [[aggregations]]")
-    top.done()
     if not tables:
         raise DefinitionError("aggregations: at least one [[aggregations]] is needed")
     aggregations = tuple(_aggregation(raw, index, source) for index, raw in enumerate(tables, start=1))
@@ -100,76 +115,7 @@ def parse_definitions(text: str) -> Definitions:
     return Definitions(source, aggregations)
 
 
-class _Entry:
-    """One TOML table being read: takes known keys out of it, and names what is missing, mistyped or unknown."""
-
-    def __init__(self, raw: object, where: str) -> None:
-        if not isinstance(raw, dict):
-            raise DefinitionError(f"{where}: a table with keys is needed, not {_shown(raw)}")
-        self._left = dict(raw)
-        self._known: list[str] = []
-        self._where = where
-
-    def error(self, key: str, what: str) -> DefinitionError:
-        return DefinitionError(f"{self._where}: {key}: {what}")
-
-    def missing(self, key: str, what: str) -> DefinitionError:
-        close = difflib.get_close_matches(key, self._left, n=1)
-        found = f", but there is {close[0]!r}" if close else ""
-        return self.error(key, f"is missing{found}; {what} is needed")
-
-    def take(self, key: str, kind: type, what: str, default: Any = ...) -> Any:
-        """The value of `key`, which must be of type `kind` (`what`, in words), or `default` if it is not there."""
-        self._known.append(key)
-        value = self._left.pop(key, ...)
-        if value is ...:
-            if default is ...:
-                raise self.missing(key, what)
-            return default
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise self.error(key, f"{what} is needed, not {_shown(value)}")
-        return value
-
-    def text(self, key: str, default: Any = ...) -> Any:
-        """The string under `key`, which must not be empty, or `default`."""
-        value = self.take(key, str, "a string", default)
-        if value == "":
-            raise self.error(key, "is empty")
-        return value
-
-    def choice(self, key: str, values: Iterable[str], default: str) -> str:
-        """The string under `key`, which must be one of `values`, or `default`."""
-        value: str = self.text(key, default)
-        if value not in values:
-            raise self.error(key, f"{value!r} is none of {', '.join(values)}")
-        return value
-
-    def entry(self, key: str) -> "_Entry":
-        """The table under `key`."""
-        return _Entry(self.take(key, dict, "a table, { name = …, from = … },"), f"{self._where}: {key}")
-
-    def has(self, key: str) -> bool:
-        """Whether `key` is there and was not taken yet."""
-        self._known.append(key)
-        return key in self._left
-
-    def done(self) -> None:
-        """Refuses keys that were not taken: a mistyped key must not be silently without effect."""
-        for key in self._left:
-            close = difflib.get_close_matches(key, self._known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(set(self._known)))}"
-            raise self.error(key, f"unknown key; {hint}")
-
-
-def _shown(value: object) -> str:
-    """A value in TOML's words: a text in full, of anything else only its kind, however large or deep."""
-    if isinstance(value, str):
-        return repr(value)
-    words = {bool: "a boolean", int: "an integer", float: "a float", list: "an array", dict: "a table"}
-    return words.get(type(value), "a date or time")
-
-
-def _source(entry: _Entry) -> Source:
+def _source(entry: Entry) -> Source:
     stream_arn = entry.text("stream_arn", None)
     table = entry.text("table", None)
     if stream_arn is not None:
@@ -193,45 +139,42 @@ def _source(entry: _Entry) -> Source:
             "stream_view_type",
             f"must be {_VIEW_TYPE}, not {view_type!r}: a change is new image minus old image",
         )
-    entry.done()
     return Source(table, tuple(keys), stream_arn)
 
 
-def _source_key(entry: _Entry, key: str) -> tuple[str, KeyType]:
+def _source_key(entry: Entry, key: str) -> tuple[str, KeyType]:
     raw = entry.take(key, str | dict, "an attribute name, or { name = …, type = … },")  # type: ignore[arg-type]  # a union stands for a type
     if isinstance(raw, str):
         raw = {"name": raw}
-    inner = _Entry(raw, f"source: {key}")
+    inner = Entry(raw, f"source: {key}", KEYS_OF_A_SOURCE_KEY)
     name = inner.text("name")
     _check_key_name(inner, name)
-    kind = KeyType(inner.choice("type", list(KeyType), KeyType.STRING))
-    inner.done()
-    return name, kind
+    return name, KeyType(inner.choice("type", list(KeyType), KeyType.STRING))
 
 
 def _aggregation(raw: object, index: int, source: Source) -> Aggregation:
     name = raw.get("name") if isinstance(raw, dict) else None
-    entry = _Entry(raw, f"aggregation {name!r}" if isinstance(name, str) else f"aggregation {index}")
+    known_as = f"aggregation {name!r}" if isinstance(name, str) else f"aggregation {index}"
+    entry = Entry(raw, known_as, KEYS_OF_AN_AGGREGATION)
     if not _AGGREGATION_NAME.fullmatch(entry.text("name")):
         raise entry.error("name", "may hold only letters, digits, '_', '-' and '.', at most 128 of them")
     table = entry.text("table")
     _check_table_name(entry, table)
     if table == source.table:
         raise entry.error("table", "is the source table itself: every total would be written to the stream again")
-    keys = [_group_key(entry.entry("partition_key"), MAX_PARTITION_KEY_BYTES)]
+    keys = [_group_key(entry.entry("partition_key", KEYS_OF_A_KEY), MAX_PARTITION_KEY_BYTES)]
     if entry.has("sort_key"):
-        keys.append(_group_key(entry.entry("sort_key"), MAX_SORT_KEY_BYTES))
+        keys.append(_group_key(entry.entry("sort_key", KEYS_OF_A_KEY), MAX_SORT_KEY_BYTES))
         _check_two_keys(entry, *(key.name for key in keys))
     measures = _measures(entry, {key.name for key in keys})
     remove = RemovePolicy(entry.choice("remove", list(RemovePolicy), RemovePolicy.KEEP))
     where = _where(entry)
     since = _since(entry)
-    entry.done()
     aggregation = Aggregation(str(name), table, tuple(keys), measures, remove, where, since=since)
     return replace(aggregation, definition=describe(aggregation, source))
 
 
-def _where(entry: _Entry) -> Where | None:
+def _where(entry: Entry) -> Where | None:
     expression = entry.text("where", None)
     if expression is None:
         return None
@@ -241,7 +184,7 @@ def _where(entry: _Entry) -> Where | None:
         raise entry.error("where", str(error)) from error
 
 
-def _since(entry: _Entry) -> int | None:
+def _since(entry: Entry) -> int | None:
     """Epoch seconds from a text, or from TOML's own offset date-time."""
     needed = "a time with an offset in whole seconds, such as '2026-11-24T12:00:00Z',"
     value = entry.take("since", str | datetime, needed, None)  # type: ignore[arg-type]  # a union stands for a type
@@ -249,12 +192,13 @@ def _since(entry: _Entry) -> int | None:
         return None
     text = value.isoformat() if isinstance(value, datetime) else value
     mistake = entry.error("since", f"{needed} is needed, not {text!r}")
-    if not _MOMENT.fullmatch(text):
-        raise mistake
     try:
-        return int(datetime.fromisoformat(text.upper()).astimezone(UTC).timestamp())
+        moment = read_date(text) if _MOMENT.fullmatch(text) else None
+        if isinstance(moment, datetime):
+            return int(moment.astimezone(UTC).timestamp())
     except (ValueError, OverflowError) as error:
         raise mistake from error
+    raise mistake
 
 
 def moment_text(epoch_seconds: int) -> str:
@@ -262,10 +206,14 @@ def moment_text(epoch_seconds: int) -> str:
     return f"{datetime.fromtimestamp(epoch_seconds, UTC).isoformat(timespec='seconds').removesuffix('+00:00')}Z"
 
 
-def _group_key(entry: _Entry, max_bytes: int) -> GroupKey:
+def _group_key(entry: Entry, max_bytes: int) -> GroupKey:
     name = entry.text("name")
     _check_key_name(entry, name)
     _check_not_reserved(entry, "name", name)
+    if entry.has("value"):
+        return _constant_key(entry, name, max_bytes)
+    if not entry.has("from"):
+        raise entry.missing("from", "an attribute path, or in its place a value that all items share,")
     path = _path(entry, "from", entry.text("from"))
     kind = KeyType(entry.choice("type", list(KeyType), KeyType.STRING))
     prefix = entry.take("prefix", str, "a string", "")
@@ -274,35 +222,42 @@ def _group_key(entry: _Entry, max_bytes: int) -> GroupKey:
         raise entry.error("prefix", f"leaves nothing of the {max_bytes} bytes that DynamoDB allows for this key")
     if kind is KeyType.NUMBER and (truncation is not None or prefix):
         raise entry.error("type", "a number key can have neither truncate nor prefix")
-    entry.done()
     return GroupKey(name, path, kind, truncation, prefix, max_bytes)
 
 
-def _truncation(entry: _Entry) -> Truncation | None:
-    unit = entry.text("truncate", None)
+def _constant_key(entry: Entry, name: str, max_bytes: int) -> GroupKey:
+    value = entry.text("value")
+    for key in KEYS_OF_A_KEY:
+        if key not in ("name", "value") and entry.has(key):
+            raise entry.error("value", f"is the whole key, the same for all items, so there can be no {key} beside it")
+    if len(value.encode()) > max_bytes:
+        raise entry.error("value", f"is longer than the {max_bytes} bytes that DynamoDB allows for this key")
+    return GroupKey(name, None, prefix=value, max_bytes=max_bytes)
+
+
+def _truncation(entry: Entry) -> Truncation | None:
+    unit = entry.choice("truncate", list(Unit), None)
     zone = entry.text("timezone", None)
+    epoch = entry.choice("epoch", list(Epoch), None)
     if unit is None:
-        if zone is not None:
-            raise entry.error("timezone", "needs truncate as well")
+        for key, value in (("timezone", zone), ("epoch", epoch)):
+            if value is not None:
+                raise entry.error(key, "needs truncate as well")
         return None
-    if unit not in list(Unit):
-        raise entry.error("truncate", f"{unit!r} is none of {', '.join(Unit)}")
-    if zone is None:
-        return Truncation(Unit(unit))
     try:
-        return Truncation(Unit(unit), ZoneInfo(zone))
+        return Truncation(Unit(unit), zone and ZoneInfo(zone), epoch and Epoch(epoch))
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise entry.error("timezone", f"{zone!r} is not an IANA time zone, such as Europe/Berlin or UTC") from error
 
 
-def _measures(entry: _Entry, key_names: set[str]) -> tuple[Measure, ...]:
+def _measures(entry: Entry, key_names: set[str]) -> tuple[Measure, ...]:
     sums = entry.take("sum", dict, "{ total = 'attribute' }", {})
-    measures = [Measure(name, _factors(entry, name, expression)) for name, expression in sums.items()]
+    measures = [_sum(entry, name, summed) for name, summed in sums.items()]
     count = entry.text("count", None)
     if count is not None:
         if count in sums:
             raise entry.error("count", f"{count!r} is already the name of a sum")
-        measures.append(Measure(count, ()))
+        measures.append(Measure(count))
     if not measures:
         raise entry.missing("sum", "at least one sum, or a count,")
     for measure in measures:
@@ -314,42 +269,50 @@ def _measures(entry: _Entry, key_names: set[str]) -> tuple[Measure, ...]:
     return tuple(sorted(measures, key=lambda measure: measure.name))
 
 
-def _factors(entry: _Entry, name: str, expression: object) -> tuple[AttributePath, ...]:
+def _sum(entry: Entry, name: str, summed: object) -> Measure:
     key = f"sum.{name}"
-    if not isinstance(expression, str):
-        raise entry.error(
-            key, f"an attribute path, or a product such as 'quantity * price', is needed, not {_shown(expression)}"
-        )
-    factors = tuple(_path(entry, key, factor) for factor in _ASTERISK_OUTSIDE_QUOTES.split(expression))
-    if len(factors) > _MAX_FACTORS:
-        raise entry.error(key, f"has {len(factors)} factors; at most {_MAX_FACTORS} are allowed")
-    return factors
+    if isinstance(summed, dict):
+        expression = entry.inner(key, summed, KEYS_OF_A_SUM).text("jmespath")
+        try:
+            return Measure(name, measured=MeasuredExpression(expression, name))
+        except ValueError as error:
+            raise entry.error(key, str(error)) from error
+    if not isinstance(summed, str):
+        needed = "an attribute path, a product such as 'quantity * price', or { jmespath = … },"
+        raise entry.error(key, f"{needed} is needed, not {shown(summed)}")
+    try:
+        paths, constant = parse_product(summed)
+    except ValueError as error:
+        raise entry.error(key, str(error)) from error
+    if len(paths) > _MAX_FACTORS:
+        raise entry.error(key, f"has {len(paths)} factors; at most {_MAX_FACTORS} are allowed")
+    return Measure(name, paths, None if constant == 1 else constant)
 
 
-def _path(entry: _Entry, key: str, text: str) -> AttributePath:
+def _path(entry: Entry, key: str, text: str) -> AttributePath:
     try:
         return parse_path(text)
     except ValueError as error:
         raise entry.error(key, str(error)) from error
 
 
-def _check_table_name(entry: _Entry, table: str) -> None:
+def _check_table_name(entry: Entry, table: str) -> None:
     if not _TABLE_NAME.fullmatch(table):
         raise entry.error("table", f"{table!r} is not a DynamoDB table name (3 to 255 letters, digits, '_', '-', '.')")
 
 
-def _check_key_name(entry: _Entry, name: str) -> None:
+def _check_key_name(entry: Entry, name: str) -> None:
     if len(name.encode()) > _MAX_KEY_NAME_BYTES:
         raise entry.error("name", "is longer than the 255 bytes that DynamoDB allows for a key attribute's name")
 
 
-def _check_not_reserved(entry: _Entry, key: str, name: str) -> None:
+def _check_not_reserved(entry: Entry, key: str, name: str) -> None:
     if name.startswith(RESERVED_PREFIXES):
         begins = repr(name[: name.index("#") + 1])
         raise entry.error(key, f"begins with {begins}, as the worker's own attributes of a row do; choose another name")
 
 
-def _check_two_keys(entry: _Entry, partition_key: str, sort_key: str) -> None:
+def _check_two_keys(entry: Entry, partition_key: str, sort_key: str) -> None:
     if partition_key == sort_key:
         raise entry.error("sort_key", f"has the same name as partition_key, {partition_key!r}")
 
@@ -371,7 +334,8 @@ def _check_together(aggregations: tuple[Aggregation, ...]) -> None:
         if both and not _rows_apart(first, second):
             raise DefinitionError(
                 f"{where}: sum: {', '.join(sorted(both))} is written by {first.name!r} to the same rows of table "
-                f"{second.table!r}; give it another name, or both partition keys a prefix"
+                f"{second.table!r}; give it another name, or both partition keys a prefix, or value, with "
+                "which the other's does not begin"
             )
 
 
@@ -398,21 +362,27 @@ def describe(aggregation: Aggregation, source: Source) -> str:
             "keys": [
                 {
                     "name": key.name,
-                    "from": key.path.text,
+                    "from": key.path and key.path.text,
                     "type": key.type,
                     "prefix": key.prefix,
                     "truncate": key.truncation and key.truncation.unit,
                     "timezone": key.truncation and key.truncation.zone and key.truncation.zone.key,
                 }
+                | ({"epoch": key.truncation.epoch} if key.truncation and key.truncation.epoch else {})
                 for key in aggregation.keys
             ],
-            # The factors of a sum, in one order; a count has none.
-            "measures": {
-                measure.name: sorted(path.text for path in measure.factors) for measure in aggregation.measures
-            },
+            "measures": {measure.name: _terms(measure) for measure in aggregation.measures},
             "where": aggregation.where and aggregation.where.expression,
             "remove": aggregation.remove,
         },
         ensure_ascii=False,
         sort_keys=True,
     )
+
+
+def _terms(measure: Measure) -> list[str] | dict[str, str]:
+    """The expression, or the factors of a product in one order, its number among them; a count has none."""
+    if measure.measured is not None:
+        return {"jmespath": measure.measured.expression}
+    number = [] if measure.constant is None else [canonical_text(measure.constant)]
+    return sorted(path.text for path in measure.factors) + number

@@ -5,30 +5,44 @@ Made from the definitions, so that README, `aggregator local` and the deployed s
 
 import json
 import shlex
+from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
 from aggregation_worker.aggregations.attribute_paths import AttributePath
-from aggregation_worker.aggregations.contributions import Aggregation, Definitions, KeyType
-from aggregation_worker.aggregations.truncation import Truncation
+from aggregation_worker.aggregations.contributions import Aggregation, Definitions, GroupKey, KeyType
+from aggregation_worker.aggregations.truncation import Epoch, Truncation
 
 # What the reference scenario calls things; attributes of other definitions get a value made from their name.
 _EXAMPLES = {"orderid": "178526", "item_number": "item123", "order_date": "2024-07-15", "quantity": "10"}
 # Fixed, so that the same definitions always give the same commands.
-_EXAMPLE_TIME = "2024-07-15T09:30:00Z"
+_EXAMPLE_TIME = datetime(2024, 7, 15, 9, 30, tzinfo=UTC)
 
 
 def example_item(definitions: Definitions) -> dict[str, Any]:
-    """An item, in DynamoDB's typed JSON, that every aggregation without a `where` counts."""
+    """An item, in DynamoDB's typed JSON, that every aggregation without a `where` counts.
+
+    Of expressions it gives those a number that are made of paths and sums.
+    """
     item: dict[str, Any] = {}
     for aggregation in definitions.aggregations:
         for measure in aggregation.measures:
-            for path in measure.factors:
+            of_expression = () if measure.measured is None else _numbers_of(measure.measured.tree)
+            for path in (*measure.factors, *of_expression):
                 _set(item, path, {"N": _EXAMPLES.get(_name(path), "10")})
         for key in aggregation.keys:
-            _set(item, key.path, {key.type.value: _example(_name(key.path), key.type, key.truncation)})
+            if key.path is not None:
+                _set(item, key.path, _example_of(key, _name(key.path)))
     for name, kind in definitions.source.keys:
-        item.setdefault(name, {kind.value: _example(name, kind, None)})
+        item.setdefault(name, {kind.value: _example(name, kind)})
     return item
+
+
+def dated(moment: datetime, truncation: Truncation) -> dict[str, str]:
+    """A value in DynamoDB's typed JSON that is `moment`, in whole seconds, for a truncated key."""
+    if truncation.epoch is None:
+        return {"S": f"{moment:%Y-%m-%dT%H:%M:%SZ}"}
+    return {"N": f"{int(moment.timestamp()) * (1 if truncation.epoch is Epoch.SECONDS else 1_000)}"}
 
 
 def put_item_command(definitions: Definitions, *options: str) -> str:
@@ -63,27 +77,52 @@ def _name(path: AttributePath) -> str:
     return str(path.steps[-1])
 
 
-def _example(name: str, kind: KeyType, truncation: Truncation | None) -> str:
-    if name in _EXAMPLES:
-        return _EXAMPLES[name]
-    if kind is KeyType.NUMBER:
-        return "1"
-    return _EXAMPLE_TIME if truncation else f"{name}-1"
+def _numbers_of(node: Any) -> list[AttributePath]:
+    """Where numbers must be so that an expression gives one: `sum(lines[].quantity)` wants `lines[0].quantity`."""
+    return [AttributePath("", steps) for steps in _ways(node) if steps and isinstance(steps[0], str)]
+
+
+def _ways(node: Any) -> list[tuple[str | int, ...]]:
+    kind, children = node["type"], node["children"]
+    if kind == "field":
+        return [(node["value"],)]
+    if kind == "index":
+        return [(max(node["value"], 0),)]
+    if kind == "identity":
+        return [()]
+    if kind == "flatten":
+        return _ways(children[0])
+    if kind == "multi_select_list":
+        return [way for child in children for way in _ways(child)]
+    if kind in ("projection", "filter_projection"):
+        return [(*way, 0, *rest) for way in _ways(children[0]) for rest in _ways(children[1])]
+    if kind in ("subexpression", "index_expression"):
+        return [tuple(step for part in parts for step in part) for parts in product(*map(_ways, children))]
+    if kind == "function_expression" and node["value"] in ("sum", "max", "min", "length"):
+        is_list = children[0]["type"] in ("projection", "filter_projection", "multi_select_list")
+        return [way if is_list else (*way, 0) for way in _ways(children[0])]
+    return []
+
+
+def _example_of(key: GroupKey, name: str) -> dict[str, str]:
+    if key.truncation is not None and (key.truncation.epoch is not None or name not in _EXAMPLES):
+        return dated(_EXAMPLE_TIME, key.truncation)
+    return {key.type.value: _example(name, key.type)}
+
+
+def _example(name: str, kind: KeyType) -> str:
+    return _EXAMPLES.get(name, "1" if kind is KeyType.NUMBER else f"{name}-1")
 
 
 def _set(item: dict[str, Any], path: AttributePath, value: dict[str, str]) -> None:
-    """Puts a value at a path, making the maps and lists on the way."""
+    """Puts a value at a path, making the maps and lists on the way; a map or a list that is there already stays."""
     container: Any = item
     for step, following in zip(path.steps, (*path.steps[1:], None), strict=True):
-        inner: dict[str, Any] = {"M": {}} if isinstance(following, str) else {"L": []}
-        made = value if following is None else inner
         if isinstance(step, int):
             container.extend({"NULL": True} for _ in range(step + 1 - len(container)))
-            if "NULL" in container[step] or following is None:
-                container[step] = made
-        elif following is None:
+        there = container[step] if isinstance(step, int) else container.get(step, {})
+        made: dict[str, Any] = value if following is None else {"M": {}} if isinstance(following, str) else {"L": []}
+        if there.keys().isdisjoint({"M", "L"} if following is None else made):
             container[step] = made
-        else:
-            container.setdefault(step, made)
         if following is not None:
             (container,) = container[step].values()

@@ -16,6 +16,7 @@ _DISTRIBUTION = "dynamodb-aggregation-worker"
 _SUBCOMMANDS = {
     "demo": "watch orders become exact totals on this machine",
     "local": "keep the whole pipeline running on this machine",
+    "check": "read a definitions file, and say what it means and what an item would be worth",
     "dead-letters": "list what waits in the dead-letter queue, and why",
     "replay": "send dead letters through the worker again",
     "explain": "show which records made a total",

@@ -16,7 +16,7 @@ from typing import Any
 
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
 from aggregation_worker.aggregations.contributions import Aggregation, Group, KeyType, RemovePolicy
-from aggregation_worker.deployment.example import example_item
+from aggregation_worker.deployment.example import dated, example_item
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options, positive
 from aggregation_worker.operations.output import console, print_json
@@ -132,23 +132,19 @@ def canary_item(resources: Resources) -> dict[str, Any]:
     text, number = f"{CANARY_TEXT}{mark.hex[:12]}", str(CANARY_NUMBER - mark.int % 10**12)
     # A date before all business: totals by day alone must be the canary's own, too.
     moment = datetime(1000, 1, 1, tzinfo=UTC) + timedelta(minutes=mark.int % (800 * 365 * 1440))
-    dates = {
-        key.path.steps
-        for aggregation in resources.definitions.aggregations
-        for key in aggregation.keys
-        if key.truncation is not None
+    keys = [key for aggregation in resources.definitions.aggregations for key in aggregation.keys]
+    dates = {key.path.steps: key.truncation for key in keys if key.path is not None and key.truncation is not None}
+    paths = {(key.path.steps, key.type) for key in keys if key.path is not None} | {
+        ((name,), kind) for name, kind in resources.definitions.source.keys
     }
-    paths = {
-        (key.path.steps, key.type) for aggregation in resources.definitions.aggregations for key in aggregation.keys
-    } | {((name,), kind) for name, kind in resources.definitions.source.keys}
     for steps, kind in paths:
-        value = f"{moment:%Y-%m-%dT%H:%M:%SZ}" if steps in dates else number if kind is KeyType.NUMBER else text
         container: Any = {"M": item}
         for step in steps:
             (values,) = container.values()
             container = values[step]
         container.clear()
-        container[kind.value] = value
+        own = {kind.value: number if kind is KeyType.NUMBER else text}
+        container.update(dated(moment, dates[steps]) if steps in dates else own)
     return item
 
 
@@ -156,7 +152,7 @@ def expectations_of(resources: Resources, canary: Image) -> list[Expectation]:
     """The totals that the canary produces.
 
     Raises:
-        CommandError: none, or a row of theirs is there already.
+        CommandError: none, or a row of theirs is there already, or the canary would stay in the total of all items.
     """
     expectations = []
     for aggregation in resources.definitions.aggregations:
@@ -166,11 +162,21 @@ def expectations_of(resources: Resources, canary: Image) -> list[Expectation]:
             raise CommandError(f"no canary can be made for {aggregation.name}: {error}") from error
         begins_later = aggregation.since is not None and aggregation.since > time.time()
         if value is not None and any(value[1]) and not begins_later:
+            if all(key.path is None for key in aggregation.keys):
+                if aggregation.remove not in (RemovePolicy.RETRACT, RemovePolicy.RETRACT_UNLESS_EXPIRED):
+                    raise CommandError(
+                        f"no canary can be put: {aggregation.name} is a total of all items, and would keep the "
+                        f"canary's worth (remove = {aggregation.remove.value!r})"
+                    )
+                continue
             expectation = Expectation(aggregation, *value)
             found = resources.dynamodb.get_item(TableName=aggregation.table, Key=expectation.key(), ConsistentRead=True)
             if "Item" in found:
                 raise CommandError(f"{aggregation.table} has a row {', '.join(value[0])} already; run it again")
             expectations.append(expectation)
     if not expectations:
-        raise CommandError("no aggregation counts the canary order: each has a where that excludes it, or begins later")
+        raise CommandError(
+            "no aggregation shows the canary order: each has a where that excludes it, a jmespath over what it lacks, "
+            "is a total of all items, or begins later"
+        )
     return expectations
