@@ -38,6 +38,7 @@ from aggregation_worker.dead_letters import (
     ON_FAILURE_PREFIX,
     DeadLetterQueue,
     FailedBatchReference,
+    Notice,
     ParkedRecord,
     RecordReference,
     read_dead_letter,
@@ -197,15 +198,20 @@ class _Held:
     def of_page(cls, item: Item) -> "_Held":
         """Reads a page."""
         page = page_of(item)
-        receipts = {name: amounts for name, (amounts, _) in page.receipts().items()}
+        receipts = {name: _whole(*receipt) for name, receipt in page.receipts().items()}
         return cls(item, receipts, _sum(receipts.values()), page.key, page.after)
 
     @classmethod
     def in_row(cls, item: Item, name: str) -> "_Held":
         """Reads what a row holds of an aggregation."""
         values = row_receipts(item, name).values or {}
-        receipts = {receipt: read_receipt(value)[0] for receipt, value in values.items()}
+        receipts = {receipt: _whole(*read_receipt(value)) for receipt, value in values.items()}
         return cls(item, receipts, _sum(receipts.values()))
+
+
+def _whole(amounts: Amounts, kept: Amounts) -> Amounts:
+    """A contribution and what it keeps, as the oracle has both."""
+    return (*amounts, *(kept or (Decimal(0),) * len(amounts)))
 
 
 def _sum(all_amounts: Iterable[Amounts]) -> Amounts:
@@ -278,6 +284,7 @@ class World:
         self._unseen: dict[str, dict[tuple[Any, ...], Item | None]] = {}
         self._writes_checked = 0
         self._ever_parked: set[str] = set()
+        self._ever_told: set[tuple[str, str]] = set()
         self._patches = ExitStack()
         self.limits = limits = limits or Limits()
         self._patches.enter_context(patch("aggregation_worker.ledger.commit.wait", wait))
@@ -342,7 +349,9 @@ class World:
         run = Run(Process(self.scheduler), seconds)
         chosen = [(letter, self.messages[letter]) for letter in dict.fromkeys(letters)]
         held = HeldMessages(self._queue_for(run, chosen), "queue")
-        resources: Any = SimpleNamespace(ledger_retention_days=RETENTION_DAYS, s3=self)
+        resources: Any = SimpleNamespace(
+            definitions=_PARSED, s3=self, dynamodb=Client(run.process, {"get_item": self.database.get_item})
+        )
 
         def send(records: list[Any]) -> list[RecordOutcome]:
             try:
@@ -485,6 +494,7 @@ class World:
         for entry in Entries:
             self.messages[next(self._message_ids)] = entry["MessageBody"]
             self._ever_parked.update(record["eventID"] for record in self._records_of(entry["MessageBody"]))
+            self._ever_told |= self._told_in(entry["MessageBody"])
         return {"Successful": [{"Id": entry["Id"]} for entry in Entries], "Failed": []}
 
     def put_object(self, *, Bucket: str, Key: str, Body: bytes, ContentType: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
@@ -535,10 +545,21 @@ class World:
         self.messages.pop(ReceiptHandle, None)
         return {}
 
+    def _told_in(self, body: str) -> set[tuple[str, str]]:
+        """The record that a notice tells of, by its event id, and the aggregation."""
+        match read_dead_letter(body):
+            case Notice(record, _, aggregation):
+                return {(record["eventID"], aggregation)}
+            case RecordReference(content, _, str(aggregation)):
+                return {(json.loads(self.bucket[content.key])["eventID"], aggregation)}
+        return set()
+
     def _records_of(self, body: str) -> list[Raw]:
         match read_dead_letter(body):
             case ParkedRecord(record):
                 return [record]
+            case Notice() | RecordReference(aggregation=str()):
+                return []
             case RecordReference(content):
                 return [json.loads(self.bucket[content.key])]
             case FailedBatchReference(document):
@@ -628,7 +649,7 @@ class World:
     def poison(self, rule_index: int, row_index: int) -> None:
         """Turns one total into a text, by hand: nothing can be added to it any more."""
         rule = RULES[rule_index % len(RULES)]
-        measure = rule.measures[0]
+        measure = rule.numbers[0]
         rows = [(key, row) for key, row in self.database.tables[rule.table].items.items() if measure in row]
         if rows:
             key, row = rows[row_index % len(rows)]
@@ -670,20 +691,19 @@ class World:
         return sum(len(self._receipts_of(total)) for total in self._all_totals())
 
     def check_totals(self) -> None:
-        """After `drain`: every total is the fold of the history, and only what cannot be counted waits.
+        """After `drain`: every total is the fold of the history, and only what cannot be counted or corrected waits.
 
-        What cannot be counted is what an aggregation refuses, what would give a total more digits than a DynamoDB
-        number has, and what comes when the page that could tell of it has expired; each such record waits. Of the
-        last, some wait that are counted.
+        What cannot be counted is what would give a total more digits than a DynamoDB number has, and what comes when
+        the page that could tell of it has expired; each such record waits. Of the last, some wait that are counted.
+        Notices wait of the items that still are what cannot be used.
 
         Raises:
             BrokenPromiseError: that is not so.
         """
         totals = self.totals()
-        zeros = (Decimal(0), Decimal(0))
+        zeros = (Decimal(0),) * 4
         waiting = {record["eventID"] for body in self.messages.values() for record in self._records_of(body)}
-        cannot_be_counted = {event_id for event_id, record in self.expected.items() if record.refused_by}
-        may_wait = set()
+        cannot_be_counted, may_wait = set(), set()
         counted: list[tuple[Total, Amounts]] = []
         for record in self.history:
             event_id, receipt = record["eventID"], self._receipt_of(record)
@@ -695,7 +715,7 @@ class World:
                 if total not in missing:
                     if receipt in self._receipts_of(total):  # or it went with a row that was deleted
                         counted.append((total, amounts))
-                elif expired or not all(map(fits, map(EXACT.add, totals.get(total, zeros), amounts))):
+                elif expired or not all(map(fits, (*amounts, *map(EXACT.add, totals.get(total, zeros), amounts)))):
                     cannot_be_counted.add(event_id)
                 else:
                     raise BrokenPromiseError(f"record {event_id} is not counted in {total}")
@@ -704,6 +724,15 @@ class World:
         more, fewer = waiting - cannot_be_counted - may_wait, cannot_be_counted - waiting
         promise(not more, f"records wait that are counted completely: {sorted(more)}")
         promise(not fewer, f"records that cannot be counted are nowhere: {sorted(fewer)}")
+        items = self.database.tables[SOURCE_TABLE].items
+        told = {one for body in self.messages.values() for one in self._told_in(body)}
+        to_be_told = {
+            (record["eventID"], name)
+            for record in self.history
+            for name in self.expected[record["eventID"]].told_by
+            if record["dynamodb"].get("NewImage") == items.get((record["dynamodb"]["Keys"]["orderid"]["S"],), ...)
+        }
+        promise(told == to_be_told, f"notices wait of {sorted(told)}, but should of {sorted(to_be_told)}")
 
     # --- What is watched at every moment --------------------------------------------------------------------------
 
@@ -712,10 +741,10 @@ class World:
         found: dict[Total, Amounts] = {}
         for rule in RULES:
             for key, row in self.database.tables[rule.table].items.items():
-                if key[0].startswith(rule.prefix) and any(measure in row for measure in rule.measures):
+                if key[0].startswith(rule.prefix) and any(measure in row for measure in rule.numbers):
                     values = [
                         self.poisoned.get((rule.table, key, measure)) or row.get(measure) or {"N": "0"}
-                        for measure in rule.measures
+                        for measure in rule.numbers
                     ]
                     found[rule.name, key] = tuple(Decimal(value["N"]) for value in values)
         return found
@@ -809,11 +838,17 @@ class World:
         event_id = record["eventID"]
         expected = self.expected[event_id]
         missing = {name for name, _ in self._missing(record)}
+        told = {name for one, name in self._ever_told if one == event_id}
+        promise(expected.told_by <= told, f"{expected.told_by} cannot use record {event_id}, but only {told} told so")
+        promise(
+            outcome is not RecordOutcome.NOTICED or bool(expected.told_by),
+            f"nobody had to be told of record {event_id}",
+        )
         if outcome is RecordOutcome.PARKED:
             promise(event_id in self._ever_parked, f"record {event_id} was reported as parked, but is nowhere")
             missing = {name for name in missing if not any(reason.startswith(f"{name}: ") for reason in reasons)}
-        else:
-            promise(not expected.refused_by, f"record {event_id} is {outcome}, but {expected.refused_by} refuse it")
+        elif outcome is not RecordOutcome.NOTICED:
+            promise(not expected.told_by, f"record {event_id} is {outcome}, but {expected.told_by} cannot use it")
             counted = outcome is not RecordOutcome.NOT_COUNTED
             promise(counted is bool(expected.contributions), f"record {event_id} is {outcome}: {expected}")
         promise(not missing, f"record {event_id} was reported as {outcome}, but is not counted in {missing}")

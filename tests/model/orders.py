@@ -46,7 +46,7 @@ table = "others"
 partition_key = { name = "key", from = "order_date", truncate = "month", prefix = "month-" }
 sum = { units = "quantity" }
 count = "orders"
-remove = "retract"
+remove = "ignore"
 """
 SOURCE_TABLE = "Order_by_item"
 TABLES = {"by-item-and-day": (("item", "S"), ("day", "S")), "others": (("key", "S"),)}
@@ -56,8 +56,8 @@ Amounts = tuple[Decimal, ...]
 EXACT = Context(prec=200, traps=[Inexact])
 
 
-class RefusedError(Exception):
-    """An aggregation cannot use the order: it must count neither its old image nor its new one."""
+class UnusableError(Exception):
+    """An aggregation cannot use the order: it is worth nothing there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Order:
     def units(self) -> Decimal:
         """The quantity as a number."""
         if self.quantity is None:
-            raise RefusedError
+            raise UnusableError
         return Decimal(self.quantity)
 
 
@@ -109,7 +109,7 @@ def fits(amount: Decimal) -> bool:
 
 def _all_fit(amounts: Amounts) -> Amounts:
     if not all(map(fits, amounts)):
-        raise RefusedError
+        raise UnusableError
     return amounts
 
 
@@ -133,41 +133,74 @@ def _months(order: Order) -> tuple[Group, Amounts] | None:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One aggregation as the oracle knows it: `measures` in the order of the amounts, and what a removal does."""
+    """One aggregation as the oracle knows it.
+
+    Attributes:
+        numbers: the attributes that it keeps in a row: its measures in the order of the amounts, then what is kept.
+        removal: what a removal does: `keep`, `retract` or `ignore`.
+    """
 
     name: str
     table: str
-    measures: tuple[str, ...]
+    numbers: tuple[str, ...]
     value: Callable[[Order], tuple[Group, Amounts] | None]
-    retracts: Callable[[Change], bool]
+    removal: Callable[[Change], str]
     prefix: str = ""
 
-    def contributions(self, change: Change) -> dict[Group, Amounts]:
-        """What a change adds to which totals; nothing where that is zero.
+    def worth(self, order: Order | None) -> tuple[Group, Amounts] | None:
+        """What an order is worth.
 
         Raises:
-            RefusedError: one of the images cannot be used.
+            UnusableError: it cannot be used.
         """
+        value = None if order is None else self.value(order)
+        return None if value is None else (value[0], _all_fit(value[1]))
+
+    def contributions(self, change: Change) -> dict[Group, Amounts]:
+        """What a change adds to which totals, and to what is kept of them; nothing where that is zero."""
         found: dict[Group, Amounts] = {}
+        removal = "retract" if change.new is not None else self.removal(change)
         for order, sign in ((change.old, -1), (change.new, 1)):
-            if order is None or (change.new is None and not self.retracts(change)):
+            try:
+                value = self.worth(order)
+            except UnusableError:
                 continue
-            value = self.value(order)
-            if value is not None:
-                group, amounts = value[0], _all_fit(value[1])
-                before = found.get(group, (Decimal(0),) * len(amounts))
-                found[group] = tuple(
-                    EXACT.add(b, EXACT.multiply(Decimal(sign), amount))
-                    for b, amount in zip(before, amounts, strict=True)
-                )
-        return {group: _all_fit(amounts) for group, amounts in found.items() if any(amounts)}
+            if value is None or removal == "ignore":
+                continue
+            group, amounts = value
+            zeros = (Decimal(0),) * len(amounts)
+            added = tuple(EXACT.multiply(Decimal(sign), amount) for amount in amounts)
+            whole = (*zeros, *amounts) if removal == "keep" else (*added, *zeros)
+            found[group] = tuple(map(EXACT.add, found.get(group, zeros * 2), whole))
+        return {group: amounts for group, amounts in found.items() if any(amounts)}
+
+    def must_be_told(self, change: Change) -> bool:
+        """Whether somebody must be told that an image cannot be used."""
+        if change.new is None and self.removal(change) != "keep":
+            return False
+        try:
+            self.worth(change.old if change.new is None else change.new)
+        except UnusableError:
+            return True
+        return False
+
+
+def _numbers(name: str, *measures: str) -> tuple[str, ...]:
+    return (*measures, *(f"kept#{name}#{measure}" for measure in measures))
 
 
 RULES = (
-    Rule("units", "by-item-and-day", ("units",), _units, lambda _: False),
-    Rule("takings", "by-item-and-day", ("paid_orders", "revenue"), _takings, lambda _: True),
-    Rule("customers", "others", ("orders",), _customers, lambda change: not change.expired, "customer-"),
-    Rule("months", "others", ("orders", "units"), _months, lambda _: True, "month-"),
+    Rule("units", "by-item-and-day", _numbers("units", "units"), _units, lambda _: "keep"),
+    Rule("takings", "by-item-and-day", _numbers("takings", "paid_orders", "revenue"), _takings, lambda _: "retract"),
+    Rule(
+        "customers",
+        "others",
+        _numbers("customers", "orders"),
+        _customers,
+        lambda change: "keep" if change.expired else "retract",
+        "customer-",
+    ),
+    Rule("months", "others", _numbers("months", "orders", "units"), _months, lambda _: "ignore", "month-"),
 )
 
 Total = tuple[str, Group]
@@ -176,22 +209,16 @@ Total = tuple[str, Group]
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What must become of one stream record: what it adds to which totals, and which aggregations refuse it."""
+    """What must become of one stream record: what it adds to which totals, and which aggregations tell of it."""
 
     contributions: dict[Total, Amounts]
-    refused_by: frozenset[str]
+    told_by: frozenset[str]
 
 
 def expected(change: Change) -> Expected:
     """What must become of the record of a change."""
-    found: dict[Total, Amounts] = {}
-    refused_by = set()
-    for rule in RULES:
-        try:
-            found |= {(rule.name, group): amounts for group, amounts in rule.contributions(change).items()}
-        except RefusedError:
-            refused_by.add(rule.name)
-    return Expected(found, frozenset(refused_by))
+    found = {(rule.name, group): amounts for rule in RULES for group, amounts in rule.contributions(change).items()}
+    return Expected(found, frozenset(rule.name for rule in RULES if rule.must_be_told(change)))
 
 
 def add_up(parts: Iterable[tuple[Total, Amounts]]) -> dict[Total, Amounts]:

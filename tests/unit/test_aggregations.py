@@ -320,7 +320,7 @@ def test_sum_over_a_list__changes_with_its_lines() -> None:
     assert found(defined, insert(order())) == []
     assert found(defined, insert(two)) == [(("item123", DAY), (5, 1))]
     assert found(defined, modify(one, two)) == [(("item123", DAY), (3, 0))]
-    assert refusal(defined, insert(order(lines={"L": [{"M": {"quantity": {"S": "2"}}}]}))) == (
+    assert problem(defined, insert(order(lines={"L": [{"M": {"quantity": {"S": "2"}}}]}))) == (
         "items: 'sum(lines[].quantity)' cannot be evaluated on the image (sum() takes no string there)"
     )
 

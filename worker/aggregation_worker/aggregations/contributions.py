@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
+from typing import Any
 
 from aggregation_worker.aggregations.attribute_paths import AttributePath, MalformedValueError
 from aggregation_worker.aggregations.measured import MeasuredExpression

@@ -162,7 +162,11 @@ class Replay:
             yield portion
 
     def _look_at(self, letter: Letter, notice: Notice) -> None:
-        state = state_of(notice, self.resources)
+        try:
+            state = state_of(notice, self.resources)
+        except (BotoCoreError, ClientError) as error:
+            self._leave(letter, f"the item could not be read: {explain_aws_error(error)}")
+            return
         if state is not NoticeState.OVER:
             self._leave(letter, state.value)
         elif self.send is None:
