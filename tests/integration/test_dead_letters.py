@@ -623,7 +623,7 @@ def test_verify__says_the_latency_and_leaves_nothing(tmp_path: Path, capsys: pyt
         assert stored(pipeline) == {}
         assert expected(pipeline) == {}
         ledger = list(scan(pipeline.dynamodb, LEDGER_TABLE))
-        assert [item["page"] for item in ledger] == [{"S": "definition"}]
+        assert [item["page"] for item in ledger] == [{"S": "catalogue"}]
 
 
 def test_verify_of_totals_by_day_alone__touches_no_real_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

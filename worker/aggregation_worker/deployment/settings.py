@@ -30,9 +30,12 @@ class MappingSettings:
     # other's transactions, and come late for what another has archived already. Order does not matter to sums, so a
     # user with thousands of aggregates can raise it.
     parallelization_factor: int = 1
-    # The worker parks what can never succeed, so what fails is an outage: worth many attempts. Splits cost none, and
-    # -1 is no limit.
-    maximum_retry_attempts: int = 30
+    # The worker parks what can never succeed, so what fails is an outage or a wrong deployment. Each attempt then takes
+    # 30 seconds at least (`handler.FAILURE_PAUSE`; AWS does not document pauses of its own), so that these last as long
+    # as the maximum record age: a wrong deployment may stand for six hours before anything goes to the dead-letter
+    # bucket. With 30 attempts, and nothing held back, the first record would be there after 41 invocations (10 splits
+    # of a batch of 1,000, which cost no attempt, and 31 of its own), and the next one after 31 more. -1 is no limit.
+    maximum_retry_attempts: int = 720
     # Well inside the stream's 24 hours, so that the on-failure document can still be written from the stream, and long
     # enough for an operator to wake up and repair before records take the longer way through the dead-letter queue.
     # -1 is no limit but the stream's.
