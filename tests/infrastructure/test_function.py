@@ -198,7 +198,7 @@ def test_role__allows_every_request_and_no_other(stack: Stack, dynamodb_local: D
 
     with ThreadPoolExecutor(1) as executor:
         committer = Committer(client, ledger, 60, executor)
-        earlier = [insert(order(f"old{second}"), created_at=CREATED_AT - second) for second in range(1, 11)]
+        earlier = [insert(order(f"old{second}"), created_at=CREATED_AT - second) for second in range(1, 16)]
         committer.commit(
             postings(*earlier, defined=retired), Deadline(lambda: 60.0, stop_sending=5.0, stop_waiting=1.0)
         )

@@ -396,7 +396,7 @@ def test_workers_that_start_at_once__lose_and_double_nothing(starts: Starts) -> 
         if not decisions.next_path():
             break
 
-    assert found == starts.outcomes
+    assert found == starts.outcomes, "others work, or others refuse"
 
 
 def _started_at_once(starts: Starts, choose: Callable[[int], int]) -> tuple[str, ...]:
@@ -432,9 +432,10 @@ def _started_at_once(starts: Starts, choose: Callable[[int], int]) -> tuple[str,
     catalogue = read_catalogue(direct, LEDGER)
     counting = [starts.before, *(starts.files[number] for number, found in outcomes.items() if found == WORKS)]
     by_name = {one.name: one.definition for file in counting if file for one in definitions(*file).aggregations}
-    assert {name: entry.definition for name, entry in catalogue.entries.items()} == by_name
+    found = {name: entry.definition for name, entry in catalogue.entries.items()}
+    assert found == by_name, "the catalogue is not what the workers that started count"
     for (_, one), (_, other) in combinations(catalogue.entries.items(), 2):
-        assert not shared_measures(one.definition, other.definition)
+        assert not shared_measures(one.definition, other.definition), "two count into one total"
     retired = {name for name, entry in catalogue.entries.items() if entry.retired_at is not None}
-    assert retired == ({"other"} if starts.retires else set())
+    assert retired == ({"other"} if starts.retires else set()), "somebody has brought it back"
     return tuple(outcomes.values())
