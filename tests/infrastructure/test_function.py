@@ -100,7 +100,7 @@ def test_mapping__has_each_value(stack: Stack) -> None:
         "BatchSize": 1000,
         "MaximumBatchingWindowInSeconds": 1,
         "ParallelizationFactor": 1,
-        "MaximumRetryAttempts": 720,
+        "MaximumRetryAttempts": 2880,
         "MaximumRecordAgeInSeconds": 21_600,
         "BisectBatchOnFunctionError": True,
         "FunctionResponseTypes": ["ReportBatchItemFailures"],
@@ -114,7 +114,13 @@ def test_failing_batch__is_held_without_looking_slow() -> None:
     """Neither the function's timeout nor the alarm that batches come near it."""
     assert FAILURE_PAUSE <= deployment.FUNCTION_TIMEOUT_SECONDS / 2
     assert FAILURE_PAUSE * 1_000 < NEAR_THE_TIMEOUT_MS
-    assert FAILURE_PAUSE * deployment.MAPPING.maximum_retry_attempts >= deployment.MAPPING.maximum_record_age_seconds
+
+
+def test_retries_of_a_failing_batch__last_as_long_as_the_stream() -> None:
+    """So that the maximum record age alone decides, also when an operator raises it."""
+    seconds = FAILURE_PAUSE * deployment.MAPPING.maximum_retry_attempts
+
+    assert seconds >= deployment.STREAM_RETENTION_DAYS * 86_400
 
 
 def test_mapping_of_other_definitions__reads_the_existing_stream(stack: Stack, other_stack: Stack) -> None:

@@ -39,10 +39,9 @@ STOP_WAITING = 1.0
 _STOP_SENDING_PART = 1 / 4
 _STOP_WAITING_PART = 1 / 8
 # Seconds that a batch which fails as a whole is held before it is given back to the mapping, or half of what is left of
-# the invocation. An operator must act, and until then each attempt fails within milliseconds: with bisecting the first
-# record would have used up ten splits and all its retries within moments, and be on its way to the dead-letter bucket,
-# one record after another. So held, the retries last as long as a record is delivered at all
-# (`deployment.settings.MappingSettings`).
+# the invocation. An operator must act, and until then each attempt fails within milliseconds: bisected down to single
+# records, these would use up their retries one after another within moments, and go to the dead-letter bucket. So held,
+# the retries outlast the records (`maximum_retry_attempts` in `deployment.settings`).
 FAILURE_PAUSE = 30.0
 # Milliseconds assumed where there is no context, as in a call by hand.
 _DEFAULT_REMAINING = 60_000

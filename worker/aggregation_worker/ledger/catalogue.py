@@ -8,7 +8,8 @@ silence:
 - The file lacks an aggregation that has counted (a rollback, a wrong file): it would miss records.
 
 Only the deployed worker adds to it (`register`); whoever else works with a definitions file checks that against it. It
-protects one ledger: that an aggregation of another ledger counts into the same table, it does not know.
+protects one ledger: that an aggregation of another ledger counts into the same table, it does not know. It has room for
+about a thousand aggregations, the retired ones included.
 """
 
 import json
