@@ -14,9 +14,9 @@ from botocore.exceptions import ConnectionClosedError
 from aggregation_worker.aggregations.contributions import Aggregation, Group, contributions
 from aggregation_worker.aggregations.numbers import EXACT, Amounts
 from aggregation_worker.ledger import next_write, pages
+from aggregation_worker.ledger.catalogue import register
 from aggregation_worker.ledger.commit import Committer, Deadline
 from aggregation_worker.ledger.corrections import correction_page
-from aggregation_worker.ledger.definition_guard import check_definitions
 from aggregation_worker.ledger.reading import Stored, read_stored
 from aggregation_worker.ledger.receipts import (
     AGGREGATE_KEY,
@@ -64,7 +64,7 @@ class TotalsInMemory(InMemoryDynamoDB):
         undisturbed.tables = self.tables
         self.undisturbed = cast("Any", undisturbed)
         self._committer = Committer(self.undisturbed, LEDGER, RETENTION_DAYS, ImmediateExecutor())
-        check_definitions(self.undisturbed, LEDGER, aggregations)
+        register(self.undisturbed, LEDGER, aggregations)
 
     # --- The worker, and others -----------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from constructs import Construct
 from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.dead_letters import ON_FAILURE_PREFIX, PARKED_PREFIX
 from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.ledger.receipts import CATALOGUE_PARTITION
 from aggregation_worker_cdk.bundle import FunctionBundling
 from aggregation_worker_cdk.dead_letters import DeadLetters
 from aggregation_worker_cdk.python_function import log_and_trace, log_of, python_function
@@ -36,7 +37,7 @@ class AggregationFunction(Construct):
     ) -> None:
         super().__init__(scope, construct_id)
         self.log_group = log_of(self, throwaway=throwaway)
-        self.role = self._role(definitions, tables, dead_letters)
+        self.role = self._role(tables, dead_letters)
         self.function = python_function(
             self,
             role=self.role,
@@ -92,7 +93,7 @@ class AggregationFunction(Construct):
         mapping.node.add_dependency(dead_letters.bucket.policy)
         return mapping
 
-    def _role(self, definitions: Definitions, tables: Tables, dead_letters: DeadLetters) -> iam.Role:
+    def _role(self, tables: Tables, dead_letters: DeadLetters) -> iam.Role:
         """The execution role: each action that the worker or Lambda on its behalf performs, on what it performs it.
 
         `TransactWriteItems` needs the permission for each of its actions ("Using IAM with DynamoDB transactions",
@@ -101,7 +102,6 @@ class AggregationFunction(Construct):
         """
         account = cdk.Stack.of(self).account
         bucket_arn = dead_letters.bucket.bucket_arn
-        aggregations = [aggregation.name for aggregation in definitions.aggregations]
         statements = [
             iam.PolicyStatement(
                 sid="ReadStream",
@@ -123,20 +123,19 @@ class AggregationFunction(Construct):
             ),
             iam.PolicyStatement(
                 # Archived receipts, and the pages where late ones belong. A page's partition key begins with its
-                # aggregation's name and a `#`, which no name holds, so none of the ledger's other items can be put.
+                # aggregation's name and a `#`, so none of the ledger's other items can be put. The aggregation may be
+                # one that is retired by now: a row that it shares makes room of its receipts, too.
                 sid="KeepPages",
                 actions=["dynamodb:PutItem", "dynamodb:Query"],
                 resources=[tables.ledger.table_arn],
-                conditions={
-                    "ForAllValues:StringLike": {"dynamodb:LeadingKeys": [f"{name}#*" for name in aggregations]}
-                },
+                conditions={"ForAllValues:StringLike": {"dynamodb:LeadingKeys": ["?*#*"]}},
             ),
             iam.PolicyStatement(
-                # Only the items whose partition key is an aggregation's name, which no page's is.
-                sid="GuardDefinitions",
+                # The one item that says which aggregations have counted.
+                sid="KeepCatalogue",
                 actions=["dynamodb:GetItem", "dynamodb:PutItem"],
                 resources=[tables.ledger.table_arn],
-                conditions={"ForAllValues:StringEquals": {"dynamodb:LeadingKeys": aggregations}},
+                conditions={"ForAllValues:StringEquals": {"dynamodb:LeadingKeys": [CATALOGUE_PARTITION]}},
             ),
             iam.PolicyStatement(
                 sid="ParkRecords",

@@ -62,7 +62,7 @@ from aggregation_worker.operations.letters import HeldMessages, resolve_letter
 from aggregation_worker.operations.replaying import Replay, Selection, SendError
 from tests.dynamodb_local import DynamoDBLocal, running_dynamodb_local
 from tests.end_to_end.faulty_proxy import Fault, FaultyProxy
-from tests.model.orders import DEFINITIONS, RULES, TABLES, Amounts, Change, Order, Total, add_up, expected
+from tests.model.orders import DEFINITIONS, RULES, TABLES, Amounts, Change, Order, Total, add_up, expected, whole
 from tests.records import STREAM_ARN, stream_record
 
 if TYPE_CHECKING:
@@ -111,14 +111,14 @@ class Source:
     Attributes:
         records: how many changes there are in all.
         totals: the fold of all changes so far.
-        refused: the event ids of those that some aggregation cannot use.
+        told: what must be told of: event id and aggregation, and the order that it cannot use.
     """
 
     records: int
     seed: int
     shards: int
     totals: dict[Total, Amounts] = field(default_factory=dict)
-    refused: set[str] = field(default_factory=set)
+    told: dict[tuple[str, str], tuple[str, Order | None]] = field(default_factory=dict)
     made: int = 0
     _orders: dict[str, Order] = field(default_factory=dict)
     _waiting: list[deque[dict[str, Any]]] = field(default_factory=list)
@@ -160,8 +160,17 @@ class Source:
         self.made += 1
         result = expected(change)
         self.totals = add_up([*self.totals.items(), *result.contributions.items()])
-        if result.refused_by:
-            self.refused.add(record["eventID"])
+        self.told |= {(record["eventID"], name): (orderid, change.new) for name in result.told_by}
+
+    def get_item(self, *, TableName: str, Key: dict[str, Any], ConsistentRead: bool) -> dict[str, Any]:  # noqa: N803 - boto3's names
+        """An order as it is now, as DynamoDB has it."""
+        orderid = Key["orderid"]["S"]
+        order = self._orders.get(orderid)
+        return {} if order is None else {"Item": order.item_of(orderid)}
+
+    def to_be_told(self) -> set[tuple[str, str]]:
+        """What must still be told of at the end: the orders that are what cannot be used."""
+        return {told for told, (orderid, order) in self.told.items() if order and order == self._orders.get(orderid)}
 
     def _record(self, orderid: str, change: Change, shard: int) -> dict[str, Any]:
         number = next(self._numbers[shard])
@@ -312,7 +321,7 @@ class Report:
         pages: of the ledger, at the end.
         drift: the difference of every total from the fold of the history: zeros.
         waiting: dead letters in the queue at the end; a record can have several.
-        refused: records that some aggregation cannot count; each waits.
+        unusable: notices that must wait: of orders that still are what some aggregation cannot use.
         wrong: sentences about what is not as it must be; none.
     """
 
@@ -332,7 +341,7 @@ class Report:
     drift: Mapping[Total, Amounts]
     totals: Mapping[Total, Amounts]
     waiting: int
-    refused: int
+    unusable: int
     wrong: tuple[str, ...]
 
     def lines(self) -> Iterator[str]:
@@ -354,7 +363,7 @@ class Report:
         yield f"{self.outcomes.get(RecordOutcome.DUPLICATE, 0):,} duplicates skipped"
         yield (
             f"{self.given_up:,} batches given up; {self.replayed:,} dead letters replayed; "
-            f"{self.waiting:,} wait, of {self.refused:,} records that cannot be counted"
+            f"{self.waiting:,} wait, of {self.unusable:,} orders that an aggregation cannot use"
         )
         yield "drift of every aggregate:"
         for (name, group), drift in sorted(self.drift.items()):
@@ -475,6 +484,8 @@ class Chaos:
     def _resources(self) -> Any:
         return SimpleNamespace(
             ledger_retention_days=deployment.LEDGER_RETENTION_DAYS,
+            definitions=parse_definitions(DEFINITIONS),
+            dynamodb=self.source,
             s3=self.ministack.client("s3"),
             client=self.ministack.client,
         )
@@ -497,10 +508,11 @@ class Chaos:
             if totals.get(total, zeros) != sums.get(total, zeros):
                 wrong.append(f"{total} is {totals.get(total)}, but its receipts sum up to {sums.get(total)}")
         waiting = self._waiting()
-        if set(waiting) - self.source.refused:
-            wrong.append(f"dead letters wait that are counted: {sorted(set(waiting) - self.source.refused)}")
-        if self.source.refused - set(waiting):
-            wrong.append(f"refused records are nowhere: {sorted(self.source.refused - set(waiting))}")
+        to_be_told = self.source.to_be_told()
+        if needless := set(waiting) - to_be_told:
+            wrong.append(f"dead letters wait that nothing is to be done about: {sorted(needless)}")
+        if missing := to_be_told - set(waiting):
+            wrong.append(f"nobody is told of what cannot be used: {sorted(missing)}")
         return Report(
             seed=self.source.seed,
             seconds=seconds,
@@ -518,7 +530,7 @@ class Chaos:
             drift=drift,
             totals=totals,
             waiting=len(waiting),
-            refused=len(self.source.refused),
+            unusable=len(to_be_told),
             wrong=tuple(wrong),
         )
 
@@ -527,9 +539,9 @@ class Chaos:
         for rule in RULES:
             for row in scan(self.dynamodb, rule.table):
                 group = tuple(row[key]["S"] for key, _ in TABLES[rule.table])
-                if group[0].startswith(rule.prefix) and any(measure in row for measure in rule.measures):
+                if group[0].startswith(rule.prefix) and any(number in row for number in rule.numbers):
                     found[rule.name, group] = tuple(
-                        Decimal(row.get(measure, {"N": "0"})["N"]) for measure in rule.measures
+                        Decimal(row.get(number, {"N": "0"})["N"]) for number in rule.numbers
                     )
         return found
 
@@ -543,10 +555,10 @@ class Chaos:
                 if not group[0].startswith(rule.prefix):
                     continue
                 seen = row_receipts(row, rule.name)
-                receipts = {name: read_receipt(value)[0] for name, value in (seen.values or {}).items()}
+                receipts = {name: read_receipt(value) for name, value in (seen.values or {}).items()}
                 for page in pages.pop(partition_of(rule.name, group, seen.generation), ()):
-                    receipts |= {name: amounts for name, (amounts, _) in page.receipts().items()}
-                found += [((rule.name, group), amounts) for amounts in receipts.values()]
+                    receipts |= page.receipts()
+                found += [((rule.name, group), whole(*receipt)) for receipt in receipts.values()]
         assert not pages, f"pages are nobody's: {sorted(pages)}"
         return add_up(found)
 
@@ -558,14 +570,15 @@ class Chaos:
                 found.setdefault(item[AGGREGATE_KEY]["S"], []).append(page_of(item))
         return found
 
-    def _waiting(self) -> list[str]:
-        """The event ids of the records that still wait in the queue."""
-        found: list[str] = []
+    def _waiting(self) -> list[tuple[str, str]]:
+        """The letters that still wait: event id and, of a notice, the aggregation."""
+        found: list[tuple[str, str]] = []
         held = HeldMessages(self.ministack.client("sqs"), self.queue_url)
         for page in held.receive(held.started_at()):
             for message in page:
                 letter = resolve_letter(message, self._resources())
-                found.extend(record["eventID"] for record in letter.records)
+                name = "" if letter.notice is None else letter.notice.aggregation
+                found.extend((record["eventID"], name) for record in letter.records)
         return found
 
     def _tell_progress(self, ended: threading.Event) -> None:

@@ -12,12 +12,14 @@ import pytest
 
 from aggregation_worker.aggregations.definitions import parse_definitions
 from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.handler import FAILURE_PAUSE
+from aggregation_worker.ledger.catalogue import register
 from aggregation_worker.ledger.commit import Committer, Deadline
-from aggregation_worker.ledger.definition_guard import check_definitions
 from aggregation_worker.ledger.writes import Add, Archive, Late
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.pipeline import create_table
 from aggregation_worker.settings import read_settings
+from aggregation_worker_cdk.alarms import NEAR_THE_TIMEOUT_MS
 from tests.dynamodb_local import DynamoDBLocal
 from tests.infrastructure.stacks import Stack, plain, synthesized
 from tests.postings import postings
@@ -98,7 +100,7 @@ def test_mapping__has_each_value(stack: Stack) -> None:
         "BatchSize": 1000,
         "MaximumBatchingWindowInSeconds": 1,
         "ParallelizationFactor": 1,
-        "MaximumRetryAttempts": 30,
+        "MaximumRetryAttempts": 2880,
         "MaximumRecordAgeInSeconds": 21_600,
         "BisectBatchOnFunctionError": True,
         "FunctionResponseTypes": ["ReportBatchItemFailures"],
@@ -106,6 +108,19 @@ def test_mapping__has_each_value(stack: Stack) -> None:
         "DestinationConfig": {"OnFailure": {"Destination": BUCKET}},
         "MetricsConfig": {"Metrics": ["EventCount"]},
     }
+
+
+def test_failing_batch__is_held_without_looking_slow() -> None:
+    """Neither the function's timeout nor the alarm that batches come near it."""
+    assert FAILURE_PAUSE <= deployment.FUNCTION_TIMEOUT_SECONDS / 2
+    assert FAILURE_PAUSE * 1_000 < NEAR_THE_TIMEOUT_MS
+
+
+def test_retries_of_a_failing_batch__last_as_long_as_the_stream() -> None:
+    """So that the maximum record age alone decides, also when an operator raises it."""
+    seconds = FAILURE_PAUSE * deployment.MAPPING.maximum_retry_attempts
+
+    assert seconds >= deployment.STREAM_RETENTION_DAYS * 86_400
 
 
 def test_mapping_of_other_definitions__reads_the_existing_stream(stack: Stack, other_stack: Stack) -> None:
@@ -143,13 +158,13 @@ def test_role__may_do_exactly_this(stack: Stack) -> None:
             "KeepPages",
             ["dynamodb:PutItem", "dynamodb:Query"],
             "<TablesLedger.Arn>",
-            {"ForAllValues:StringLike": {"dynamodb:LeadingKeys": ["item_count_by_date#*"]}},
+            {"ForAllValues:StringLike": {"dynamodb:LeadingKeys": ["?*#*"]}},
         ),
         (
-            "GuardDefinitions",
+            "KeepCatalogue",
             ["dynamodb:GetItem", "dynamodb:PutItem"],
             "<TablesLedger.Arn>",
-            {"ForAllValues:StringEquals": {"dynamodb:LeadingKeys": ["item_count_by_date"]}},
+            {"ForAllValues:StringEquals": {"dynamodb:LeadingKeys": ["#catalogue"]}},
         ),
         ("ParkRecords", "sqs:SendMessage", "<DeadLettersQueue.Arn>", None),
         ("StoreDeadLetters", "s3:PutObject", [f"{BUCKET}/aws/lambda/*", f"{BUCKET}/parked-records/*"], ACCOUNT),
@@ -165,22 +180,6 @@ def test_role_of_other_definitions__names_their_tables(stack: Stack, other_stack
         "ReadStream": (f"{table}/stream/2026-01-01T00:00:00.000", None),
         "ListStreams": (f"{table}/stream/*", None),
         "AddToTotals": (["<TablesTargetcustomertotals.Arn>", "<TablesTargethourlyorders.Arn>"], None),
-        "KeepPages": (
-            "<TablesLedger.Arn>",
-            {
-                "ForAllValues:StringLike": {
-                    "dynamodb:LeadingKeys": ["revenue_by_customer#*", "orders_by_customer#*", "orders_by_hour#*"]
-                }
-            },
-        ),
-        "GuardDefinitions": (
-            "<TablesLedger.Arn>",
-            {
-                "ForAllValues:StringEquals": {
-                    "dynamodb:LeadingKeys": ["revenue_by_customer", "orders_by_customer", "orders_by_hour"]
-                }
-            },
-        ),
     }
 
     assert statements(other_stack) == [
@@ -190,22 +189,27 @@ def test_role_of_other_definitions__names_their_tables(stack: Stack, other_stack
 
 
 def test_role__allows_every_request_and_no_other(stack: Stack, dynamodb_local: DynamoDBLocal) -> None:
-    """Of a worker that adds, archives and writes late."""
+    """Of a worker that adds, archives and writes late, also in rows that it shares with a retired aggregation."""
     table = f"target-{uuid.uuid4().hex[:12]}"
-    definitions = parse_definitions(
-        SAMPLE_FILE.read_text().replace('table = "item_count_by_date"', f'table = "{table}"')
-    )
+    text = SAMPLE_FILE.read_text().replace('table = "item_count_by_date"', f'table = "{table}"')
+    definitions = parse_definitions(text)
+    other = text.replace('name = "item_count_by_date"', 'name = "old"')
+    retired = parse_definitions(other.replace('sum = { quantity = "quantity" }', 'count = "orders"'))
     ledger = f"{table}-ledger"
     client = dynamodb_local.client("dynamodb")
     create_table(client, ledger, deployment.LEDGER)
     create_table(client, table, deployment.target_tables(definitions)[table])
     requests: list[tuple[str, str, str]] = []
-    client.meta.events.register("provide-client-params", functools.partial(note_actions, requests))
     writes: Counter[Any] = Counter()
 
-    check_definitions(client, ledger, definitions.aggregations)
     with ThreadPoolExecutor(1) as executor:
         committer = Committer(client, ledger, 60, executor)
+        earlier = [insert(order(f"old{second}"), created_at=CREATED_AT - second) for second in range(1, 16)]
+        committer.commit(
+            postings(*earlier, defined=retired), Deadline(lambda: 60.0, stop_sending=5.0, stop_waiting=1.0)
+        )
+        client.meta.events.register("provide-client-params", functools.partial(note_actions, requests))
+        register(client, ledger, definitions.aggregations)
         for second in (*range(0, 60, 2), 1):
             made = postings(insert(order(str(second)), created_at=CREATED_AT + second), defined=definitions)
             writes += committer.commit(made, Deadline(lambda: 60.0, stop_sending=5.0, stop_waiting=1.0)).writes
@@ -222,6 +226,7 @@ def test_role__allows_every_request_and_no_other(stack: Stack, dynamodb_local: D
         for action, about, key in requests
     ]
     assert writes.keys() == {Add, Archive, Late}
+    assert any(key.startswith("old#") for _, _, key in requests)
     assert all(matches)
     assert {one for found in matches for one in found} == set(allowed)
 

@@ -12,8 +12,8 @@ from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE, load_d
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.deployment.example import example_item
 from aggregation_worker.deployment.settings import DeploymentError
+from aggregation_worker.ledger.catalogue import register
 from aggregation_worker.ledger.commit import Committer, Deadline
-from aggregation_worker.ledger.definition_guard import check_definitions
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.pipeline import create_table
 from aggregation_worker.reconciliation.scheduled import ScheduledSettings, read_scheduled_settings, reconcile
@@ -162,7 +162,7 @@ def test_role__allows_every_request_of_a_run(
     assert stream_arn is not None
     create_table(client, f"{name}-target", deployment.target_tables(definitions)[f"{name}-target"])
     create_table(client, f"{name}-ledger", deployment.LEDGER)
-    check_definitions(client, f"{name}-ledger", definitions.aggregations)
+    register(client, f"{name}-ledger", definitions.aggregations)
     client.put_item(TableName=name, Item=example_item(definitions))
     with ThreadPoolExecutor(1) as executor:  # whose total has a receipt, but of another quantity
         committer = Committer(client, f"{name}-ledger", 60, executor)

@@ -16,8 +16,8 @@ from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group
 from aggregation_worker.batch import RecordOutcome, process
+from aggregation_worker.ledger.catalogue import register
 from aggregation_worker.ledger.commit import Deadline
-from aggregation_worker.ledger.definition_guard import check_definitions
 from aggregation_worker.local.recompute import scan, stored_totals, totals_of
 from aggregation_worker.streams.records import from_get_records
 from aggregation_worker.streams.shards import StreamShards
@@ -183,7 +183,7 @@ class Follower:
 
     def deploy(self, definitions: Definitions) -> None:
         """What every worker does when it starts."""
-        check_definitions(self.world.client, self.world.ledger_table, definitions.aggregations)
+        register(self.world.client, self.world.ledger_table, definitions.aggregations)
         self.definitions = definitions
 
     def __call__(self) -> int:

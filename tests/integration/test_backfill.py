@@ -23,7 +23,7 @@ import pytest
 
 from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.aggregations.definitions import moment_text, parse_definitions
-from aggregation_worker.ledger.definition_guard import check_definitions
+from aggregation_worker.ledger.catalogue import CatalogueError, register
 from aggregation_worker.ledger.markers import read_marker
 from aggregation_worker.ledger.receipts import BACKFILL_PAGE, backfill_attribute, backfill_value, second_of
 from aggregation_worker.local.ministack import Ministack
@@ -503,11 +503,33 @@ def test_ledger_that_is_lost__doubles_nothing(shop: Shop) -> None:
     for item in scan(shop.world.client, shop.world.ledger_table):
         key = {name: item[name] for name in ("aggregate", "page")}
         shop.world.client.delete_item(TableName=shop.world.ledger_table, Key=key)
-    check_definitions(shop.world.client, shop.world.ledger_table, shop.world.definitions.aggregations)
+    register(shop.world.client, shop.world.ledger_table, shop.world.definitions.aggregations)
 
     assert shop.backfill("--catch-up-until", moment_text(int(time.time()))) == 0
 
     assert shop.world.totals() == before
+    shop.assert_exact()
+
+
+def test_worker_that_outlives_a_deployment__is_caught_up_with(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    """It passed its check before the aggregation was there, and counts on without it. None can start so any more."""
+    old = shop.follower("by_customer")
+    register(shop.world.client, shop.world.ledger_table, shop.knowing().aggregations)
+    writer = shop.writer(1)
+    for _ in range(30):
+        writer()
+    old.drain()
+    with pytest.raises(CatalogueError, match="lacks 'sold'"):
+        shop.follower("by_customer")
+    old.deploy(shop.knowing())  # Lambda has replaced it
+    for _ in range(30):
+        writer()
+    shop.takeover = 2
+
+    assert shop.backfill("--json") == 0
+
+    results = {one["name"]: one for one in json.loads(capsys.readouterr().out)["aggregations"]}
+    assert results["sold"]["recordsCaughtUp"] > 0
     shop.assert_exact()
 
 

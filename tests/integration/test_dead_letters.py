@@ -236,6 +236,7 @@ def test_failed_batch_of_1000__comes_back_from_its_s3_document(capsys: pytest.Ca
         raise RuntimeError("a bad deployment")
 
     with pipeline_with(fails, bisect_batch_on_function_error=False) as pipeline:
+        deployed({"Records": []}, None)  # before that it was well
         put_orders(pipeline, 1000)
         pipeline.mapping.drain(60)
         _, (letter, *others) = aggregator_json(capsys, "dead-letters")
@@ -259,6 +260,7 @@ def test_pointer_into_the_stream__is_read_back_from_it(capsys: pytest.CaptureFix
         raise RuntimeError("a bad deployment")
 
     with pipeline_with(fails, bisect_batch_on_function_error=False, maximum_retry_attempts=0) as pipeline:
+        deployed({"Records": []}, None)  # before that it was well
         put_orders(pipeline, 30)
         pipeline.mapping.drain(60)
         pipeline.sqs.purge_queue(QueueUrl=pipeline.queue_url)
@@ -623,7 +625,7 @@ def test_verify__says_the_latency_and_leaves_nothing(tmp_path: Path, capsys: pyt
         assert stored(pipeline) == {}
         assert expected(pipeline) == {}
         ledger = list(scan(pipeline.dynamodb, LEDGER_TABLE))
-        assert [item["page"] for item in ledger] == [{"S": "definition"}]
+        assert [item["page"] for item in ledger] == [{"S": "catalogue"}]
 
 
 def test_verify_of_totals_by_day_alone__touches_no_real_day(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

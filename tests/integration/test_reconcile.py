@@ -23,7 +23,7 @@ from botocore.exceptions import ConnectionClosedError
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.definitions import parse_definitions
 from aggregation_worker.dead_letters import Notice
-from aggregation_worker.ledger.definition_guard import DefinitionChangedError, check_definitions
+from aggregation_worker.ledger.catalogue import CatalogueError, register
 from aggregation_worker.ledger.markers import CUT, FINISHED_AT, STARTED_AT, read_marker
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.pipeline import running_pipeline
@@ -176,7 +176,7 @@ def shop(dynamodb_local: DynamoDBLocal) -> Iterator[Shop]:
 def a_shop(server: DynamoDBLocal, sold: str = SOLD) -> Iterator[Shop]:
     orders = Orders(items=ITEMS, days=DAYS)
     with shops.a_shop(server, Shop, sold, EVER_SOLD, existing=300, orders=orders, stream_first=True) as shop:
-        check_definitions(shop.world.client, shop.world.ledger_table, shop.world.definitions.aggregations)
+        register(shop.world.client, shop.world.ledger_table, shop.world.definitions.aggregations)
         shop.follower.drain()
         yield shop
 
@@ -569,7 +569,7 @@ def test_aggregation_with_since__is_compared_once_backfilled(
 def test_aggregation_that_no_worker_knows_yet__is_not_repaired(shop: Shop) -> None:
     shop.add_unnoticed(("item1", "2024-07-01"), 5)
     shop.world.client.delete_item(
-        TableName=shop.world.ledger_table, Key={"aggregate": {"S": "sold"}, "page": {"S": "definition"}}
+        TableName=shop.world.ledger_table, Key={"aggregate": {"S": "#catalogue"}, "page": {"S": "catalogue"}}
     )
 
     report = shop.repair()
@@ -582,7 +582,7 @@ def test_aggregation_that_no_worker_knows_yet__is_not_repaired(shop: Shop) -> No
 def test_definition_that_has_changed__is_refused(shop: Shop) -> None:
     changed = parse_definitions(shop.text.replace('count = "orders"\n', ""))
 
-    with pytest.raises(DefinitionChangedError, match="sold"):
+    with pytest.raises(CatalogueError, match="sold"):
         shop.reconcile(definitions=changed, aggregations=changed.aggregations)
 
 

@@ -85,6 +85,7 @@ from tests.model.orders import (
     add_up,
     expected,
     fits,
+    whole,
 )
 from tests.model.scheduler import AnswerWait, Call, Executor, KilledError, Process, Scheduler, Task, wait
 from tests.records import STREAM_ARN
@@ -198,20 +199,15 @@ class _Held:
     def of_page(cls, item: Item) -> "_Held":
         """Reads a page."""
         page = page_of(item)
-        receipts = {name: _whole(*receipt) for name, receipt in page.receipts().items()}
+        receipts = {name: whole(*receipt) for name, receipt in page.receipts().items()}
         return cls(item, receipts, _sum(receipts.values()), page.key, page.after)
 
     @classmethod
     def in_row(cls, item: Item, name: str) -> "_Held":
         """Reads what a row holds of an aggregation."""
         values = row_receipts(item, name).values or {}
-        receipts = {receipt: _whole(*read_receipt(value)) for receipt, value in values.items()}
+        receipts = {receipt: whole(*read_receipt(value)) for receipt, value in values.items()}
         return cls(item, receipts, _sum(receipts.values()))
-
-
-def _whole(amounts: Amounts, kept: Amounts) -> Amounts:
-    """A contribution and what it keeps, as the oracle has both."""
-    return (*amounts, *(kept or (Decimal(0),) * len(amounts)))
 
 
 def _sum(all_amounts: Iterable[Amounts]) -> Amounts:

@@ -484,8 +484,6 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 _ORDERED = ("N", "S", "B")
-# Attribute names that the worker writes without a placeholder; others could be reserved words.
-_UNRESERVED = frozenset(("fingerprint",))
 
 
 class _Parser:
@@ -573,7 +571,7 @@ class _Parser:
 
     def _name(self) -> str:
         word = self._take()
-        if word.startswith("#") or word in _UNRESERVED:
+        if word.startswith("#"):  # without a placeholder it could be a reserved word
             return word
         raise self._unexpected(word)
 

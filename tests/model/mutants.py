@@ -30,8 +30,9 @@ MODEL_TESTS = (
 )
 # A test that fails for one of these has noticed the mutant; anything else is a fault of the mutant itself.
 NOTICED = ("BrokenPromiseError", "AssertionError")
-WRITES, NEXT_WRITE, COMMIT, PAGES, RECEIPTS = (
-    f"worker/aggregation_worker/ledger/{name}.py" for name in ("writes", "next_write", "commit", "pages", "receipts")
+WRITES, NEXT_WRITE, COMMIT, PAGES, RECEIPTS, CATALOGUE = (
+    f"worker/aggregation_worker/ledger/{name}.py"
+    for name in ("writes", "next_write", "commit", "pages", "receipts", "catalogue")
 )
 _TIMEOUT = 600  # seconds
 # How a replay sends.
@@ -266,6 +267,24 @@ MUTANTS = (
         "        if record.old_image is not None:\n            old = aggregation.value(record.old_image)\n"
         "        if record.new_image",
         "        if record.new_image",
+    ),
+    _mutant(
+        "begin a catalogue in the place of another",
+        CATALOGUE,
+        '"attribute_not_exists(#aggregations)"',
+        '"attribute_not_exists(#aggregations) OR attribute_exists(#aggregations)"',
+    ),
+    _mutant(
+        "overwrite a catalogue that has changed",
+        CATALOGUE,
+        '"#aggregations = :aggregations AND #reading = :reading"',
+        '"#aggregations = :aggregations OR #reading = :reading"',
+    ),
+    _mutant(
+        "start without the catalogue's consent",
+        CATALOGUE,
+        "        _catalogue(item).check(aggregations)\n",
+        "",
     ),
     _mutant(
         "delete a dead letter before its replay",

@@ -221,6 +221,11 @@ def expected(change: Change) -> Expected:
     return Expected(found, frozenset(rule.name for rule in RULES if rule.must_be_told(change)))
 
 
+def whole(amounts: Amounts, kept: Amounts) -> Amounts:
+    """A receipt's contribution and what it keeps, as the oracle has both."""
+    return (*amounts, *(kept or (Decimal(0),) * len(amounts)))
+
+
 def add_up(parts: Iterable[tuple[Total, Amounts]]) -> dict[Total, Amounts]:
     """The totals that contributions make."""
     totals: dict[Total, Amounts] = {}

@@ -8,13 +8,15 @@ so these are all the histories that there are.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import pytest
 
-from aggregation_worker.aggregations.contributions import Aggregation
-from aggregation_worker.ledger.definition_guard import DefinitionChangedError, check_definitions
-from tests.definition_texts import aggregation, aggregation_text
+from aggregation_worker.aggregations.definitions import shared_measures
+from aggregation_worker.ledger.catalogue import CatalogueError, read_catalogue, register, retire
+from tests.definition_texts import aggregation_text, definitions
 from tests.model.hostile_world import FATES, LEDGER, LEDGER_KEYS, STOP_SENDING, Client, Limits, World
 from tests.model.in_memory_dynamodb import InMemoryDynamoDB
 from tests.model.orders import Order
@@ -327,39 +329,113 @@ def test_every_interleaving__every_total_is_exact(scenario: Scenario, capsys: py
     assert runs >= scenario.at_least
 
 
-def test_two_definitions_started_at_once__one_of_them_works() -> None:
-    definitions = [aggregation(), aggregation(aggregation_text('remove = "retract"'))]
+# --- Workers that start, and aggregations that are retired ------------------------------------------------------------
+
+COUNTS = aggregation_text()
+CHANGED = aggregation_text('remove = "retract"')
+RENAMED = aggregation_text(name="renamed")
+OTHER, THIRD = (aggregation_text(name=name, table=name) for name in ("other", "third"))
+WORKS, REFUSES = "works", "refuses"
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """Workers that start at once.
+
+    Attributes:
+        before: the file of the worker that was deployed before; empty: none was.
+        files: what each worker's file holds.
+        retires: whether `other` is retired at the same time.
+        outcomes: what may become of them, all of which some order must bring about.
+    """
+
+    name: str
+    before: tuple[str, ...]
+    files: tuple[tuple[str, ...], ...]
+    outcomes: frozenset[tuple[str, ...]]
+    retires: bool = False
+
+
+ONE_OF_TWO = frozenset(((WORKS, REFUSES), (REFUSES, WORKS)))
+ANY_OF_TWO = ONE_OF_TWO | {(WORKS, WORKS), (REFUSES, REFUSES)}
+STARTS = (
+    Starts("two definitions of one name", (), ((COUNTS,), (CHANGED,)), ONE_OF_TWO),
+    Starts("two names of one measure", (), ((COUNTS,), (RENAMED,)), ONE_OF_TWO),
+    Starts("the same file three times", (), ((COUNTS,),) * 3, frozenset(((WORKS,) * 3,))),
+    Starts(
+        "a deployment that adds an aggregation",
+        (COUNTS,),
+        ((COUNTS,), (COUNTS, OTHER)),
+        frozenset(((WORKS, WORKS), (REFUSES, WORKS))),
+    ),
+    Starts("two deployments at once", (COUNTS,), ((COUNTS, OTHER), (COUNTS, THIRD)), ONE_OF_TWO),
+    Starts(
+        "a rollback while its aggregation is retired",
+        (COUNTS, OTHER),
+        ((COUNTS,), (COUNTS, OTHER)),
+        ANY_OF_TWO,
+        retires=True,
+    ),
+    Starts(
+        "a deployment while another aggregation is retired",
+        (COUNTS, OTHER),
+        ((COUNTS, THIRD), (COUNTS, OTHER, THIRD)),
+        ANY_OF_TWO,
+        retires=True,
+    ),
+)
+
+
+@pytest.mark.parametrize("starts", STARTS, ids=lambda starts: starts.name)
+def test_workers_that_start_at_once__lose_and_double_nothing(starts: Starts) -> None:
     decisions = Decisions()
-    runs = 0
+    found = set()
 
     while True:
-        assert sorted(_started_at_once(definitions, decisions.choose)) == ["refuses", "works"]
-        runs += 1
+        found.add(_started_at_once(starts, decisions.choose))
         if not decisions.next_path():
             break
 
-    assert runs >= 4
+    assert found == starts.outcomes, "others work, or others refuse"
 
 
-def _started_at_once(definitions: Sequence[Aggregation], choose: Callable[[int], int]) -> list[str]:
-    """What became of workers that check their definitions at the same time."""
+def _started_at_once(starts: Starts, choose: Callable[[int], int]) -> tuple[str, ...]:
+    """What became of each worker, in one order of all their calls."""
     database = InMemoryDynamoDB()
     database.create(LEDGER, *LEDGER_KEYS)
+    direct: Any = database
+    if starts.before:
+        register(direct, LEDGER, definitions(*starts.before).aggregations)
     scheduler = Scheduler()
-    found = []
-    for definition in definitions:
+    outcomes = dict.fromkeys(range(len(starts.files)), "")
+
+    def begin(act: Callable[[Any], None]) -> None:
         process = Process(scheduler)
-        client: Any = Client(process, {"get_item": database.get_item, "put_item": database.put_item})
+        client = Client(process, {"get_item": database.get_item, "put_item": database.put_item})
+        process.start(lambda: act(client))
 
-        def check(client: Any = client, definition: Aggregation = definition) -> None:
-            try:
-                check_definitions(client, LEDGER, [definition])
-            except DefinitionChangedError:
-                found.append("refuses")
-            else:
-                found.append("works")
+    def start(client: Any, number: int) -> None:
+        try:
+            register(client, LEDGER, definitions(*starts.files[number]).aggregations)
+        except CatalogueError:
+            outcomes[number] = REFUSES
+        else:
+            outcomes[number] = WORKS
 
-        process.start(check)
+    for number in outcomes:
+        begin(partial(start, number=number))
+    if starts.retires:
+        begin(lambda client: retire(client, LEDGER, "other"))
     while calls := scheduler.waiting_calls():
         calls[choose(len(calls))].resume(lambda call: call.perform())
-    return found
+
+    catalogue = read_catalogue(direct, LEDGER)
+    counting = [starts.before, *(starts.files[number] for number, found in outcomes.items() if found == WORKS)]
+    by_name = {one.name: one.definition for file in counting if file for one in definitions(*file).aggregations}
+    found = {name: entry.definition for name, entry in catalogue.entries.items()}
+    assert found == by_name, "the catalogue is not what the workers that started count"
+    for (_, one), (_, other) in combinations(catalogue.entries.items(), 2):
+        assert not shared_measures(one.definition, other.definition), "two count into one total"
+    retired = {name for name, entry in catalogue.entries.items() if entry.retired_at is not None}
+    assert retired == ({"other"} if starts.retires else set()), "somebody has brought it back"
+    return tuple(outcomes.values())

@@ -518,17 +518,30 @@ def test_put_at_the_size_limit__both_answer_alike(both: Both, size: int) -> None
     assert (from_memory[0] == "answered") is (size <= 0)
 
 
-@given(st.lists(st.tuples(keys, st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=6))
+catalogues = st.dictionaries(
+    st.sampled_from(("a", "b#", "c.d")), st.sampled_from(("{}", '{"remove": "ignore"}')).map(lambda text: {"S": text})
+)
+
+
+@given(st.lists(st.tuples(keys, st.none() | catalogues, st.booleans(), catalogues), min_size=1, max_size=6))
 @examples(10, long=100)
-def test_conditional_puts__both_answer_alike(both: Both, puts: list[tuple[str, bool, bool, bool]]) -> None:
+def test_conditional_puts__both_answer_alike(
+    both: Both, puts: list[tuple[str, dict[str, Any] | None, bool, dict[str, Any]]]
+) -> None:
+    """Of a map in place of none, or of the one that was read."""
     example = uuid.uuid4().hex
-    for name, is_conditional, returns_old, with_fingerprint in puts:
-        key = {"aggregate": {"S": f"{example}-{name}"}, "page": {"S": "definition"}}
-        request: dict[str, Any] = {"TableName": LEDGER, "Item": dict(key)}
-        if with_fingerprint:
-            request["Item"]["fingerprint"] = {"S": name}
-        if is_conditional:
-            request["ConditionExpression"] = "attribute_not_exists(fingerprint)"
+    for name, was, returns_old, now in puts:
+        key = {"aggregate": {"S": f"{example}-{name}"}, "page": {"S": "catalogue"}}
+        request: dict[str, Any] = {
+            "TableName": LEDGER,
+            "Item": {**key, "aggregations": {"M": now}, "image_reading": {"N": "1"}},
+            "ExpressionAttributeNames": {"#aggregations": "aggregations"},
+            "ConditionExpression": "attribute_not_exists(#aggregations)",
+        }
+        if was is not None:
+            request["ExpressionAttributeNames"]["#reading"] = "image_reading"
+            request["ConditionExpression"] = "#aggregations = :aggregations AND #reading = :reading"
+            request["ExpressionAttributeValues"] = {":aggregations": {"M": was}, ":reading": {"N": "1"}}
         if returns_old:
             request["ReturnValuesOnConditionCheckFailure"] = "ALL_OLD"
 

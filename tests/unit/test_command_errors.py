@@ -34,10 +34,11 @@ OF_A_DEPLOYMENT = [
     EXPLAIN,
     "backfill",
     "reconcile",
+    "retire item_count_by_date",
     "verify",
     "status",
 ]
-OF_DEFINITIONS = ["local", "replay --in-process", EXPLAIN, "backfill", "reconcile", "verify"]
+OF_DEFINITIONS = ["local", "replay", "replay --in-process", EXPLAIN, "backfill", "reconcile", "verify"]
 SOURCE = "Order_by_item"
 STREAM = f"arn:aws:dynamodb:us-east-1:123456789012:table/{SOURCE}/stream/2026-01-01T00:00:00.000"
 LOADER = botocore.loaders.Loader()
@@ -169,7 +170,7 @@ def table_without_a_stack(request: AWSPreparedRequest) -> AWSResponse:
     return answer(request, 400, f"<ErrorResponse><Error>{error}</Error></ErrorResponse>")
 
 
-@pytest.mark.parametrize("command", [command for command in OF_A_DEPLOYMENT if command != "verify"])
+@pytest.mark.parametrize("command", OF_A_DEPLOYMENT)
 def test_missing_stack__is_named(
     command: str, aws: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,7 +189,13 @@ def no_table(request: AWSPreparedRequest) -> AWSResponse:
 
 @pytest.mark.parametrize(
     ("command", "table"),
-    [(EXPLAIN, "item_count_by_date"), ("backfill", SOURCE), ("reconcile", SOURCE), ("verify", "item_count_by_date")],
+    [
+        (EXPLAIN, "item_count_by_date"),
+        ("backfill", SOURCE),
+        ("reconcile", SOURCE),
+        ("retire x", "the-ledger"),
+        ("verify", "the-ledger"),
+    ],
 )
 def test_missing_table__is_named(
     command: str,
@@ -250,18 +257,18 @@ def test_definitions_that_cannot_be_read__are_named(
     assert "mine.toml" in line
 
 
-@pytest.fixture(params=["demo", "local", *(command.split()[0] for command in OF_A_DEPLOYMENT if "--" not in command)])
+@pytest.fixture(params=["demo", "local", *(command for command in OF_A_DEPLOYMENT if "--" not in command)])
 def command_that(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], list[str]]:
     """Each command, made to raise an error; gives its arguments."""
-    name = request.param
-    module = importlib.import_module(f"aggregation_worker.operations.{name.replace('-', '_')}")
+    arguments: list[str] = request.param.split()
+    module = importlib.import_module(f"aggregation_worker.operations.{arguments[0].replace('-', '_')}")
 
     def raises(error: Exception) -> list[str]:
         def run(_: Any) -> int:
             raise error
 
         monkeypatch.setattr(module, "run", run)
-        return (EXPLAIN if name == "explain" else name).split()
+        return arguments
 
     return raises
 

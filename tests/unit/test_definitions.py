@@ -694,15 +694,34 @@ PLAIN = aggregation().definition
 
 
 def test_description__never_changes() -> None:
+    """With another text for the same file no worker that has it would start any more."""
     key = '{ name = "pk", from = "shop.id", prefix = "ü#" }'
 
     found = aggregation(aggregation_text('count = "orders"', partition_key=key)).definition
 
     assert found == (
-        '{"keys": [{"from": "shop.id", "name": "pk", "prefix": "ü#", "timezone": null, "truncate": null, "type": "S"}'
-        ', {"from": "order_date", "name": "order_date", "prefix": "", "timezone": null, "truncate": "day", "type": '
-        '"S"}], "measures": {"orders": [], "quantity": ["quantity"]}, "remove": "keep", "source": "Order_by_item", '
-        '"table": "item_count_by_date", "where": null}'
+        '{"keys": [{"from": "shop.id", "name": "pk", "prefix": "ü#"}, '
+        '{"from": "order_date", "name": "order_date", "truncate": "day"}], '
+        '"measures": {"orders": [], "quantity": ["quantity"]}, "remove": "keep", "source": "Order_by_item", '
+        '"table": "item_count_by_date"}'
+    )
+
+
+def test_description__says_all_that_is_set() -> None:
+    found = aggregation(
+        aggregation_text(
+            "where = \"status == 'paid'\"\nsince = 2024-07-15T02:00:00+02:00",
+            partition_key='{ name = "n", from = "number", type = "N" }',
+            sort_key='{ name = "d", from = "order_date", truncate = "day", timezone = "Europe/Berlin" }',
+            sum='{ worth = "quantity * price" }',
+        )
+    ).definition
+
+    assert found == (
+        '{"keys": [{"from": "number", "name": "n", "type": "N"}, '
+        '{"from": "order_date", "name": "d", "timezone": "Europe/Berlin", "truncate": "day"}], '
+        '"measures": {"worth": ["price", "quantity"]}, "remove": "keep", "since": "2024-07-15T00:00:00Z", '
+        '"source": "Order_by_item", "table": "item_count_by_date", "where": "status == \'paid\'"}'
     )
 
 

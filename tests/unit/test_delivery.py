@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from aggregation_worker.deployment.settings import MappingSettings
+from aggregation_worker.deployment.settings import MAPPING, MappingSettings
+from aggregation_worker.handler import FAILURE_PAUSE
 from aggregation_worker.local.delivery import (
     Batch,
     BatchFailedError,
@@ -262,3 +263,45 @@ def test_several_failures__lowest_number_is_the_checkpoint() -> None:
 def test_response_that_names_no_record__whole_batch_failed(response: object, reason: str) -> None:
     with pytest.raises(BatchFailedError, match=reason.replace(".", r"\.")):
         records_done(response, polled_records(1, 2))
+
+
+# --- A worker that refuses to start -----------------------------------------------------------------------------------
+
+
+class Refusing(Function):
+    """A deployment that is wrong until `mended_at`: each invocation fails, after the pause that the handler makes."""
+
+    def __init__(self, mended_at: float) -> None:
+        super().__init__(set(), raises=True)
+        self.mended_at = mended_at
+        self.done = 0
+
+    def invoke(self, records: Batch, attempt: int) -> Invocation:
+        if self.time >= self.mended_at:
+            self.done += len(records)
+            return Invocation(records, attempt, "request", 1.0, len(records))
+        self.time += FAILURE_PAUSE
+        return Invocation(records, attempt, "request", 1.0, 0, error="refused", function_error=True)
+
+    def pause(self, seconds: float) -> None:
+        """As if Lambda sent everything again at once: AWS does not say that it waits."""
+
+
+@pytest.mark.parametrize("count", [1, 1_000])
+def test_wrong_deployment__loses_nothing_to_the_bucket_for_hours(count: int) -> None:
+    batch = polled_records(*range(count))
+    almost_too_old = CREATED_AT + MAPPING.maximum_record_age_seconds - 60
+    in_time = Refusing(mended_at=almost_too_old)
+
+    assert in_time.deliver(batch, MAPPING) == []
+    assert in_time.done == count
+
+
+def test_deployment_that_is_never_mended__gives_records_up_by_their_age() -> None:
+    never = Refusing(mended_at=float("inf"))
+
+    given_up = never.deliver(polled_records(*range(1_000)), MAPPING)
+
+    assert {one.condition for one in given_up} == {DiscardCondition.RECORD_AGE_EXCEEDED}
+    assert sum(len(one.records) for one in given_up) == 1_000
+    assert len(given_up) <= 11, "as large as the halves that bisecting left"

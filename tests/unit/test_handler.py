@@ -19,8 +19,8 @@ from aggregation_worker import handler
 from aggregation_worker.aggregations.definitions import DefinitionError
 from aggregation_worker.batch import REPORT_OUTCOMES
 from aggregation_worker.handler import ParkingError, deadline_of, lambda_handler
+from aggregation_worker.ledger.catalogue import CatalogueError
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
-from aggregation_worker.ledger.definition_guard import DefinitionChangedError
 from aggregation_worker.ledger.failures import CommitError
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.settings import SettingsError
@@ -46,7 +46,7 @@ from tests.records import (
 DOCUMENTED = (
     SettingsError,
     DefinitionError,
-    DefinitionChangedError,
+    CatalogueError,
     UnexpectedEventError,
     StreamViewTypeError,
     CommitError,
@@ -96,6 +96,7 @@ class Function:
     made: list[str] = field(default_factory=list)
     configs: list[Any] = field(default_factory=list)
     printed: io.StringIO = field(default_factory=io.StringIO)
+    pauses: list[float] = field(default_factory=list)
 
     def invoke(self, payload: Any, context: Any = None) -> Any:
         with redirect_stdout(self.printed):
@@ -133,6 +134,7 @@ def deployed(**environment: str) -> Iterator[Function]:
         mock.patch("boto3.client", function.client),
         mock.patch.object(handler.logger.registered_handler, "stream", function.printed),
         mock.patch.object(handler, "ThreadPoolExecutor", return_value=ImmediateExecutor()),
+        mock.patch("time.sleep", function.pauses.append),
     ):
         yield function
     handler._worker.cache_clear()
@@ -290,6 +292,26 @@ def test_batch_not_reported_by_item__is_counted_once(function: Function) -> None
     assert metrics["RecordsReceived"] == sum(metrics[name] for name in OUTCOMES) == 2
 
 
+@pytest.mark.parametrize(("milliseconds", "held"), [(60_000, 30.0), (10_000, 5.0), (0, 0.0)])
+def test_batch_that_fails__is_held_so_that_its_retries_last(function: Function, milliseconds: int, held: float) -> None:
+    function.dynamodb.before.append(client_error("AccessDeniedException"))
+
+    with mock.patch.dict("os.environ", {"LEDGER_TABLE": ""}), pytest.raises(SettingsError):
+        function.invoke(event(insert()), Context(milliseconds))
+
+    assert function.pauses == [pytest.approx(held, abs=0.5)]
+    assert function.logs()[0]["level"] == "ERROR"
+
+
+@pytest.mark.parametrize("payload", [event(), {**event(insert()), REPORT_OUTCOMES: True}, "nonsense"])
+def test_call_that_has_no_retries__fails_at_once(function: Function, payload: Any) -> None:
+    """An empty batch by hand, a replay, and what no mapping sends."""
+    with mock.patch.dict("os.environ", {"LEDGER_TABLE": ""}), pytest.raises((SettingsError, UnexpectedEventError)):
+        function.invoke(payload)
+
+    assert function.pauses == []
+
+
 # --- Logs -----------------------------------------------------------------------------------------------------------
 
 
@@ -404,11 +426,47 @@ def test_changed_definition__stops_before_anything_is_written(tmp_path: Path, fu
 
     with (
         mock.patch.dict("os.environ", {"AGGREGATIONS_FILE": str(definitions)}),
-        pytest.raises(DefinitionChangedError, match="remove was"),
+        pytest.raises(CatalogueError, match="remove was"),
     ):
         function.invoke(event(insert()))
 
     assert function.dynamodb.requests == []
+
+
+def test_aggregation_that_the_file_lacks__stops_before_anything_is_written(tmp_path: Path, function: Function) -> None:
+    """A rollback: what comes in the meantime waits, and is counted by the worker that has the right file."""
+    both = tmp_path / "both.toml"
+    both.write_text(SAMPLE_FILE.read_text() + aggregation_text(name="other", table="other"))
+    function.dynamodb.create("other", ("item_number", "S"), ("order_date", "S"))
+    with mock.patch.dict("os.environ", {"AGGREGATIONS_FILE": str(both)}):
+        function.invoke(event())
+
+    with pytest.raises(CatalogueError, match="the definitions file lacks 'other'"):
+        function.invoke(event(raw := insert()))
+
+    assert function.dynamodb.requests == []
+    with mock.patch.dict("os.environ", {"AGGREGATIONS_FILE": str(both)}):
+        assert function.invoke(event(raw)) == {"batchItemFailures": []}
+    assert function.dynamodb.total("other", "quantity", "item123", "2024-07-15") == 10
+
+
+@pytest.mark.parametrize("days", ["1", "3650"])
+def test_record_whose_page_has_expired__is_parked_whatever_the_retention(function: Function, days: str) -> None:
+    """Not trusted by the retention of today, when its receipt went by that of its time."""
+    first, *others = (insert(created_at=CREATED_AT + second) for second in range(51))
+    function.invoke(event(first, *others))
+    ledger = function.dynamodb.tables[LEDGER]
+    pages = [item for item in ledger.items.values() if "after" in item]
+    for page in pages:
+        function.dynamodb.expire(LEDGER, {name: page[name] for name, _ in ledger.keys})
+    total = function.dynamodb.total("item_count_by_date", "quantity", "item123", "2024-07-15")
+
+    with mock.patch.dict("os.environ", {"LEDGER_RETENTION_DAYS": days}):
+        answer = function.invoke({**event(first), REPORT_OUTCOMES: True})
+
+    assert pages
+    assert answer["outcomes"] == ["parked"]
+    assert function.dynamodb.total("item_count_by_date", "quantity", "item123", "2024-07-15") == total == 510
 
 
 def test_worker__is_made_once_and_kept(function: Function) -> None:

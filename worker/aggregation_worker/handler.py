@@ -20,8 +20,8 @@ from aggregation_worker.aggregations.definitions import load_definitions
 from aggregation_worker.batch import REPORT_OUTCOMES, BatchResult, RecordOutcome, process
 from aggregation_worker.dead_letters import DeadLetterQueue
 from aggregation_worker.errors import WorkerError
+from aggregation_worker.ledger.catalogue import register
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline
-from aggregation_worker.ledger.definition_guard import check_definitions
 from aggregation_worker.ledger.failures import Throttle
 from aggregation_worker.ledger.writes import Add, Archive, Late
 from aggregation_worker.settings import Settings, SettingsError, read_settings
@@ -38,6 +38,11 @@ STOP_SENDING = CONNECT_TIMEOUT + READ_TIMEOUT + 1.0
 STOP_WAITING = 1.0
 _STOP_SENDING_PART = 1 / 4
 _STOP_WAITING_PART = 1 / 8
+# Seconds that a batch which fails as a whole is held before it is given back to the mapping, or half of what is left of
+# the invocation. An operator must act, and until then each attempt fails within milliseconds: bisected down to single
+# records, these would use up their retries one after another within moments, and go to the dead-letter bucket. So held,
+# the retries outlast the records (`maximum_retry_attempts` in `deployment.settings`).
+FAILURE_PAUSE = 30.0
 # Milliseconds assumed where there is no context, as in a call by hand.
 _DEFAULT_REMAINING = 60_000
 
@@ -72,15 +77,15 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
         `outcomes` too (`REPORT_OUTCOMES`): one `RecordOutcome` a record, in their order.
 
     Raises:
-        SettingsError, DefinitionError, DefinitionChangedError, UnexpectedEventError, StreamViewTypeError, CommitError,
+        SettingsError, DefinitionError, CatalogueError, UnexpectedEventError, StreamViewTypeError, CommitError,
         ParkingError, ClientError, BotoCoreError: the deployment is at fault; nothing is lost, the whole batch is
         delivered again.
     """
     logger.append_keys(request_id=getattr(context, "aws_request_id", None))
     received = len(event["Records"]) if isinstance(event, dict) and isinstance(event.get("Records"), list) else 0
     counts = {Metric.RECORDS_RECEIVED: float(received), Metric.RECORDS_RETRIED: float(received)}
+    deadline = deadline_of(context)
     try:
-        deadline = deadline_of(context)
         records = records_of(event)
         worker = _worker(read_settings(os.environ))
         result = process(records, worker.definitions, worker.committer, worker.dead_letters, deadline)
@@ -89,6 +94,8 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
         return _answer(event, result, records)
     except Exception:
         logger.exception("the batch failed as a whole and will be delivered again")
+        if received and event.get(REPORT_OUTCOMES) is not True:  # a replay, or a call by hand, has no retries to spare
+            time.sleep(max(0.0, min(FAILURE_PAUSE, deadline.seconds_left() / 2)))
         raise
     finally:
         emit(metrics, counts)
@@ -115,7 +122,7 @@ def _worker(settings: Settings) -> Worker:
     # Retries are the committer's: it knows the deadline, and which errors mean what.
     config = _config(total_max_attempts=1)
     client = boto3.client("dynamodb", config=config)
-    check_definitions(
+    register(
         boto3.client("dynamodb", config=_config(total_max_attempts=4)), settings.ledger_table, definitions.aggregations
     )
     executor = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="commit")

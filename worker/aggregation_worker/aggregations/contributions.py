@@ -21,6 +21,11 @@ from aggregation_worker.streams.records import EventName, Image, StreamRecord, S
 Group = tuple[str, ...]
 """The key values of one row of a target table: partition key, then sort key if there is one. Numbers are canonical."""
 
+# The version in which images are read: raise it by one with every change after which an item may be worth something
+# else than before (a value that becomes usable or stops being so, a date truncated differently, other arithmetic). The
+# catalogue keeps the deployed worker's, so that nobody of another version takes the difference for drift.
+IMAGE_READING = 1
+
 # "Naming rules and data types", Amazon DynamoDB developer guide, in bytes of UTF-8.
 MAX_PARTITION_KEY_BYTES = 2048
 MAX_SORT_KEY_BYTES = 1024

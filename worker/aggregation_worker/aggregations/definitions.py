@@ -7,11 +7,12 @@ explains every key to users.
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from aggregation_worker.aggregations.attribute_paths import AttributePath, parse_path, parse_product
@@ -329,52 +330,46 @@ def _check_together(aggregations: tuple[Aggregation, ...]) -> None:
             raise DefinitionError(
                 f"{where}: partition_key: shares table {second.table!r} with {first.name!r} but has other keys"
             )
-        names = {measure.name for measure in first.measures}
-        both = names & {measure.name for measure in second.measures}
-        if both and not _rows_apart(first, second):
+        if both := shared_measures(first.definition, second.definition):
             raise DefinitionError(
-                f"{where}: sum: {', '.join(sorted(both))} is written by {first.name!r} to the same rows of table "
+                f"{where}: sum: {', '.join(both)} is written by {first.name!r} to the same rows of table "
                 f"{second.table!r}; give it another name, or both partition keys a prefix, or value, with "
                 "which the other's does not begin"
             )
 
 
-def _rows_apart(first: Aggregation, second: Aggregation) -> bool:
-    """Whether key prefixes keep the rows of two aggregations of one table apart, whatever their groups."""
-    return any(
-        not (one.prefix.startswith(other.prefix) or other.prefix.startswith(one.prefix))
-        for one, other in zip(first.keys, second.keys, strict=True)
-    )
-
-
 def describe(aggregation: Aggregation, source: Source) -> str:
-    """All that an aggregation's totals depend on, as canonical JSON: defaults written out, keys in one order.
+    """All that an aggregation's totals depend on, as canonical JSON, in one order.
 
-    Two files that mean the same give the same text; the ledger keeps it to notice a changed definition. `since` is
-    there only where it is set, so that definitions without it keep the text they have always had.
+    Two files that mean the same give the same text; the catalogue keeps it to notice a changed definition. A key that
+    is not set is left out, so that a key which a later version of the file adds changes no text there is. `remove` is
+    always written: if its default became another one, totals would be counted in another way.
     """
-    since = {} if aggregation.since is None else {"since": moment_text(aggregation.since)}
     return json.dumps(
-        since
-        | {
-            "source": source.table,
-            "table": aggregation.table,
-            "keys": [
-                {
-                    "name": key.name,
-                    "from": key.path and key.path.text,
-                    "type": key.type,
-                    "prefix": key.prefix,
-                    "truncate": key.truncation and key.truncation.unit,
-                    "timezone": key.truncation and key.truncation.zone and key.truncation.zone.key,
-                }
-                | ({"epoch": key.truncation.epoch} if key.truncation and key.truncation.epoch else {})
-                for key in aggregation.keys
-            ],
-            "measures": {measure.name: _terms(measure) for measure in aggregation.measures},
-            "where": aggregation.where and aggregation.where.expression,
-            "remove": aggregation.remove,
-        },
+        _set_keys(
+            {
+                "source": source.table,
+                "table": aggregation.table,
+                "keys": [
+                    _set_keys(
+                        {
+                            "name": key.name,
+                            "from": key.path and key.path.text,
+                            "type": None if key.type is KeyType.STRING else key.type,
+                            "prefix": key.prefix,
+                            "truncate": key.truncation and key.truncation.unit,
+                            "timezone": key.truncation and key.truncation.zone and key.truncation.zone.key,
+                            "epoch": key.truncation and key.truncation.epoch,
+                        }
+                    )
+                    for key in aggregation.keys
+                ],
+                "measures": {measure.name: _terms(measure) for measure in aggregation.measures},
+                "where": aggregation.where and aggregation.where.expression,
+                "remove": aggregation.remove,
+                "since": None if aggregation.since is None else moment_text(aggregation.since),
+            }
+        ),
         ensure_ascii=False,
         sort_keys=True,
     )
@@ -386,3 +381,27 @@ def _terms(measure: Measure) -> list[str] | dict[str, str]:
         return {"jmespath": measure.measured.expression}
     number = [] if measure.constant is None else [canonical_text(measure.constant)]
     return sorted(path.text for path in measure.factors) + number
+
+
+def _set_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that have no value, `None` or an empty text."""
+    return {key: value for key, value in keys.items() if value not in (None, "")}
+
+
+def shared_measures(first: str, second: str) -> list[str]:
+    """The measures that two definitions, as `describe` writes them, both add to in the same rows of one table."""
+    one, other = json.loads(first), json.loads(second)
+    if one["table"] != other["table"] or _rows_apart(one["keys"], other["keys"]):
+        return []
+    return sorted(one["measures"].keys() & other["measures"].keys())
+
+
+def _rows_apart(first: Sequence[Mapping[str, str]], second: Sequence[Mapping[str, str]]) -> bool:
+    """Whether two aggregations of a table have no row in common, whatever their groups.
+
+    Prefixes can keep them apart; with other keys it is another table, made under the name of one that was deleted.
+    """
+    if [(key["name"], key.get("type")) for key in first] != [(key["name"], key.get("type")) for key in second]:
+        return True
+    prefixes = [(one.get("prefix", ""), other.get("prefix", "")) for one, other in zip(first, second, strict=True)]
+    return any(not (one.startswith(other) or other.startswith(one)) for one, other in prefixes)

@@ -30,9 +30,13 @@ class MappingSettings:
     # other's transactions, and come late for what another has archived already. Order does not matter to sums, so a
     # user with thousands of aggregates can raise it.
     parallelization_factor: int = 1
-    # The worker parks what can never succeed, so what fails is an outage: worth many attempts. Splits cost none, and
-    # -1 is no limit.
-    maximum_retry_attempts: int = 30
+    # The worker parks what can never succeed, so what fails is an outage or a wrong deployment, and an operator decides
+    # how long it lasts. An attempt that fails as a whole takes 30 seconds (`handler.FAILURE_PAUSE`; AWS documents no
+    # pause of its own), so that these last for the stream's 24 hours, and the maximum record age alone decides: for six
+    # hours nothing goes to the dead-letter bucket. With 30 retries, and nothing held back, the first record of a batch
+    # of 1,000 would be there after 40 invocations of milliseconds (9 splits, which cost no retry, and 31 of its own),
+    # and another one after every 31 more. -1 is no limit.
+    maximum_retry_attempts: int = 2_880
     # Well inside the stream's 24 hours, so that the on-failure document can still be written from the stream, and long
     # enough for an operator to wake up and repair before records take the longer way through the dead-letter queue.
     # -1 is no limit but the stream's.

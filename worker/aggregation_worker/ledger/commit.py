@@ -50,7 +50,7 @@ EXPIRED = (
 )
 RESTORED = (
     "the ledger holds a page that the row has not archived: the row was restored from a backup, or changed by hand; "
-    "totals are never continued from a backup: give the aggregation a new name, and backfill it"
+    "totals are never continued from a backup: give the aggregation a new name and a table of its own, and backfill it"
 )
 
 Plan = Callable[

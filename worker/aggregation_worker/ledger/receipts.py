@@ -21,8 +21,10 @@ from aggregation_worker.streams.records import StreamRecord
 AGGREGATE_KEY = "aggregate"
 PAGE_KEY = "page"
 LEDGER_KEYS = ((AGGREGATE_KEY, KeyType.STRING), (PAGE_KEY, KeyType.STRING))
-# Pages that hold no stream record's receipt: the marker of an aggregation's backfill, its definition, and repairs.
-DEFINITION_PAGE = "definition"
+# The catalogue's keys. An aggregation's name has no `#` and is not empty: no page and no marker has such a one.
+CATALOGUE_PARTITION = "#catalogue"
+CATALOGUE_PAGE = "catalogue"
+# Pages that hold no stream record's receipt: the marker of an aggregation's backfill, and repairs.
 BACKFILL_PAGE = "backfill"
 REPAIR_PAGE_PREFIX = "repair|"
 AFTER = "after"

@@ -19,7 +19,6 @@ from typing import Any
 from aggregation_worker.aggregations.definitions import moment_text
 from aggregation_worker.aggregations.numbers import Amounts, canonical_text
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
-from aggregation_worker.ledger.definition_guard import fingerprint
 from aggregation_worker.ledger.markers import Marker
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options
@@ -36,6 +35,7 @@ from aggregation_worker.operations.source import (
 )
 from aggregation_worker.reconciliation.backfill import Backfill, Result
 from aggregation_worker.reconciliation.items import ItemSource
+from aggregation_worker.reconciliation.snapshot import fingerprint
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.reconciliation.survey import Target, survey
 from aggregation_worker.streams.reader import StreamReader
@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_moment,
         metavar="TIME",
         help="post records created until then here too, because workers without the aggregation may have handled them: "
-        "needed where such workers came back (default: ten minutes after the first worker with it started)",
+        "needed where such workers went on for longer (default: ten minutes after the first worker with it started)",
     )
     add_deployment_options(parser)
 

@@ -22,6 +22,7 @@ _SUBCOMMANDS = {
     "explain": "show which records made a total",
     "backfill": "add what the source table held before the worker's first record",
     "reconcile": "compare every total with the source, and correct what differs",
+    "retire": "let an aggregation count no more, for good",
     "verify": "put a canary order through and wait for its total",
     "status": "is it current, does it lose anything, what waits",
 }

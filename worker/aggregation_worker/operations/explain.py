@@ -12,7 +12,6 @@ from aggregation_worker.aggregations.contributions import Aggregation, Definitio
 from aggregation_worker.aggregations.definitions import moment_text
 from aggregation_worker.aggregations.numbers import Amounts, canonical_text, parse_number, sum_of
 from aggregation_worker.ledger.corrections import FOUND, correction_page
-from aggregation_worker.ledger.definition_guard import recorded_at
 from aggregation_worker.ledger.reading import Stored, read_stored
 from aggregation_worker.ledger.receipts import aggregate_of, second_of
 from aggregation_worker.operations.errors import CommandError
@@ -193,7 +192,7 @@ def _amount(row: Mapping[str, Any], measure: str) -> Decimal:
 
 def _may_have_expired(resources: Resources, aggregation: Aggregation, now: datetime) -> bool:
     """Whether the aggregation is older than the ledger's retention."""
-    recorded = recorded_at(resources.dynamodb, resources.ledger_table, aggregation)
+    recorded = resources.catalogue.recorded_at(aggregation)
     if recorded is None:
         return True
     return now - datetime.fromtimestamp(recorded, UTC) > timedelta(days=resources.ledger_retention_days)

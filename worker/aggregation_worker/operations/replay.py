@@ -47,6 +47,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Replays; returns 0 if nothing is left in the queue of what was to be replayed, else 1, and 130 after Ctrl-C."""
     resources = Resources.of(options)
+    resources.catalogue.check_image_reading()  # notices are judged here
+    if options.in_process:
+        resources.catalogue.check_deployed(resources.definitions.aggregations)
     selection = Selection(options.reason, frozenset(options.sequence_number), options.limit)
     with ExitStack() as stack:
         send: Send | None = None

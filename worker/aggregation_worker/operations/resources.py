@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.aggregations.definitions import definitions_file, load_definitions
 from aggregation_worker.deployment.settings import LEDGER_RETENTION_DAYS, STACK_NAME, Output
+from aggregation_worker.ledger.catalogue import Catalogue, read_catalogue
 from aggregation_worker.operations.errors import CommandError
 
 if TYPE_CHECKING:
@@ -72,6 +73,19 @@ class Resources:
             DefinitionError: the file holds a mistake.
         """
         return load_definitions(self.definitions_file)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """The ledger's catalogue, which the definitions do not contradict.
+
+        Raises:
+            DefinitionError: the file holds a mistake.
+            CatalogueError: the file is not the deployed one.
+        """
+        definitions = self.definitions
+        catalogue = read_catalogue(self.dynamodb, self.ledger_table)
+        catalogue.check(definitions.aggregations)
+        return catalogue
 
     @cached_property
     def ledger_table(self) -> str:

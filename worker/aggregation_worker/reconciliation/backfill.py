@@ -10,7 +10,8 @@ posted, and it is proved before that they are what is missing:
   the totals, or still get there as dead letters.
 - Every record from the cut on is counted by a worker or here. Workers that did not know the aggregation yet may have
   handled records until shortly after the first one that does began (`TAKEOVER`); those records are posted here, through
-  the worker's own postings and receipts, which makes it harmless where a worker has counted them.
+  the worker's own postings and receipts, which makes it harmless where a worker has counted them. Later ones cannot
+  start: the catalogue refuses a file that lacks the aggregation.
 
 A starting value goes in as a record's contribution does: one write sets its receipt in the row, which must not be there
 yet, and adds it. So a run can be killed anywhere, repeated, and made twice at once, and a ledger that is lost doubles
@@ -45,8 +46,8 @@ from aggregation_worker.streams.shards import IncompleteDescriptionError, Trimme
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-# Seconds. How long after the first worker that knows an aggregation others may still be at work: deployments, event
-# source mappings and invocations under way take a few minutes at most.
+# Seconds. How long after the first worker that knows an aggregation others may still be at work, which passed their
+# check before: deployments, event source mappings and invocations under way take a few minutes at most.
 TAKEOVER = 600
 # Postings at a time.
 _CHUNK = 1_000

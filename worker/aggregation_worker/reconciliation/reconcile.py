@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group, RemovePolicy
 from aggregation_worker.aggregations.numbers import Amounts
 from aggregation_worker.errors import WorkerError
+from aggregation_worker.ledger.catalogue import Catalogue, CatalogueError, read_catalogue
 from aggregation_worker.ledger.commit import Committer
-from aggregation_worker.ledger.definition_guard import check_definitions, recorded_at
 from aggregation_worker.ledger.markers import Marker, close_to_backfill, cut_of, read_marker
 from aggregation_worker.ledger.receipts import first_position
 from aggregation_worker.reconciliation.corrections import Corrections
@@ -156,8 +156,16 @@ class Reconciliation:
         started_at, began = datetime.now(UTC), self.clock()
         if self.reader.start != "TRIM_HORIZON" and (self.repairs is not None or self.items.read_at is not None):
             raise ReconcileError("to repair, or with an export, the stream must be read from its beginning")
-        subjects = {aggregation.name: self._subject(aggregation) for aggregation in self.aggregations}
+        catalogue = read_catalogue(self.client, self.ledger_table)
+        catalogue.check(self.definitions.aggregations)
+        subjects = {aggregation.name: self._subject(aggregation, catalogue) for aggregation in self.aggregations}
         hints = [hint for subject in subjects.values() for hint in subject.hints()]
+        try:
+            catalogue.check_image_reading()
+        except CatalogueError as error:
+            if self.repairs is not None:
+                raise
+            hints.append(str(error))
         left_out = tuple(name for name, subject in subjects.items() if not subject.can_be_compared)
         compared = [subject.aggregation for subject in subjects.values() if subject.can_be_compared]
         if not compared:
@@ -218,10 +226,8 @@ class Reconciliation:
         self._check_time()
         self.progress(stage, done, of)
 
-    def _subject(self, aggregation: Aggregation) -> _Subject:
-        is_counted = recorded_at(self.client, self.ledger_table, aggregation) is not None
-        if is_counted:
-            check_definitions(self.client, self.ledger_table, [aggregation])
+    def _subject(self, aggregation: Aggregation, catalogue: Catalogue) -> _Subject:
+        is_counted = catalogue.recorded_at(aggregation) is not None
         return _Subject(aggregation, is_counted, read_marker(self.client, self.ledger_table, aggregation.name))
 
     def _read_letters(self, repairs: Repairs, names: Sequence[str]) -> _Letters:

@@ -96,7 +96,7 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:  # noqa: ARG001 
         How many aggregates there are, and how many have which verdict.
 
     Raises:
-        SettingsError, DefinitionError, DefinitionChangedError: the deployment is at fault.
+        SettingsError, DefinitionError, CatalogueError: the deployment is at fault.
         SourceTooLargeError, OutOfTimeError, UndecidedError: nothing is known of the totals, or of some.
         StreamGapError, StreamViewTypeError, ClientError, BotoCoreError: source, stream or totals cannot be read.
     """

@@ -26,14 +26,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Any
 
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
-from aggregation_worker.aggregations.contributions import Aggregation, Group, Source, contributions
+from aggregation_worker.aggregations.contributions import IMAGE_READING, Aggregation, Group, Source, contributions
 from aggregation_worker.aggregations.numbers import canonical_text, parse_number
 from aggregation_worker.errors import WorkerError
-from aggregation_worker.ledger.definition_guard import fingerprint
 from aggregation_worker.ledger.receipts import net, receipt_name
 from aggregation_worker.reconciliation.canary import is_canary
 from aggregation_worker.reconciliation.items import ItemPage, ItemSource
@@ -308,6 +307,11 @@ def _run(
         "stream": f"{reader.stream_arn} from {start}",
         "aggregations": ", ".join(f"{one.name} ({fingerprint(one)[:16]})" for one in aggregations),
     }
+
+
+def fingerprint(aggregation: Aggregation) -> str:
+    """SHA-256 of all that decides what the aggregation makes of an item, in hexadecimal."""
+    return sha256(f"{IMAGE_READING} {aggregation.definition}".encode()).hexdigest()
 
 
 def _check_times(cuts: Sequence[_Cut], items: ItemSource, reader: StreamReader, opened_at: datetime) -> None:

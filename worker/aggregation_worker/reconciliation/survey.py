@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions
 from aggregation_worker.aggregations.definitions import moment_text
 from aggregation_worker.errors import WorkerError
-from aggregation_worker.ledger.definition_guard import DefinitionChangedError, check_definitions, recorded_at
+from aggregation_worker.ledger.catalogue import Catalogue, read_catalogue
 from aggregation_worker.ledger.markers import Cut, Marker, cut_of, read_marker
 from aggregation_worker.reconciliation.snapshot import SINCE_MARGIN
 from aggregation_worker.streams.reader import stream_began
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 WHAT_ELSE = (
-    "give the aggregation a new name and a since that lies in the last hours, deploy, and backfill it under that name "
-    "(the records from since on are counted by the worker, everything before it by the backfill)"
+    "give the aggregation a new name and a since that lies in the last hours, and a table of its own, retire the old "
+    "name (aggregator retire), deploy, and backfill it under the new one (the records from since on are counted by the "
+    "worker, everything before it by the backfill)"
 )
 
 
@@ -69,10 +70,14 @@ def survey(
         now: epoch seconds.
 
     Raises:
-        BackfillError: one of them cannot be filled: no worker knows it, its definition has changed, it was begun from
-            another cut, or its cut proves nothing.
+        BackfillError: one of them cannot be filled: no worker knows it, it was begun from another cut, or its cut
+            proves nothing.
+        CatalogueError: the definitions, or this version, are not the deployed worker's.
         ClientError: the ledger cannot be read.
     """
+    catalogue = read_catalogue(client, ledger_table)
+    catalogue.check(definitions.aggregations)
+    catalogue.check_image_reading()
     targets = []
     finished = {}
     for aggregation in aggregations:
@@ -83,7 +88,7 @@ def survey(
             continue
         if marker is not None:
             check_same_cut(aggregation, cut, marker)
-        known_since = _known_since(client, ledger_table, aggregation)
+        known_since = catalogue.recorded_at(aggregation)
         if known_since is None:
             raise BackfillError(
                 f"{aggregation.name}: no worker has started with this aggregation yet: deploy it first, and invoke the "
@@ -94,38 +99,24 @@ def survey(
     for target in targets:
         since = target.aggregation.since
         if since is None:
-            _check_no_earlier_stream(client, ledger_table, definitions, target)
+            _check_no_earlier_stream(catalogue, target)
         else:
             _check_since(target, since, stream_began(stream_arn), now)
     return Survey(tuple(targets), finished)
 
 
-def _known_since(client: "DynamoDBClient", ledger_table: str, aggregation: Aggregation) -> int | None:
-    """When the first worker that knows the aggregation as it is began."""
-    known_since = recorded_at(client, ledger_table, aggregation)
-    if known_since is not None:
-        try:
-            check_definitions(client, ledger_table, [aggregation])
-        except DefinitionChangedError as error:
-            raise BackfillError(str(error)) from error
-    return known_since
-
-
-def _check_no_earlier_stream(
-    client: "DynamoDBClient", ledger_table: str, definitions: Definitions, target: Target
-) -> None:
+def _check_no_earlier_stream(catalogue: Catalogue, target: Target) -> None:
     """Refuses a cut at the stream's beginning if workers may have counted records of an earlier one.
 
     What those changed is in the items, too. Dead letters of that stream can come at any time, to every aggregation that
-    the worker knows by then, so the oldest aggregation tells.
+    the worker knows by then, so the oldest aggregation tells, also one that is retired by now.
     """
-    for aggregation in definitions.aggregations:
-        known_since = recorded_at(client, ledger_table, aggregation)
-        if known_since is not None and known_since < int(target.cut.began.timestamp()):
+    for name, entry in catalogue.entries.items():
+        if entry.recorded_at < int(target.cut.began.timestamp()):
             raise BackfillError(
                 f"{target.aggregation.name}: the stream began at {target.cut.began.isoformat(timespec='seconds')}, but "
-                f"a worker with {aggregation.name} is older: it has read an earlier stream, whose records have changed "
-                f"the items, too. To count nothing twice, {WHAT_ELSE}"
+                f"a worker with {name} is older: it has read an earlier stream, whose records have changed the items, "
+                f"too. To count nothing twice, {WHAT_ELSE}"
             )
 
 
