@@ -264,9 +264,8 @@ MUTANTS = (
     _mutant(
         "use the new image alone on MODIFY",
         "worker/aggregation_worker/aggregations/contributions.py",
-        "        if record.old_image is not None:\n            old = aggregation.value(record.old_image)\n"
-        "        if record.new_image",
-        "        if record.new_image",
+        "    old, _ = _worth(aggregation, record.old_image)\n    new, problem",
+        "    old: _Worth = None\n    new, problem",
     ),
     _mutant(
         "begin a catalogue in the place of another",
@@ -335,14 +334,45 @@ MUTANTS = (
     _mutant(
         "retract what Time to Live deletes",
         "worker/aggregation_worker/aggregations/contributions.py",
-        "    return policy is RemovePolicy.RETRACT or not record.expired\n",
-        "    return True\n",
+        "    keeps = policy is RemovePolicy.KEEP or "
+        "(policy is RemovePolicy.RETRACT_UNLESS_EXPIRED and record.expired)\n",
+        "    keeps = policy is RemovePolicy.KEEP\n",
+    ),
+    _mutant(
+        "keep nothing of what is removed",
+        "worker/aggregation_worker/ledger/receipts.py",
+        "            found.append(Posting(index, record.created_at, aggregate, receipt, amounts, kept))\n",
+        "            found.append(Posting(index, record.created_at, aggregate, receipt, amounts))\n",
+    ),
+    _mutant(
+        "take back what is kept",
+        "worker/aggregation_worker/aggregations/contributions.py",
+        "    return [Contribution(aggregation, old[0], nothing, old[1])] if any(old[1]) else [], None\n",
+        "    return _unless_zero(aggregation, old[0], tuple(map(EXACT.minus, old[1]))), None\n",
+    ),
+    _mutant(
+        "refuse a record whole because of one image",
+        "worker/aggregation_worker/aggregations/contributions.py",
+        "        found += changes\n",
+        "        found += [] if problem else changes\n",
+    ),
+    _mutant(
+        "tell nobody of what cannot be used",
+        "worker/aggregation_worker/batch.py",
+        "        if unusable:\n            letters.unusable[index] = unusable\n",
+        "",
+    ),
+    _mutant(
+        "delete the notice of an item that is as it was",
+        "worker/aggregation_worker/operations/replaying.py",
+        "        if state is not NoticeState.OVER:\n",
+        "        if False:\n",
     ),
     _mutant(
         "park nothing of what DynamoDB refuses",
         "worker/aggregation_worker/batch.py",
         "    for posting, reason in commit.refused:\n"
-        '        refusals.add(posting.record, f"{posting.aggregate.aggregation.name}: {reason}")\n',
+        '        letters.refuse(posting.record, f"{posting.aggregate.aggregation.name}: {reason}")\n',
         "",
     ),
     _mutant(
