@@ -37,6 +37,7 @@ from aggregation_worker.local.pipeline import DEAD_LETTERS, LEDGER_TABLE, Pipeli
 from aggregation_worker.local.recompute import scan, stored_totals, totals_of
 from aggregation_worker.operations.cli import build_parser, main
 from aggregation_worker.operations.resources import Resources
+from aggregation_worker.streams.records import MalformedRecordError
 from tests.aggregator import running_aggregator
 from tests.integration.world import side_by_side
 from tests.sizes import size
@@ -78,14 +79,14 @@ def environment_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture
-def broken_number_parsing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """A bad deployment: the worker takes no number for a number, until the fix is deployed by calling this."""
+def broken_reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """A bad deployment: the worker takes every record for malformed, until the fix is deployed by calling this."""
 
-    def never_a_number(_: object) -> Decimal:
-        raise ValueError("not a number")
+    def never_a_record(*_: object) -> Any:
+        raise MalformedRecordError("not a record")
 
     with monkeypatch.context() as patch:
-        patch.setattr("aggregation_worker.aggregations.contributions.parse_number", never_a_number)
+        patch.setattr("aggregation_worker.batch.read_record", never_a_record)
         yield patch.undo
 
 
@@ -183,13 +184,13 @@ def deployed(event: dict[str, Any], context: Any) -> Any:
 
 
 def test_500_parked_records__replay_makes_every_total_right(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pipeline_with() as pipeline:
         put_orders(pipeline, 500)
         pipeline.mapping.drain(60)
         assert (waiting(pipeline), stored(pipeline)) == (500, {})
-        broken_number_parsing()
+        broken_reading()
 
         status, function = replay_through(deployed, monkeypatch)
         again = main(["replay", "--in-process"])
@@ -202,12 +203,12 @@ def test_500_parked_records__replay_makes_every_total_right(
 
 
 def test_two_replays_at_once__count_once(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pipeline_with() as pipeline:
         put_orders(pipeline, 200)
         pipeline.mapping.drain(60)
-        broken_number_parsing()
+        broken_reading()
 
         side_by_side(lambda: main(["replay", "--in-process"]), lambda: main(["replay", "--in-process"]))
 
@@ -216,14 +217,14 @@ def test_two_replays_at_once__count_once(
 
 
 def test_record_parked_twice__counts_once_and_both_letters_go(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pipeline_with() as pipeline:
         put_orders(pipeline, 1)
         pipeline.mapping.drain(60)
         (message,) = pipeline.sqs.receive_message(QueueUrl=pipeline.queue_url, VisibilityTimeout=0)["Messages"]
         send(pipeline, message["Body"])
-        broken_number_parsing()
+        broken_reading()
 
         status, summary = replay(capsys)
 
@@ -289,12 +290,12 @@ def test_pointer_into_the_stream__is_read_back_from_it(capsys: pytest.CaptureFix
 
 
 def test_garbage_in_the_queue__stays_and_the_rest_is_replayed(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pipeline_with() as pipeline:
         put_orders(pipeline, 3)
         pipeline.mapping.drain(60)
-        broken_number_parsing()
+        broken_reading()
         info = {
             "shardId": "s",
             "startSequenceNumber": "1",
@@ -312,7 +313,7 @@ def test_garbage_in_the_queue__stays_and_the_rest_is_replayed(
         )
         garbage = {
             "not json": "is not JSON",
-            json.dumps({"order": 1}): "neither a parked record nor",
+            json.dumps({"order": 1}): "neither a parked record, nor",
             _notification(pipeline, "documents/deleted"): "no longer in the bucket",
             _notification(pipeline, "documents/truncated"): "is not JSON",
             _notification(pipeline, "documents/one-of-two"): "payload is truncated",
@@ -338,7 +339,7 @@ def _notification(pipeline: Pipeline, key: str) -> str:
 
 
 def test_record_too_large_for_a_message__goes_by_the_bucket(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pipeline_with() as pipeline:
         pipeline.dynamodb.put_item(
@@ -354,7 +355,7 @@ def test_record_too_large_for_a_message__goes_by_the_bucket(
         pipeline.mapping.drain(60)
         objects = pipeline.server.client("s3").list_objects_v2(Bucket=DEAD_LETTERS, Prefix=PARKED_PREFIX)["Contents"]
         assert len(objects) == 1
-        broken_number_parsing()
+        broken_reading()
 
         status, summary = replay(capsys)
 
@@ -363,7 +364,7 @@ def test_record_too_large_for_a_message__goes_by_the_bucket(
 
 
 def test_record_older_than_the_ledger__is_parked_anew_with_what_to_do(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pipeline_with() as pipeline:
         put_orders(pipeline, 2)
@@ -374,7 +375,7 @@ def test_record_older_than_the_ledger__is_parked_anew_with_what_to_do(
         old = datetime.now(UTC) - timedelta(days=60)
         letter["record"]["dynamodb"]["ApproximateCreationDateTime"] = int(old.timestamp())
         send(pipeline, json.dumps(letter))
-        broken_number_parsing()
+        broken_reading()
         name, item = "item_count_by_date", letter["record"]["dynamodb"]["NewImage"]["item_number"]
         # The row has archived the record's time, and the page has expired.
         row = {
@@ -388,7 +389,7 @@ def test_record_older_than_the_ledger__is_parked_anew_with_what_to_do(
 
         status, summary = replay(capsys)
 
-        assert (status, summary["applied"], summary["parkedAgain"]) == (0, 1, 1)
+        assert (status, summary["applied"], summary["parkedAgain"]) == (1, 1, 1)
         assert waiting(pipeline) == 1
         _, (listed,) = aggregator_json(capsys, "dead-letters")
         assert listed["trustedFor"] == "may be too late"
@@ -400,12 +401,12 @@ def test_record_older_than_the_ledger__is_parked_anew_with_what_to_do(
 
 @pytest.mark.parametrize("options", [["--dry-run"], ["--limit", "2"], ["--reason", "no such reason"]])
 def test_selection__takes_no_more_than_it_says(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], options: list[str]
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     with pipeline_with() as pipeline:
         put_orders(pipeline, 5)
         pipeline.mapping.drain(60)
-        broken_number_parsing()
+        broken_reading()
 
         status, summary = replay(capsys, *options)
 
@@ -414,23 +415,23 @@ def test_selection__takes_no_more_than_it_says(
 
 
 def test_sequence_number_and_reason__select_one_letter(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pipeline_with() as pipeline:
         put_orders(pipeline, 5)
         pipeline.mapping.drain(60)
-        broken_number_parsing()
+        broken_reading()
         _, letters = aggregator_json(capsys, "dead-letters")
         number = letters[3]["sequenceNumbers"][0]
 
-        _, summary = replay(capsys, "--sequence-number", number, "--reason", "NOT A NUMBER", "--rate", "1000")
+        _, summary = replay(capsys, "--sequence-number", number, "--reason", "NOT A RECORD", "--rate", "1000")
 
         assert (summary["applied"], summary["lettersNotSelected"]) == (1, 4)
         assert waiting(pipeline) == 4
 
 
 def test_function_that_fails_for_one_letter__replays_the_others(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails_for_item3(event: dict[str, Any], context: Any) -> Any:
         if any("item3" in json.dumps(record) for record in event["Records"]):
@@ -440,7 +441,7 @@ def test_function_that_fails_for_one_letter__replays_the_others(
     with pipeline_with() as pipeline:
         put_orders(pipeline, 14)
         pipeline.mapping.drain(60)
-        broken_number_parsing()
+        broken_reading()
 
         status, _ = replay_through(fails_for_item3, monkeypatch)
 
@@ -451,7 +452,7 @@ def test_function_that_fails_for_one_letter__replays_the_others(
 
 
 def test_function_that_always_fails__stops_the_replay_early(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(_: Any, __: Any) -> Any:
         raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, "Invoke")
@@ -459,7 +460,7 @@ def test_function_that_always_fails__stops_the_replay_early(
     with pipeline_with() as pipeline:
         put_orders(pipeline, 20)
         pipeline.mapping.drain(60)
-        broken_number_parsing()
+        broken_reading()
 
         status, function = replay_through(denied, monkeypatch)
 
@@ -476,7 +477,7 @@ def test_function_that_may_not_be_called__is_one_clear_line(
     code: str,
     refusals: int,
     status: int,
-    broken_number_parsing: Callable[[], None],
+    broken_reading: Callable[[], None],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -494,7 +495,7 @@ def test_function_that_may_not_be_called__is_one_clear_line(
     with pipeline_with() as pipeline:
         put_orders(pipeline, 8)
         pipeline.mapping.drain(60)
-        broken_number_parsing()
+        broken_reading()
 
         ended, _ = replay_through(deployed, monkeypatch)
 
@@ -516,7 +517,7 @@ def test_wrong_queue_url__is_one_clear_line(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_listing__shows_no_item_contents_unless_asked(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pipeline_with() as pipeline:
         put_orders(pipeline, 1)
@@ -534,7 +535,7 @@ def test_listing__shows_no_item_contents_unless_asked(
 
 
 def test_ctrl_c__leaves_every_unfinished_letter_in_the_queue(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(_: Any, __: Any) -> Any:
         raise KeyboardInterrupt
@@ -542,7 +543,7 @@ def test_ctrl_c__leaves_every_unfinished_letter_in_the_queue(
     with pipeline_with() as pipeline:
         put_orders(pipeline, 10)
         pipeline.mapping.drain(60)
-        broken_number_parsing()
+        broken_reading()
 
         status, _ = replay_through(interrupted, monkeypatch)
         again, summary = replay(capsys)
@@ -553,7 +554,7 @@ def test_ctrl_c__leaves_every_unfinished_letter_in_the_queue(
 
 @pytest.mark.long
 def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
-    broken_number_parsing: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -562,7 +563,7 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
     with pipeline_with() as pipeline:
         put_orders(pipeline, 400)
         pipeline.mapping.drain(60)
-        broken_number_parsing()
+        broken_reading()
 
         at_start, later = size(1, long=3), size(3, long=7)
         for number in range(at_start + later):

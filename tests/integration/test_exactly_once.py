@@ -23,7 +23,7 @@ from tests.integration.world import Call, ClientWith, World, a_world, side_by_si
 from tests.sizes import size
 
 APPLIED, DUPLICATE, NOT_COUNTED = RecordOutcome.APPLIED, RecordOutcome.DUPLICATE, RecordOutcome.NOT_COUNTED
-PARKED, RETRIED = RecordOutcome.PARKED, RecordOutcome.RETRIED
+NOTICED, PARKED, RETRIED = RecordOutcome.NOTICED, RecordOutcome.PARKED, RecordOutcome.RETRIED
 
 
 @pytest.fixture
@@ -297,10 +297,10 @@ def test_odd_group_keys__each_have_a_total_of_their_own(world: World, item: str)
     assert world.quantity("item123") == 1
 
 
-def test_group_key_too_long_for_dynamodb__is_parked(world: World) -> None:
+def test_group_key_too_long_for_dynamodb__is_told_of(world: World) -> None:
     result = world.deliver([world.record("x" * 2049, 10), world.record("item123", 1)])
 
-    assert result.outcomes == (PARKED, APPLIED)
+    assert result.outcomes == (NOTICED, APPLIED)
     assert "2049 bytes" in world.dead_letters.parked[0].reasons[0]
     assert world.quantity("item123") == 1
 

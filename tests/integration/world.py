@@ -24,6 +24,7 @@ from aggregation_worker.ledger.receipts import (
     AGGREGATE_KEY,
     backfill_attribute,
     group_of,
+    net,
     partition_of,
     position_in,
     read_backfill,
@@ -110,7 +111,7 @@ class World:
         return process(records, self.definitions, self.committer(client), self.dead_letters, deadline)
 
     def totals(self) -> dict[tuple[str, Group], tuple[Decimal, ...]]:
-        """Every total, by aggregation name and group."""
+        """Every total without what is kept of it, by aggregation name and group."""
         return {
             (aggregation.name, group): amounts
             for aggregation in self.definitions.aggregations
@@ -130,19 +131,19 @@ class World:
         return {partition: sorted(pages, key=lambda page: page.key) for partition, pages in found.items()}
 
     def receipts(self) -> dict[tuple[str, Group], dict[str, tuple[Decimal, ...]]]:
-        """Every receipt's contribution, by total, a backfill's too; each is checked to stand where it belongs."""
+        """What every receipt adds without what it keeps, by total, a backfill's too; each stands where it belongs."""
         pages = self.pages()
         found = {}
         for aggregation in self.definitions.aggregations:
             for row in scan(self.client, aggregation.table):
                 seen, group = row_receipts(row, aggregation.name), group_of(aggregation.keys, row)
-                receipts = {name: read_receipt(value)[0] for name, value in (seen.values or {}).items()}
+                receipts = {name: net(*read_receipt(value)) for name, value in (seen.values or {}).items()}
                 assert all(position_in(name) > seen.archived for name in receipts)
                 after = ""
                 for page in pages.pop(partition_of(aggregation.name, group, seen.generation), ()):
                     assert page.after == after < page.key
                     after = page.key
-                    on_page = {name: amounts for name, (amounts, _) in page.receipts().items()}
+                    on_page = {name: net(*receipt) for name, receipt in page.receipts().items()}
                     assert all(page.after < position_in(name) <= page.key for name in on_page)
                     receipts |= on_page
                 assert after == seen.archived

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
-from aggregation_worker.dead_letters import ParkedRecord, read_dead_letter
+from aggregation_worker.dead_letters import Notice, ParkedRecord, read_dead_letter
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.delivery import Invocation
 from aggregation_worker.local.local_function import Handler
@@ -194,7 +194,7 @@ def _print_dead_letters(console: Console, pipeline: Pipeline) -> None:
     messages = pipeline.sqs.receive_message(QueueUrl=pipeline.queue_url, MaxNumberOfMessages=10, VisibilityTimeout=0)
     for message in messages.get("Messages", []):
         letter = read_dead_letter(message["Body"])
-        if isinstance(letter, ParkedRecord):
+        if isinstance(letter, Notice | ParkedRecord):
             change = letter.record["dynamodb"]
             table.add_row(
                 Text(change["Keys"]["orderid"]["S"]), Text(change["SequenceNumber"]), Text("; ".join(letter.reasons))

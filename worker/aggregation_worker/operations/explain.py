@@ -13,7 +13,7 @@ from aggregation_worker.aggregations.definitions import moment_text
 from aggregation_worker.aggregations.numbers import Amounts, canonical_text, parse_number, sum_of
 from aggregation_worker.ledger.corrections import FOUND, correction_page
 from aggregation_worker.ledger.reading import Stored, read_stored
-from aggregation_worker.ledger.receipts import aggregate_of, second_of
+from aggregation_worker.ledger.receipts import aggregate_of, kept_attribute, second_of
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import console, print_json, print_table
@@ -63,6 +63,7 @@ class Receipt:
         name: the record's sequence number; what a backfill's moment is, `stream` (its beginning) or `since`; the
             run of a repair.
         amounts: the contribution, in the order of the measures' names.
+        kept: what it adds to what is kept of the total; empty if nothing.
         where: `row`, or `page` and the key of the ledger's page.
         position: the record's position; empty otherwise.
     """
@@ -73,9 +74,12 @@ class Receipt:
     amounts: Amounts
     where: str
     position: str = ""
+    kept: Amounts = ()
 
     def described(self) -> str:
         """What the table shows beside the time."""
+        if self.kept:
+            return f"{self.name}, of a removed item: {', '.join(map(canonical_text, self.kept))} kept"
         if self.kind is ReceiptKind.BACKFILL:
             moment = "the stream began" if self.name == "stream" else "the aggregation began (since)"
             return f"backfill: what the source held when {moment}"
@@ -94,6 +98,7 @@ class Explanation:
 
     Attributes:
         total: as stored; `None` if there is no row.
+        kept: how much of it removed items contributed, as stored.
         may_have_expired: receipts older than the ledger's retention may have been deleted.
     """
 
@@ -101,17 +106,27 @@ class Explanation:
     group: Group
     receipts: tuple[Receipt, ...]
     total: Amounts | None
+    kept: Amounts
     may_have_expired: bool
+
+    @property
+    def zero(self) -> Amounts:
+        return (Decimal(0),) * len(self.aggregation.measures)
 
     @property
     def sum(self) -> Amounts:
         """The sum of the receipts."""
-        return sum_of((receipt.amounts for receipt in self.receipts), (Decimal(0),) * len(self.aggregation.measures))
+        return sum_of((receipt.amounts for receipt in self.receipts), self.zero)
+
+    @property
+    def sum_kept(self) -> Amounts:
+        """The sum of what the receipts keep."""
+        return sum_of((receipt.kept for receipt in self.receipts if receipt.kept), self.zero)
 
     @property
     def matches(self) -> bool:
-        """Whether receipts and total are equal; no row is as good as zero."""
-        return self.sum == (self.total or (Decimal(0),) * len(self.aggregation.measures))
+        """Whether receipts and total, and what is kept of it, are equal; no row is as good as zero."""
+        return (self.sum, self.sum_kept) == (self.total or self.zero, self.kept)
 
     def verdict(self) -> str:
         """One sentence on receipts and total."""
@@ -138,12 +153,15 @@ def explanations_of(resources: Resources, table: str, keys: Sequence[str], now: 
     for aggregation in _aggregations_of(resources.definitions, table):
         group = _group(aggregation, keys)
         stored = read_stored(resources.dynamodb, resources.ledger_table, aggregate_of(aggregation, group))
-        total = tuple(_amount(stored.item, measure.name) for measure in aggregation.measures)
+        names = [measure.name for measure in aggregation.measures]
+        total = tuple(_amount(stored.item, name) for name in names)
+        kept = tuple(_amount(stored.item, kept_attribute(aggregation.name, name)) for name in names)
         yield Explanation(
             aggregation,
             group,
             tuple(sorted(receipts_of(stored), key=Receipt.order)),
             total if stored.item else None,
+            kept,
             _may_have_expired(resources, aggregation, now),
         )
 
@@ -154,11 +172,12 @@ def receipts_of(stored: Stored) -> Iterator[Receipt]:
         cut, amounts = stored.starting_value
         moment, _, time = cut.partition(" ")
         yield Receipt(ReceiptKind.BACKFILL, time, moment, amounts, _ROW)
-    for name, (amounts, _) in stored.receipts.items():
+    for name, (amounts, kept) in stored.receipts.items():
         position, _, number = name.partition(".")
         time = moment_text(second_of(position))
         page = stored.pages.get(name)
-        yield Receipt(ReceiptKind.RECORD, time, number, amounts, _ROW if page is None else f"page {page}", position)
+        where = _ROW if page is None else f"page {page}"
+        yield Receipt(ReceiptKind.RECORD, time, number, amounts, where, position, kept)
     for (correction, name), amounts in stored.corrections.items():
         time, run, *what = name.split("|")
         kind = ReceiptKind.FOUND if what == [FOUND] else ReceiptKind.REPAIR
@@ -208,11 +227,14 @@ def _as_json(explanation: Explanation) -> dict[str, Any]:
         "aggregation": explanation.aggregation.name,
         "group": list(explanation.group),
         "receipts": [
-            _receipt_as_json(receipt) | {"contribution": by_measure(receipt.amounts)}
+            _receipt_as_json(receipt)
+            | {"contribution": by_measure(receipt.amounts)}
+            | ({"kept": by_measure(receipt.kept)} if receipt.kept else {})
             for receipt in explanation.receipts
         ],
         "sum": by_measure(explanation.sum),
         "total": None if explanation.total is None else by_measure(explanation.total),
+        "kept": by_measure(explanation.kept),
         "matches": explanation.matches,
         "mayHaveExpired": explanation.may_have_expired,
     }
@@ -235,6 +257,9 @@ def _print(explanation: Explanation) -> None:
     total = explanation.total
     stored = ["no row"] * len(measures) if total is None else map(canonical_text, total)
     rows.append(("", "stored total", "", *stored))
+    if any(explanation.kept) or any(explanation.sum_kept):
+        rows.append(("", "kept of it, by the receipts", "", *map(canonical_text, explanation.sum_kept)))
+        rows.append(("", "kept of it, as stored", "", *map(canonical_text, explanation.kept)))
     title = f"{explanation.aggregation.name}: {', '.join(explanation.group)}"
     print_table(title, ("time", "receipt of", "stands in", *measures), rows)
     console().print(explanation.verdict())

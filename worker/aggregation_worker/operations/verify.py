@@ -16,12 +16,14 @@ from typing import Any
 
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
 from aggregation_worker.aggregations.contributions import Aggregation, Group, KeyType, RemovePolicy
+from aggregation_worker.aggregations.numbers import Amounts
 from aggregation_worker.deployment.example import dated, example_item
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options, positive
 from aggregation_worker.operations.output import console, print_json
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation.canary import CANARY_NUMBER, CANARY_TEXT
+from aggregation_worker.reconciliation.observation import worth_in
 from aggregation_worker.streams.records import Image
 
 _POLL_SECONDS = 0.1
@@ -104,14 +106,12 @@ class Verification:
                 )
             self.sleep(_POLL_SECONDS)
 
-    def _stored(self, expectation: Expectation) -> tuple[Decimal, ...] | None:
+    def _stored(self, expectation: Expectation) -> Amounts | None:
+        """What the canary's row shows of it: its total without what is kept."""
         row = self.resources.dynamodb.get_item(
             TableName=expectation.aggregation.table, Key=expectation.key(), ConsistentRead=True
         ).get("Item")
-        if row is None:
-            return None
-        names = (measure.name for measure in expectation.aggregation.measures)
-        return tuple(Decimal(row[name]["N"]) if name in row else Decimal(0) for name in names)
+        return None if row is None else worth_in(expectation.aggregation, row)
 
     def _clean_up(self, canary: Image, expectations: list[Expectation]) -> None:
         """Deletes the order first: what retracts it must be done before its rows go, or it would make them anew."""

@@ -87,6 +87,12 @@ def kept_in(aggregation: Aggregation, row: Image) -> Amounts | None:
     return _numbers(row, [kept_attribute(aggregation.name, measure.name) for measure in aggregation.measures])
 
 
+def worth_in(aggregation: Aggregation, row: Image) -> Amounts | None:
+    """A total without what is kept of it: what the items that are there are worth; otherwise as `measures_in`."""
+    measures, kept = measures_in(aggregation, row), kept_in(aggregation, row)
+    return None if measures is None or kept is None else net(measures, kept)
+
+
 def _numbers(row: Image, names: Sequence[str]) -> Amounts | None:
     try:
         return tuple(parse_number(row[name].get("N")) if name in row else _ZERO for name in names)
@@ -106,8 +112,7 @@ def rows_of(client: "DynamoDBClient", aggregation: Aggregation) -> Iterator[tupl
         group = group_of(aggregation.keys, row)
         own = all(text.startswith(key.prefix) for key, text in zip(aggregation.keys, group, strict=True))
         if own and any(measure.name in row for measure in aggregation.measures):
-            measures, kept = measures_in(aggregation, row), kept_in(aggregation, row)
-            yield group, None if measures is None or kept is None else net(measures, kept)
+            yield group, worth_in(aggregation, row)
 
 
 @dataclass(frozen=True, slots=True)
