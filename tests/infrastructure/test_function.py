@@ -20,6 +20,7 @@ from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.pipeline import create_table
 from aggregation_worker.settings import read_settings
 from aggregation_worker_cdk.alarms import NEAR_THE_TIMEOUT_MS
+from tests.definition_texts import aggregation_text, definitions
 from tests.dynamodb_local import DynamoDBLocal
 from tests.infrastructure.stacks import Stack, plain, synthesized
 from tests.postings import postings
@@ -104,7 +105,7 @@ def test_mapping__has_each_value(stack: Stack) -> None:
         "MaximumRecordAgeInSeconds": 21_600,
         "BisectBatchOnFunctionError": True,
         "FunctionResponseTypes": ["ReportBatchItemFailures"],
-        "FilterCriteria": {"Filters": [{"Pattern": json.dumps({"eventName": ["INSERT", "MODIFY"]})}]},
+        "FilterCriteria": {"Filters": [{"Pattern": json.dumps({"eventName": ["INSERT", "MODIFY", "REMOVE"]})}]},
         "DestinationConfig": {"OnFailure": {"Destination": BUCKET}},
         "MetricsConfig": {"Metrics": ["EventCount"]},
     }
@@ -130,6 +131,22 @@ def test_mapping_of_other_definitions__reads_the_existing_stream(stack: Stack, o
     }
 
     assert other_stack.properties("Lambda::EventSourceMapping") == expected
+
+
+@pytest.mark.parametrize(
+    ("policies", "names"),
+    [
+        (["ignore"], ["INSERT", "MODIFY"]),
+        (["ignore", "keep"], ["INSERT", "MODIFY", "REMOVE"]),
+        (["retract"], ["INSERT", "MODIFY", "REMOVE"]),
+    ],
+)
+def test_removals__are_not_delivered_where_every_aggregation_ignores_them(
+    policies: list[str], names: list[str]
+) -> None:
+    texts = [aggregation_text(f'remove = "{one}"', name=f"a{n}", table=f"table-{n}") for n, one in enumerate(policies)]
+
+    assert [name.value for name in deployment.event_names(definitions(*texts))] == names
 
 
 def test_mapping__waits_for_the_buckets_policy(stack: Stack) -> None:

@@ -691,6 +691,7 @@ def test_local_pipeline__worker_that_was_wrong_is_made_up_for(
                 ExpressionAttributeValues={":much": {"N": "100"}},
             )
 
+        capsys.readouterr()
         replayed = main(["replay", "--in-process", "--json"])
         left = json.loads(capsys.readouterr().out)["lettersLeft"]
         repaired, after = report(0), report(0)
@@ -702,6 +703,7 @@ def test_local_pipeline__worker_that_was_wrong_is_made_up_for(
         assert after["findings"] == []
         totals = stored_totals(pipeline.dynamodb, aggregation)
         assert totals == {(f"item{n}", "2024-07-15"): (Decimal(9),) for n in range(3)}
+        capsys.readouterr()
         assert main(["replay", "--in-process", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["lettersDeleted"] == 0
 

@@ -269,7 +269,9 @@ def explanation(total: tuple[Decimal, ...] | None, may_have_expired: bool = Fals
     (aggregation,) = load_definitions(SAMPLE_FILE).aggregations
     receipts = {f"{first_position(second)}abcdef.10{second}": ((Decimal(second),), ()) for second in (1, 2, 3)}
     stored = Stored({}, receipts, {}, None, {})
-    return Explanation(aggregation, ("item1", "2026-01-02"), tuple(receipts_of(stored)), total, may_have_expired)
+    return Explanation(
+        aggregation, ("item1", "2026-01-02"), tuple(receipts_of(stored)), total, (Decimal(0),), may_have_expired
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,6 +290,20 @@ def test_verdict__tells_drift_from_expired_receipts(
 
     assert told.sum == (Decimal(6),)
     assert verdict in told.verdict()
+
+
+def test_what_is_kept__must_be_what_the_receipts_keep() -> None:
+    (aggregation,) = load_definitions(SAMPLE_FILE).aggregations
+    name = f"{first_position(1)}abcdef.101"
+    receipts = tuple(receipts_of(Stored({}, {name: ((Decimal(0),), (Decimal(4),))}, {}, None, {})))
+
+    right, wrong = (
+        Explanation(aggregation, ("item1", "2026-01-02"), receipts, (Decimal(0),), (Decimal(kept),), False)
+        for kept in (4, 5)
+    )
+
+    assert (right.matches, wrong.matches) == (True, False)
+    assert receipts[0].described() == "101, of a removed item: 4 kept"
 
 
 def test_receipts__are_shown_in_order_and_with_where_they_stand() -> None:
