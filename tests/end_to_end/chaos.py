@@ -182,6 +182,7 @@ class Source:
             event_id=hashlib.md5(f"{self.seed}/{shard}/{number}".encode()).hexdigest(),
             created_at=EPOCH + self.made // RECORDS_A_SECOND - LAGS[shard % len(LAGS)],
         )
+        record["dynamodb"]["Keys"] = {"orderid": {"S": orderid}}
         if change.expired:
             record["userIdentity"] = {"type": "Service", "principalId": "dynamodb.amazonaws.com"}
         return record

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from aggregation_worker.dead_letters import FailedBatchReference, ParkedRecord, message_body, read_dead_letter
+from aggregation_worker.dead_letters import FailedBatchReference, Notice, ParkedRecord, message_body, read_dead_letter
 from aggregation_worker.local.ministack import Ministack
 from tests.aws_cli import commands_of
 from tests.end_to_end.conftest import ROOT, Assembly, cdk, missing
@@ -142,7 +142,7 @@ def test_unusable_order__waits_in_the_queue(deployed: DeployedStack) -> None:
 
     (body,) = wait_for(deployed.messages)
     letter = read_dead_letter(body)
-    assert isinstance(letter, ParkedRecord)
+    assert isinstance(letter, Notice)
     assert letter.record["dynamodb"]["NewImage"] == unusable
 
 

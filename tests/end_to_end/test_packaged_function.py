@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aggregation_worker.aggregations.definitions import load_definitions
-from aggregation_worker.dead_letters import ParkedRecord, RecordReference, read_dead_letter
+from aggregation_worker.dead_letters import Notice, RecordReference, read_dead_letter
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.ministack import Ministack
@@ -131,7 +131,7 @@ def test_order_that_moves__leaves_one_total_for_the_other(function: RunningFunct
     assert (services.total("moved-from"), services.total("moved-to")) == ("0", "8")
 
 
-def test_unusable_record__is_parked_and_the_others_are_counted(function: RunningFunction, services: Services) -> None:
+def test_unusable_order__is_told_of_and_the_others_are_counted(function: RunningFunction, services: Services) -> None:
     unusable = insert(order("9002", item="parked") | {"quantity": {"S": "many"}})
 
     answer = function.invoke({"Records": [unusable, insert(order("9003", item="parked", quantity=5))]})
@@ -139,7 +139,7 @@ def test_unusable_record__is_parked_and_the_others_are_counted(function: Running
     assert answer == {"batchItemFailures": []}
     assert services.total("parked") == "5"
     (letter,) = services.dead_letters()
-    assert isinstance(letter, ParkedRecord)
+    assert isinstance(letter, Notice)
     assert letter.record == unusable
 
 

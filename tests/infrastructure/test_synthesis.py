@@ -114,7 +114,7 @@ def test_price_of_keeping__is_told_by_the_cdk(assemblies: dict[str, Assembly]) -
     }
 
     assert "(item_count_by_date): an item that is removed costs a second write unit" in told["shipped"]
-    assert "second write unit" not in told["other"]  # it retracts, but for what expires
+    assert "(orders_by_customer, orders_by_hour): an item" in told["other"]
 
 
 def test_cdk_nag__finds_nothing_that_is_not_acknowledged(assembly: Assembly) -> None:

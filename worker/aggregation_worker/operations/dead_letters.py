@@ -39,15 +39,15 @@ def run(options: argparse.Namespace) -> int:
     rows = [
         (
             entry["kind"],
-            "\n".join(entry["reasons"]),
+            "\n".join([*entry["reasons"], *([entry["toDo"]] if entry["toDo"] else [])]),
             _shortened(entry["sequenceNumbers"]),
             _shortened([", ".join(f"{name}={value}" for name, value in key.items()) for key in entry["keys"]]),
             entry["age"],
-            entry["toDo"] or entry["trustedFor"],
+            "" if entry["toDo"] else entry["trustedFor"],
         )
         for entry in described
     ]
-    columns = ("kind", "why", "sequence numbers", "item keys", "age", "replay within, or what to do")
+    columns = ("kind", "why", "sequence numbers", "item keys", "age", "replay within")
     print_table(f"{len(letters)} dead letter{'' if len(letters) == 1 else 's'}", columns, rows)
     if options.show_images:
         for entry in described:
