@@ -86,6 +86,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogethe
     return FilesTogether(config, log)
 
 
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Decides what one test does at random; a failure says how to repeat it, whatever the test reads with `capsys`."""
+    number = sizes.fresh_seed()
+    request.node.add_report_section("setup", "seed", f"repeat with SEED={number}")
+    return number
+
+
 @pytest.fixture(scope="session")
 def dynamodb_local() -> Iterator[DynamoDBLocal]:
     """DynamoDB Local, one server per test session (with pytest-xdist, per worker process).

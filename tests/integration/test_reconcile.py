@@ -44,6 +44,7 @@ from tests.integration import shop as shops
 from tests.integration.busy_table import Follower, Orders, Writer, busy, drift, enable_stream, load
 from tests.integration.shop import SOLD, export_objects, local_environment
 from tests.integration.world import Call, ClientWith, side_by_side
+from tests.prompt_reader import PromptReader
 from tests.sizes import size
 
 EVER_SOLD = """
@@ -175,13 +176,6 @@ def a_shop(server: DynamoDBLocal, sold: str = SOLD) -> Iterator[Shop]:
         check_definitions(shop.world.client, shop.world.ledger_table, shop.world.definitions.aggregations)
         shop.follower.drain()
         yield shop
-
-
-@pytest.fixture
-def seed() -> int:
-    number = random.randrange(2**32)
-    print(f"seed {number}")
-    return number
 
 
 def plant(shop: Shop, seed: int) -> set[Group]:
@@ -601,11 +595,6 @@ def surroundings(shop: Shop, dynamodb_local: DynamoDBLocal, tmp_path: Path, monk
     monkeypatch.setattr("aggregation_worker.operations.reconcile.StreamReader", PromptReader)
     monkeypatch.setattr("aggregation_worker.reconciliation.scheduled.StreamReader", PromptReader)
     return file
-
-
-def PromptReader(*arguments: Any, **_: Any) -> StreamReader:  # noqa: N802 - stands in for the class
-    """DynamoDB Local's stream shows a record as soon as it is written."""
-    return StreamReader(*arguments, stream_lag=0.0, empty_pages=1, poll_interval=0.0)
 
 
 def test_command__finds_repairs_and_then_finds_nothing(

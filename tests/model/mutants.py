@@ -361,7 +361,7 @@ def judge(mutant: Mutant) -> Verdict:
                 *("-p", "no:randomly", "--hypothesis-profile=unshrunk", *MODEL_TESTS),
             ],
             cwd=tree,
-            env={name: value for name, value in os.environ.items() if not name.startswith(("MODEL_", "PYTEST_"))}
+            env={name: value for name, value in os.environ.items() if not name.startswith(("SEED", "PYTEST_"))}
             | {"PYTHONPATH": str(tree / "worker"), "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
@@ -383,7 +383,8 @@ def _copy_of_the_tree() -> Iterator[Path]:
         tree = Path(folder)
         for name in COPIED:
             if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+                # With bytecode, of which Python takes what belongs to the source; but not what is just being written.
+                shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.pyc.*"))
             else:
                 shutil.copy(ROOT / name, tree / name)
         yield tree
