@@ -209,12 +209,12 @@ def test_adopting_a_busy_table__ends_without_drift(
         tmp_path,
         monkeypatch,
         *(SOLD, BY_CUSTOMER, LATER),
-        existing=size(12_000, long=50_000),
+        existing=size(4_000, long=50_000),
         environment=environment,
-        orders=Orders(customers=5_000),
+        orders=Orders(customers=size(2_000, long=5_000)),
     ) as shop:
         worker = shop.follower("sold", "by_customer")
-        writers = [shop.writer(seed + number) for number in range(3)]
+        writers = [shop.writer(seed + number, pause=size(16, long=4) / 1_000) for number in range(3)]
         with busy(worker, *writers):
             killed_ten_times(shop, random.Random(seed))
 
