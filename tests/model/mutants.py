@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 # What the model tests need, and no more.
 COPIED = ("worker", "tests", "pyproject.toml")
 MODEL_TESTS = (
-    "tests/model/test_every_state.py",
     "tests/model/test_found_histories.py",
     "tests/model/test_every_interleaving.py",
+    "tests/model/test_every_state.py",
     "tests/model/test_random_histories.py",
 )
 # A test that fails for one of these has noticed the mutant; anything else is a fault of the mutant itself.
