@@ -98,7 +98,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Distribution
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     """What `-n auto` means: more processes than processors, since many tests wait."""
     processors = yield
-    return processors + 2
+    return processors + 1
 
 
 @pytest.fixture

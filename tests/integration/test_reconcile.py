@@ -55,11 +55,11 @@ partition_key = { name = "item_number", from = "item_number" }
 sum = { quantity = "quantity" }
 """
 ITEMS, DAYS = size(20, long=50), 3
-ORDERS = 2 * ITEMS * DAYS
+ORDERS = ITEMS * DAYS * 3 // 2
 # Seconds that a difference must stay the same: hardly any where nothing is in flight; where somebody writes, more than
 # the worker needs, which shares the processors with all else.
 QUIET, BUSY = 0.1, 2.0
-DRIFTS = size(30, long=100)
+DRIFTS = size(20, long=100)
 # Of these, rows that are deleted.
 DELETED = DRIFTS * 3 // 10
 
@@ -168,7 +168,7 @@ def groups(report: Report, *verdicts: Verdict) -> set[Group]:
 
 @pytest.fixture
 def shop(dynamodb_local: DynamoDBLocal) -> Iterator[Shop]:
-    """Two orders for each total, all counted."""
+    """Some orders for most totals, all counted."""
     with a_shop(dynamodb_local) as shop:
         yield shop
 
@@ -213,8 +213,8 @@ def test_healthy_busy_table__has_no_drift(shop: Shop, seed: int) -> None:
 
     assert (live.drifted, live.undecided, whole.drifted, whole.undecided) == (0, 0, 0, 0)
     assert {finding.verdict for finding in (*live.findings, *whole.findings)} <= {Verdict.UNPROVABLE}
-    assert live.aggregates > ITEMS * DAYS
-    assert live.records > 20
+    assert live.aggregates > ITEMS * DAYS // 2
+    assert live.records > 5
     assert not [page for page in scan(shop.world.client, shop.world.ledger_table) if "repair" in page["page"]["S"]]
     shop.assert_exact()
 
@@ -454,10 +454,10 @@ def test_killed_repair__the_next_one_corrects_the_rest_once(shop: Shop, seed: in
 
     def dies(call: Call, request: dict[str, Any]) -> Any:
         number = next(calls)
-        if before and number >= 5:
+        if number > 5 or (before and number == 5):
             raise Killed
         answer = call(**request)
-        if number >= 5:
+        if number == 5:
             raise Killed
         return answer
 
