@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -33,12 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("project")
 
 
-_LONGEST = (
-    "tests/end_to_end/",
-    "tests/integration/",
+# What takes longest comes first, and what mostly waits before what computes: that fills the processors at the end.
+_FIRST = (
+    "tests/end_to_end/test_deployed_stack.py",
+    "tests/end_to_end/test_packaged_function.py",
     "tests/infrastructure/",
-    "tests/unit/test_snapshot.py",
+    "tests/integration/test_backfill.py::test_adopting_a_busy_table",
+    "tests/end_to_end/",
+    "tests/integration/test_reconcile.py",
+    "tests/integration/",
+    "tests/model/",
     "tests/unit/test_reconcile_histories.py",
+    "tests/unit/test_snapshot.py",
 )
 
 
@@ -51,14 +57,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest files come first, so that in the end no processor waits for another; otherwise the order stays."""
+    """Sorts by `_FIRST`; otherwise the order stays."""
     if not config.getoption("long"):
         left_out = [item for item in items if item.get_closest_marker("only_long")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 
     def rank(item: pytest.Item) -> int:
-        return next((place for place, path in enumerate(_LONGEST) if item.nodeid.startswith(path)), len(_LONGEST))
+        return next((place for place, path in enumerate(_FIRST) if item.nodeid.startswith(path)), len(_FIRST))
 
     items.sort(key=rank)
 
@@ -68,22 +74,39 @@ _TOGETHER = {
     "infrastructure": re.compile(r"tests/infrastructure/"),
     "the stack": re.compile(r"tests/end_to_end/test_(deployed_stack|packaged_function)\.py"),
 }
+# Files whose tests share nothing but servers, of which each process has its own.
+_APART = re.compile(r"tests/integration/test_(backfill|dead_letters|reconcile)\.py")
 
 
-class FilesTogether(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist has no types here
-    """How pytest-xdist distributes: a file's tests, and those of files that belong together, stay in one process."""
+class Distribution(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist has no types here
+    """How pytest-xdist distributes: a file's tests stay in one process, but for `_TOGETHER` and `_APART`."""
 
     def _split_scope(self, nodeid: str) -> str:
         for name, files in _TOGETHER.items():
             if files.match(nodeid):
                 return name
-        return str(super()._split_scope(nodeid))
+        return nodeid if _APART.match(nodeid) else str(super()._split_scope(nodeid))
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Distribution:
     """In place of what --dist names."""
-    return FilesTogether(config, log)
+    return Distribution(config, log)
+
+
+@pytest.hookimpl(optionalhook=True, wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """What `-n auto` means: more processes than processors, since many tests wait."""
+    processors = yield
+    return processors + 1
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Decides what one test does at random; a failure says how to repeat it, whatever the test reads with `capsys`."""
+    number = sizes.fresh_seed()
+    request.node.add_report_section("setup", "seed", f"repeat with SEED={number}")
+    return number
 
 
 @pytest.fixture(scope="session")
@@ -109,8 +132,8 @@ def dynamodb_endpoint(dynamodb_local: DynamoDBLocal) -> str:
     return dynamodb_local.endpoint
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ministack() -> Iterator[Ministack]:
-    """ministack, with nothing in it, for the tests of one file."""
+    """ministack, one server per test session, as with DynamoDB Local; tests of dead letters empty it."""
     with running_ministack(start_timeout_seconds=180) as server:
         yield server

@@ -46,6 +46,8 @@ JVM_OPTIONS: Final = (
     "-Xmx512m",
     # Ready after 1.2 s instead of 1.5 s. A long benchmark wants the optimising compiler: pass jvm_options.
     "-XX:TieredStopAtLevel=1",
+    # The servers of several test processes share the processors: threads that collect side by side only cost.
+    "-XX:+UseSerialGC",
     # No file under the system's temporary folder that a killed JVM would leave behind.
     "-XX:-UsePerfData",
 )

@@ -6,7 +6,7 @@
     @pytest.mark.only_long  # on a test that is left out by default
 
 `pytest --long -m long` runs just the tests that try more then: also every property, which needs no marker.
-MODEL_SEED repeats a random history.
+SEED repeats what a test does at random.
 """
 
 import os
@@ -37,11 +37,11 @@ def examples(short: int, *, long: int) -> settings:
 
 
 def seeds(short: int, *, long: int) -> Callable[[Any], Any]:
-    """So many seeds of random histories: half of them the same every time, half fresh; MODEL_SEED alone where set.
+    """So many seeds of random histories: half of them the same every time, half fresh; SEED alone where set.
 
     A fresh one is `None` and chosen by the test itself (`chosen`): all processes of a test run collect the same tests.
     """
-    repeated = os.environ.get("MODEL_SEED")
+    repeated = os.environ.get("SEED")
     total = size(short, long=long)
     found = [*range(total - total // 2), *([None] * (total // 2))] if repeated is None else [int(repeated)]
 
@@ -54,6 +54,11 @@ def seeds(short: int, *, long: int) -> Callable[[Any], Any]:
 def chosen(seed: int | None) -> int:
     """The seed, or a fresh one; either way it is printed with what repeats it."""
     if seed is None:
-        seed = random.SystemRandom().randrange(2**32)
-    print(f"repeat with MODEL_SEED={seed}")
+        seed = fresh_seed()
+    print(f"repeat with SEED={seed}")
     return seed
+
+
+def fresh_seed() -> int:
+    """SEED where set."""
+    return int(os.environ.get("SEED") or random.SystemRandom().randrange(2**32))

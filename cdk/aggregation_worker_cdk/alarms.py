@@ -129,16 +129,12 @@ class Alarms(Construct):
         return topic
 
 
-def very_late_ms(maximum_record_age_seconds: int) -> int:
+def very_late_ms(mapping: deployment.MappingSettings) -> int:
     """Half of the time, in milliseconds, until a record expires in the stream or Lambda gives it up.
 
-    The stream keeps records for 24 hours; the maximum record age may be shorter (-1: there is none). The other half is
-    the time for the repair.
+    The other half is the time for the repair.
     """
-    stream_seconds = deployment.STREAM_RETENTION_DAYS * 86_400
-    if maximum_record_age_seconds == -1:
-        return 500 * stream_seconds
-    return 500 * min(stream_seconds, maximum_record_age_seconds)
+    return 500 * mapping.oldest_delivered_seconds
 
 
 def alarm_settings(metrics: StackMetrics) -> list[AlarmSetting]:
@@ -156,7 +152,7 @@ def alarm_settings(metrics: StackMetrics) -> list[AlarmSetting]:
 
 def _late(metrics: StackMetrics) -> list[AlarmSetting]:
     age = metrics.lambda_function("IteratorAge", "Maximum", ONE_MINUTE)
-    very_late = very_late_ms(deployment.MAPPING.maximum_record_age_seconds)
+    very_late = very_late_ms(deployment.MAPPING)
     return [
         # Without batches there are no values; the alarm then keeps its state.
         AlarmSetting(

@@ -17,12 +17,11 @@ processes are interleaved, and so what is retried when, is up to the machine. Ex
 import argparse
 import contextlib
 import hashlib
-import json
 import logging
+import multiprocessing
 import os
 import queue
 import random
-import subprocess
 import sys
 import tempfile
 import threading
@@ -61,6 +60,7 @@ from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.letters import HeldMessages, resolve_letter
 from aggregation_worker.operations.replaying import Replay, Selection, SendError
 from tests.dynamodb_local import DynamoDBLocal, running_dynamodb_local
+from tests.end_to_end.chaos_worker import serve
 from tests.end_to_end.faulty_proxy import Fault, FaultyProxy
 from tests.model.orders import DEFINITIONS, RULES, TABLES, Amounts, Change, Order, Total, add_up, expected, whole
 from tests.records import STREAM_ARN, stream_record
@@ -68,7 +68,6 @@ from tests.records import STREAM_ARN, stream_record
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-ROOT = Path(__file__).parents[2]
 # 2100-01-01: no receipt is too old to be trusted, whatever this machine's clock says.
 EPOCH = 4_102_444_800
 RECORDS_A_SECOND = 200
@@ -203,40 +202,36 @@ def _random_order(chance: random.Random) -> Order:
 
 
 class Worker:
-    """One worker process, and its successors: whenever it is killed, another one takes its place."""
+    """One worker process, and its successors: whenever it is killed, another one takes its place.
+
+    They are forked from a process that has imported what takes long.
+    """
 
     def __init__(self, number: int, environment: Mapping[str, str], log: Path) -> None:
         self.number = number
         self._environment = environment
         self._log = log
-        self._process = self._start()
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload(["boto3", "aws_lambda_powertools.metrics", "aggregation_worker.batch"])
+        self._start()
 
-    def ask(self, invocation: Mapping[str, Any]) -> Any:
+    def ask(self, event: Any, milliseconds: float) -> Any:
         """One invocation.
 
         Raises:
             WorkerDiedError: the process was killed before it answered; a new one is there already.
             WorkerFailedError: the handler raised.
         """
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps(invocation) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except OSError:
-            line = ""
-        if not line.endswith("\n"):
-            process.kill()
-            process.wait()
+            self._invocations.send((event, milliseconds))
+            answer, failure = self._invocations.recv()
+        except (OSError, EOFError):
             self.close()
-            self._process = self._start()
-            raise WorkerDiedError(f"worker {self.number} was killed")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise WorkerFailedError(answer["error"])
-        return answer["answer"]
+            self._start()
+            raise WorkerDiedError(f"worker {self.number} was killed") from None
+        if failure is not None:
+            raise WorkerFailedError(failure)
+        return answer
 
     def kill(self) -> None:
         """SIGKILL, wherever it is."""
@@ -245,23 +240,15 @@ class Worker:
     def close(self) -> None:
         """Ends the process."""
         self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        self._process.join()
+        self._invocations.close()
 
-    def _start(self) -> subprocess.Popen[str]:
-        with self._log.open("a") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "tests.end_to_end.chaos_worker"],
-                cwd=ROOT,
-                env=dict(self._environment),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
+    def _start(self) -> None:
+        self._invocations, theirs = self._processes.Pipe()
+        with theirs:
+            arguments = (theirs, self._environment, self._log)
+            self._process = self._processes.Process(target=serve, args=arguments, daemon=True)
+            self._process.start()
 
 
 class Fleet:
@@ -294,7 +281,7 @@ class Fleet:
         worker = self._idle.get()
         try:
             event = {"Records": [*records], REPORT_OUTCOMES: True}
-            answer = worker.ask({"event": event, "milliseconds": milliseconds})
+            answer = worker.ask(event, milliseconds)
         except (WorkerDiedError, WorkerFailedError) as error:
             with self._counting:
                 self.invocations[type(error).__name__] += 1

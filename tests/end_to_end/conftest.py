@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import pytest
 
+from aggregation_worker.local.ministack import Ministack, running_ministack
 from tests.dynamodb_local import DynamoDBLocal, DynamoDBLocalUnavailableError, running_dynamodb_local
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,13 @@ def bundle_of(handler: str, assembly: Path) -> Path:
     (key,) = [function["Code"]["S3Key"] for function in functions if function["Handler"] == handler]
     files = json.loads(assets.read_text())["files"]
     return assembly / str(files[key.removesuffix(".zip")]["source"]["path"])
+
+
+@pytest.fixture(scope="module")
+def ministack() -> Iterator[Ministack]:
+    """ministack with nothing in it."""
+    with running_ministack(start_timeout_seconds=180) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Commands that shell scripts call, each in one process that stays: every start of Python and boto3 takes a second.
 
-    with shell_command("aws", "awscli.clidriver:main", interpreter, environment) as aws:
+    made = "from awscli.clidriver import create_clidriver; main = create_clidriver().main"
+    with shell_command("aws", made, interpreter, environment) as aws:
         subprocess.run(["bash", "-c", aws + "aws sqs list-queues"])
 
 The process is this file, run by the command's own interpreter; so it imports nothing but the command. A call comes
@@ -9,7 +10,6 @@ through the pipe `call`, as the working directory and the arguments, each ended 
 """
 
 import contextlib
-import importlib
 import os
 import shlex
 import subprocess
@@ -18,17 +18,18 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
 def shell_command(
-    name: str, main: str, interpreter: Sequence[str], environment: Mapping[str, str], options: str = ""
+    name: str, made: str, interpreter: Sequence[str], environment: Mapping[str, str], options: str = ""
 ) -> Iterator[str]:
-    """The definition of a shell function that calls `main`, a module and a function in it, with these options first."""
+    """The definition of a shell function that calls the `main` which Python code makes, with these options first."""
     with tempfile.TemporaryDirectory() as folder:
         for pipe in ("call", "status"):
             os.mkfifo(Path(folder, pipe))
-        serving = [*interpreter, __file__, folder, main]
+        serving = [*interpreter, __file__, folder, made]
         with subprocess.Popen(serving, stdin=subprocess.PIPE, env=environment):  # ends with its standard input
             at = shlex.quote(folder)
             yield (
@@ -37,10 +38,11 @@ def shell_command(
             )
 
 
-def serve(folder: Path, command: str) -> None:
+def serve(folder: Path, made: str) -> None:
     """Carries out one call after another."""
-    module, function = command.split(":")
-    main = getattr(importlib.import_module(module), function)
+    names: dict[str, Any] = {}
+    exec(made, names)
+    main = names["main"]
     while True:
         directory, *sys.argv[1:] = (folder / "call").read_text().split("\0")[:-1]
         os.chdir(directory)

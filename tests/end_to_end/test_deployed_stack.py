@@ -30,6 +30,9 @@ pytestmark = pytest.mark.end_to_end
 
 # In an environment of its own: it pins another botocore than ministack.
 AWS_CLI = "awscli==1.46.3"
+# The CLI's own `main` would load every service's model anew.
+MAIN_OF_AWS = "from awscli.clidriver import create_clidriver; main = create_clidriver().main"
+MAIN_OF_OURS = "from aggregation_worker.operations.cli import main"
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,8 @@ def commands(ministack: Ministack) -> Iterator[str]:
     # An option, since version 1 of the CLI has an endpoint of its own for SQS.
     endpoint = f"--endpoint-url {ministack.endpoint}"
     with (
-        shell_command("aws", "awscli.clidriver:main", uv, environment, endpoint) as aws,
-        shell_command("aggregator", "aggregation_worker.operations.cli:main", [sys.executable], environment) as ours,
+        shell_command("aws", MAIN_OF_AWS, uv, environment, endpoint) as aws,
+        shell_command("aggregator", MAIN_OF_OURS, [sys.executable], environment) as ours,
     ):
         yield aws + ours
 

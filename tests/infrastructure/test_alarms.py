@@ -1,10 +1,12 @@
 """Every alarm: what it watches, when it goes off, whom it tells and where it sends them."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker_cdk.alarms import very_late_ms
 from tests.infrastructure.stacks import Stack, plain, synthesized
@@ -199,4 +201,6 @@ def test_without_an_alarm_email__nobody_is_subscribed(stack: Stack) -> None:
 @pytest.mark.parametrize(("record_age_seconds", "hours"), [(6 * 3600, 3), (-1, 12), (604_800, 12)])
 def test_critical_age__is_half_of_what_a_record_has(record_age_seconds: int, hours: int) -> None:
     """Half the stream's life or, since Lambda gives records up earlier as it is set, half of their time until then."""
-    assert very_late_ms(record_age_seconds) == hours * 3_600_000
+    mapping = replace(deployment.MAPPING, maximum_record_age_seconds=record_age_seconds)
+
+    assert very_late_ms(mapping) == hours * 3_600_000

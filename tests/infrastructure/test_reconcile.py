@@ -21,6 +21,7 @@ from aggregation_worker_cdk.schedule import mistake_in
 from tests.dynamodb_local import DynamoDBLocal
 from tests.infrastructure.stacks import OTHER_DEFINITIONS, Stack, plain, synthesized
 from tests.postings import postings
+from tests.prompt_reader import PromptReader
 from tests.records import insert, order
 
 # The service authorization reference's access levels of the actions that are allowed.
@@ -147,7 +148,7 @@ def test_role_of_other_definitions__reads_their_tables(other_reconcile_stack: St
 
 
 def test_role__allows_every_request_of_a_run(
-    reconcile_stack: Stack, dynamodb_local: DynamoDBLocal, tmp_path: Path
+    reconcile_stack: Stack, dynamodb_local: DynamoDBLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that meets drift, and so makes all of its requests: each names a table that its role names for it."""
     name = f"role-{uuid.uuid4().hex[:12]}"
@@ -168,6 +169,7 @@ def test_role__allows_every_request_of_a_run(
         committer = Committer(client, f"{name}-ledger", 60, executor)
         miscounted = postings(insert(order(quantity=7)), defined=definitions)
         assert committer.commit(miscounted, Deadline(lambda: 60.0, stop_sending=5.0, stop_waiting=1.0)).applied
+    monkeypatch.setattr("aggregation_worker.reconciliation.scheduled.StreamReader", PromptReader)
     requests: set[tuple[str, str]] = set()
     for recorded in (client, streams):
         recorded.meta.events.register("provide-client-params", functools.partial(note_request, requests))
@@ -178,7 +180,6 @@ def test_role__allows_every_request_of_a_run(
         streams,
         seconds_left=lambda: 60.0,
         patience=0.2,
-        stream_lag=0.2,
     )
 
     named = {

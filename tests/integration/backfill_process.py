@@ -5,14 +5,12 @@
 DynamoDB Local and ministack do; waiting for a lag that they do not have would only make tests slow.
 """
 
-import functools
 import sys
 
 from aggregation_worker.operations import backfill
 from aggregation_worker.operations.cli import main
 from aggregation_worker.streams.reader import StreamReader
-
-PromptReader = functools.partial(StreamReader, stream_lag=0.0, empty_pages=1, poll_interval=0.0)
+from tests.prompt_reader import PromptReader
 
 if __name__ == "__main__":
     setattr(backfill, StreamReader.__name__, PromptReader)

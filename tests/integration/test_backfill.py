@@ -1,8 +1,5 @@
 """Backfill of tables that are written to all the time: totals end without drift, whatever happens to the tool."""
 
-import base64
-import gzip
-import hashlib
 import json
 import os
 import random
@@ -34,32 +31,14 @@ from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.streams import reader as stream_reader
 from aggregation_worker.streams.shards import Shard, StreamShards
 from tests.dynamodb_local import DynamoDBLocal
-from tests.integration.backfill_process import PromptReader
-from tests.integration.busy_table import (
-    Follower,
-    Orders,
-    Writer,
-    busy,
-    create_without_stream,
-    drift,
-    enable_stream,
-    load,
-)
-from tests.integration.world import World, a_world
+from tests.integration import shop as shops
+from tests.integration.busy_table import Follower, Orders, busy, drift, enable_stream
+from tests.integration.shop import SOLD, export_objects, local_environment
+from tests.prompt_reader import PromptReader
 from tests.sizes import size
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
-SOLD = """
-[[aggregations]]
-name = "sold"
-table = "TARGET"
-partition_key = { name = "item_number", from = "item_number" }
-sort_key = { name = "order_date", from = "order_date", truncate = "day" }
-sum = { quantity = "quantity" }
-count = "orders"
-remove = "retract"
-"""
 BY_CUSTOMER = """
 [[aggregations]]
 name = "by_customer"
@@ -82,19 +61,17 @@ remove = "retract"
 
 
 @dataclass(slots=True)
-class Shop:
-    """A source table, its totals, and the command over them."""
+class Shop(shops.Shop):
+    """A source table, its totals, and the command over them.
 
-    world: World
-    source: str
-    stream_arn: str
-    text: str
-    streams: Any
-    folder: Path
-    environment: dict[str, str]
-    orders: Orders
-    existing: int
-    # Seconds from now until which the backfill takes workers for ones that do not know everything yet.
+    Attributes:
+        folder: of spools and definitions files.
+        environment: in which the command finds the tables.
+        takeover: seconds from now until which the backfill takes workers for ones that do not know everything yet.
+    """
+
+    folder: Path = field(init=False)
+    environment: dict[str, str] = field(init=False)
     takeover: int = 0
     followers: list[Follower] = field(default_factory=list)
 
@@ -115,10 +92,6 @@ class Shop:
         assert self.text.count(old) == 1
         self.text = self.text.replace(old, new)
         self.world.definitions = parse_definitions(self.text)
-
-    def writer(self, seed: int, **options: Any) -> Writer:
-        """Somebody who changes orders."""
-        return Writer(self.world.client, self.source, self.orders, self.existing, random.Random(seed), **options)
 
     def definitions_file(self, text: str | None = None) -> Path:
         """A definitions file with this text, or with all aggregations."""
@@ -166,42 +139,23 @@ def a_shop(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     *aggregations: str,
-    existing: int,
     environment: Mapping[str, str],
     orders: Orders = Orders(),  # noqa: B008 - frozen
-    more: tuple[dict[str, Any], ...] = (),
+    **options: Any,
 ) -> Iterator[Shop]:
-    """A table that has held orders for years, whose stream is switched on just now."""
-    client = server.client("dynamodb")
-    suffix = uuid.uuid4().hex[:12]
-    source = f"orders-{suffix}"
-    create_without_stream(client, source)
-    chance = random.Random(existing)
-    load(client, source, [*(orders.order(str(number), chance) for number in range(existing)), *more])
-    stream_arn = enable_stream(client, source)
-    text = f'[source]\ntable = "{source}"\npartition_key = "orderid"\n' + "".join(aggregations)
-    text = text.replace("TARGET", f"totals-{suffix}")
-    with a_world(client, text) as world:
-        environment = {**environment, "LEDGER_TABLE": world.ledger_table, "LEDGER_RETENTION_DAYS": "60"}
-        environment["XDG_CACHE_HOME"] = str(folder)
-        for name, value in environment.items():
+    """A table that has held orders for years, whose stream is switched on just now, and the environment for it."""
+    with shops.a_shop(server, Shop, *aggregations, orders=orders, **options) as shop:
+        shop.folder = folder
+        shop.environment = {
+            **environment,
+            "LEDGER_TABLE": shop.world.ledger_table,
+            "LEDGER_RETENTION_DAYS": "60",
+            "XDG_CACHE_HOME": str(folder),
+        }
+        for name, value in shop.environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr("aggregation_worker.operations.backfill.StreamReader", PromptReader)
-        streams = server.client("dynamodbstreams")
-        yield Shop(world, source, stream_arn, text, streams, folder, environment, orders, existing)
-    client.delete_table(TableName=source)
-
-
-def local_environment(dynamodb_local: DynamoDBLocal) -> dict[str, str]:
-    return {
-        "AWS_ENDPOINT_URL": dynamodb_local.endpoint,
-        "AWS_ACCESS_KEY_ID": "local",
-        "AWS_SECRET_ACCESS_KEY": "local",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ACCOUNT_ID_ENDPOINT_MODE": "disabled",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
+        yield shop
 
 
 @pytest.fixture
@@ -243,22 +197,24 @@ KILLS = (
 
 @pytest.mark.long
 def test_adopting_a_busy_table__ends_without_drift(
-    dynamodb_local: DynamoDBLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dynamodb_local: DynamoDBLocal,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seed: int,
 ) -> None:
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
     environment = local_environment(dynamodb_local)
     with a_shop(
         dynamodb_local,
         tmp_path,
         monkeypatch,
         *(SOLD, BY_CUSTOMER, LATER),
-        existing=size(12_000, long=50_000),
+        existing=size(4_000, long=50_000),
         environment=environment,
-        orders=Orders(customers=5_000),
+        orders=Orders(customers=size(2_000, long=5_000)),
     ) as shop:
         worker = shop.follower("sold", "by_customer")
-        writers = [shop.writer(seed + number) for number in range(3)]
+        writers = [shop.writer(seed + number, pause=size(16, long=4) / 1_000) for number in range(3)]
         with busy(worker, *writers):
             killed_ten_times(shop, random.Random(seed))
 
@@ -379,28 +335,11 @@ def put_export(ministack: Ministack, shop: Shop) -> None:
     """An export of the table while it is written to: each item as it was at some moment of the export."""
     s3 = ministack.client("s3")
     s3.create_bucket(Bucket="exports")
-    folder = "orders/AWSDynamoDB/01792345678901-abcdef01"
-    items = list(scan(shop.world.client, shop.source))
-    files = []
-    for number in range(2):
-        lines = "".join(json.dumps({"Item": item}) + "\n" for item in items[number::2])
-        body = gzip.compress(lines.encode())
-        key = f"{folder}/data/part{number}.json.gz"
+    table_arn = f"arn:aws:dynamodb:us-east-1:000000000000:table/{shop.source}"
+    # To within a minute on AWS, so it must be a minute after the stream's beginning.
+    exported_at = moment_text(int(time.time()) + 61)
+    for key, body in export_objects(table_arn, list(scan(shop.world.client, shop.source)), exported_at).items():
         s3.put_object(Bucket="exports", Key=key, Body=body)
-        checksum = base64.b64encode(hashlib.md5(body).digest()).decode()
-        files.append({"itemCount": len(items[number::2]), "md5Checksum": checksum, "dataFileS3Key": key})
-    summary = {
-        "tableArn": f"arn:aws:dynamodb:us-east-1:000000000000:table/{shop.source}",
-        "outputFormat": "DYNAMODB_JSON",
-        "exportType": "FULL_EXPORT",
-        # To within a minute on AWS, so it must be a minute after the stream's beginning.
-        "exportTime": moment_text(int(time.time()) + 61),
-        "itemCount": len(items),
-        "manifestFilesS3Key": f"{folder}/manifest-files.json",
-    }
-    manifest = "\n".join(map(json.dumps, files))
-    s3.put_object(Bucket="exports", Key=f"{folder}/manifest-files.json", Body=manifest.encode())
-    s3.put_object(Bucket="exports", Key=f"{folder}/manifest-summary.json", Body=json.dumps(summary).encode())
 
 
 def iter_records(shard: Shard) -> Iterator[dict[str, Any]]:

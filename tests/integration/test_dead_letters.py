@@ -554,10 +554,8 @@ def test_ctrl_c__leaves_every_unfinished_letter_in_the_queue(
 
 @pytest.mark.long
 def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
-    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str]
+    broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
     chance = random.Random(seed)
     command = ("replay", "--in-process", "--visibility-timeout", "1", "--rate", "400")
     with pipeline_with() as pipeline:

@@ -59,9 +59,7 @@ def test_suffix_redelivered__counts_only_what_is_new(world: World) -> None:
     assert (world.quantity("item123"), world.quantity("item312")) == (155, 7)
 
 
-def test_batch_cut_differently__counts_once(world: World) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
+def test_batch_cut_differently__counts_once(world: World, seed: int) -> None:
     shuffle = random.Random(seed)
     items = [f"item{number}" for number in range(5)]
     records = [

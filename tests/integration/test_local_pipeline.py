@@ -1,6 +1,7 @@
 """The pipeline on one machine, as a newcomer meets it: the demo, the README's commands, `aggregator local`."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -175,12 +176,8 @@ def test_local_without_a_definitions_file__asks_for_one(
     )
 
 
-def test_random_history__totals_equal_the_source(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_random_history__totals_equal_the_source(tmp_path: Path, seed: int) -> None:
     """Puts, corrections, moves and deletes on a retracting aggregation; one invocation in four loses its answer."""
-    import random
-
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
     chance = random.Random(seed)
     definitions = tmp_path / "retract.toml"
     definitions.write_text(SAMPLE_FILE.read_text() + 'count = "orders"\nremove = "retract"\n')

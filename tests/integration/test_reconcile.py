@@ -47,6 +47,7 @@ from tests.integration import shop as shops
 from tests.integration.busy_table import Follower, Orders, Writer, busy, drift, enable_stream, load
 from tests.integration.shop import SOLD, export_objects, local_environment
 from tests.integration.world import Call, ClientWith, side_by_side
+from tests.prompt_reader import PromptReader
 from tests.sizes import size
 
 EVER_SOLD = """
@@ -57,8 +58,12 @@ partition_key = { name = "item_number", from = "item_number" }
 sum = { quantity = "quantity" }
 """
 NOTHING_WAITS = functools.partial(Waiting, (), ())
-ITEMS, DAYS = 50, 3
-DRIFTS = size(30, long=100)
+ITEMS, DAYS = size(20, long=50), 3
+ORDERS = ITEMS * DAYS * 3 // 2
+# Seconds that a difference must stay the same: hardly any where nothing is in flight; where somebody writes, more than
+# the worker needs, which shares the processors with all else.
+QUIET, BUSY = 0.1, 2.0
+DRIFTS = size(20, long=100)
 # Of these, rows that are deleted.
 DELETED = DRIFTS * 3 // 10
 
@@ -70,7 +75,7 @@ class Shop(shops.Shop):
     follower: Follower = field(init=False)
 
     def __post_init__(self) -> None:
-        self.follower = Follower(self.world, self.streams, self.stream_arn, self.world.definitions, pause=0.03)
+        self.follower = Follower(self.world, self.streams, self.stream_arn, self.world.definitions, pause=0.1)
 
     @property
     def sold(self) -> Aggregation:
@@ -78,7 +83,7 @@ class Shop(shops.Shop):
 
     def busy_writer(self, seed: int) -> Writer:
         """Somebody who changes orders, and leaves some time to the processors, which the reconciliation shares."""
-        return self.writer(seed, pause=0.015)
+        return self.writer(seed, pause=0.03)
 
     def reader(self, start: Any) -> StreamReader:
         return StreamReader(self.streams, self.stream_arn, start, stream_lag=0.0, empty_pages=1, poll_interval=0.0)
@@ -89,7 +94,7 @@ class Shop(shops.Shop):
         letters: Callable[[], Waiting] | None = None,
         client: Any = None,
         items: ItemSource | None = None,
-        patience: float = 0.6,
+        patience: float = QUIET,
         **options: Any,
     ) -> Report:
         """One run; it repairs if there are `letters`."""
@@ -167,7 +172,7 @@ def groups(report: Report, *verdicts: Verdict) -> set[Group]:
 
 @pytest.fixture
 def shop(dynamodb_local: DynamoDBLocal) -> Iterator[Shop]:
-    """300 orders, all counted."""
+    """Some orders for most totals, all counted."""
     with a_shop(dynamodb_local) as shop:
         yield shop
 
@@ -175,17 +180,10 @@ def shop(dynamodb_local: DynamoDBLocal) -> Iterator[Shop]:
 @contextmanager
 def a_shop(server: DynamoDBLocal, sold: str = SOLD) -> Iterator[Shop]:
     orders = Orders(items=ITEMS, days=DAYS)
-    with shops.a_shop(server, Shop, sold, EVER_SOLD, existing=300, orders=orders, stream_first=True) as shop:
+    with shops.a_shop(server, Shop, sold, EVER_SOLD, existing=ORDERS, orders=orders, stream_first=True) as shop:
         register(shop.world.client, shop.world.ledger_table, shop.world.definitions.aggregations)
         shop.follower.drain()
         yield shop
-
-
-@pytest.fixture
-def seed() -> int:
-    number = random.randrange(2**32)
-    print(f"seed {number}")
-    return number
 
 
 def plant(shop: Shop, seed: int) -> set[Group]:
@@ -214,13 +212,13 @@ def test_healthy_busy_table__has_no_drift(shop: Shop, seed: int) -> None:
     with busy(shop.busy_writer(seed), shop.busy_writer(seed + 1), shop.follower):
         time.sleep(0.5)
 
-        live = shop.reconcile()
-        whole = shop.repair()
+        live = shop.reconcile(patience=BUSY)
+        whole = shop.repair(patience=BUSY)
 
     assert (live.drifted, live.undecided, whole.drifted, whole.undecided) == (0, 0, 0, 0)
     assert {finding.verdict for finding in (*live.findings, *whole.findings)} <= {Verdict.UNPROVABLE}
-    assert live.aggregates > ITEMS * DAYS
-    assert live.records > 20
+    assert live.aggregates > ITEMS * DAYS // 2
+    assert live.records > 5
     assert not [page for page in scan(shop.world.client, shop.world.ledger_table) if "repair" in page["page"]["S"]]
     shop.assert_exact()
 
@@ -230,9 +228,9 @@ def test_planted_drifts__are_found_and_repaired(shop: Shop, seed: int) -> None:
     with busy(shop.busy_writer(seed), shop.busy_writer(seed + 1), shop.follower):
         planted = plant(shop, seed)
 
-        found = shop.reconcile()
-        repaired = shop.repair()
-        afterwards = shop.reconcile()
+        found = shop.reconcile(patience=BUSY)
+        repaired = shop.repair(patience=BUSY)
+        afterwards = shop.reconcile(patience=BUSY)
 
     assert len(planted) == DRIFTS
     assert groups(found, Verdict.DRIFT) == planted
@@ -302,7 +300,7 @@ def test_removals_meanwhile__are_no_drift(shop: Shop, seed: int) -> None:
 
     with busy(shop.follower):
         items = Removing(shop.world.client, shop.source, segments=2)
-        report = shop.reconcile(items=items, reader=shop.reader("LATEST"))
+        report = shop.reconcile(items=items, reader=shop.reader("LATEST"), patience=BUSY)
 
     assert len(numbers) < shop.existing - 30
     assert report.findings == ()
@@ -313,7 +311,7 @@ def test_removals_meanwhile__are_no_drift(shop: Shop, seed: int) -> None:
 
 def test_worker_that_moves_on_within_the_patience__is_no_drift(shop: Shop, seed: int) -> None:
     writer = shop.busy_writer(seed)
-    for _ in range(100):
+    for _ in range(40):
         writer()  # nobody has counted these: they are in flight when the run begins
     wakes_at = time.monotonic() + 1.5
 
@@ -420,8 +418,11 @@ def test_two_repairs_at_once__correct_once(shop: Shop, seed: int) -> None:
         barrier.wait()
         return NOTHING_WAITS()
 
+    def repair() -> Report:
+        return shop.reconcile(letters=together, patience=BUSY)
+
     with busy(shop.busy_writer(seed), shop.follower):
-        reports = side_by_side(lambda: shop.reconcile(letters=together), lambda: shop.reconcile(letters=together))
+        reports = side_by_side(repair, repair)
 
     assert [report.drifted for report in reports] == [0, 0]
     corrections = [page for page in scan(shop.world.client, shop.world.ledger_table) if "repair|" in page["page"]["S"]]
@@ -441,7 +442,7 @@ def test_repair_whose_answers_are_lost__corrects_once(shop: Shop, seed: int) -> 
         return answer
 
     with busy(shop.busy_writer(seed), shop.follower):
-        report = shop.repair(client=ClientWith(shop.world.client, loses_answers))
+        report = shop.repair(client=ClientWith(shop.world.client, loses_answers), patience=BUSY)
 
     assert groups(report, Verdict.REPAIRED) == planted
     shop.assert_exact()
@@ -458,17 +459,17 @@ def test_killed_repair__the_next_one_corrects_the_rest_once(shop: Shop, seed: in
 
     def dies(call: Call, request: dict[str, Any]) -> Any:
         number = next(calls)
-        if before and number >= 10:
+        if number > 5 or (before and number == 5):
             raise Killed
         answer = call(**request)
-        if number >= 10:
+        if number == 5:
             raise Killed
         return answer
 
     with busy(shop.busy_writer(seed), shop.follower):
         with pytest.raises(Killed):
-            shop.repair(client=ClientWith(shop.world.client, dies))
-        report = shop.repair()
+            shop.repair(client=ClientWith(shop.world.client, dies), patience=BUSY)
+        report = shop.repair(patience=BUSY)
 
     assert 0 < len(groups(report, Verdict.REPAIRED)) < len(planted)
     assert report.drifted == 0
@@ -506,7 +507,7 @@ def test_hot_aggregate__is_repaired_between_its_writes(shop: Shop, dynamodb_loca
     shop.add_unnoticed(("item1", "2024-07-01"), 1_000)
 
     with busy(write, write, follow):
-        report = shop.repair(client=client)
+        report = shop.repair(client=client, patience=BUSY)
 
     assert groups(report, Verdict.REPAIRED) == {("item1", "2024-07-01")}
     assert len(due_after) > 5, "the total hardly moved"
@@ -608,17 +609,12 @@ def surroundings(shop: Shop, dynamodb_local: DynamoDBLocal, tmp_path: Path, monk
     return file
 
 
-def PromptReader(*arguments: Any, **_: Any) -> StreamReader:  # noqa: N802 - stands in for the class
-    """DynamoDB Local's stream shows a record as soon as it is written."""
-    return StreamReader(*arguments, stream_lag=0.0, empty_pages=1, poll_interval=0.0)
-
-
 def test_command__finds_repairs_and_then_finds_nothing(
     shop: Shop, surroundings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("aggregation_worker.operations.reconcile.Letters.read", lambda _: NOTHING_WAITS())
     shop.add_unnoticed(("item1", "2024-07-01"), 5)
-    run = ["reconcile", "--patience", "0.3", "--no-metric"]
+    run = ["reconcile", "--patience", str(BUSY), "--no-metric"]
 
     with busy(shop.busy_writer(1), shop.follower):
         statuses = [main([*run, "--json"]), main([*run, "--repair", "--csv"]), main([*run, "sold"])]
@@ -642,7 +638,7 @@ def test_command__finds_repairs_and_then_finds_nothing(
 def test_function__publishes_the_drift_and_then_none(
     shop: Shop, surroundings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(scheduled, "reconcile", functools.partial(scheduled.reconcile, patience=0.3))
+    monkeypatch.setattr(scheduled, "reconcile", functools.partial(scheduled.reconcile, patience=BUSY))
     context: Any = None
     shop.add_unnoticed(("item1", "2024-07-01"), 5)
 
@@ -661,7 +657,7 @@ def test_local_pipeline__worker_that_was_wrong_is_made_up_for(
 ) -> None:
     """Through SQS and CloudWatch, too: the bad deployment cannot use what it reads, and sends notices."""
     monkeypatch.setattr("aggregation_worker.operations.reconcile.StreamReader", PromptReader)
-    run = ["reconcile", "--repair", "--patience", "0.5", "--json"]
+    run = ["reconcile", "--repair", "--patience", str(QUIET), "--json"]
 
     def report(status: int) -> Any:
         capsys.readouterr()
@@ -742,8 +738,8 @@ def test_export_in_s3__gives_the_same_report_as_a_scan(shop: Shop, seed: int, mo
         bucket: Any = ExportBucket(shop)
         time.sleep(0.3)
 
-        exported = shop.reconcile(items=ExportSource(bucket, "bucket", "orders", table=shop.source))
-        scanned = shop.reconcile()
+        exported = shop.reconcile(items=ExportSource(bucket, "bucket", "orders", table=shop.source), patience=BUSY)
+        scanned = shop.reconcile(patience=BUSY)
 
     assert groups(exported, Verdict.DRIFT) == groups(scanned, Verdict.DRIFT) == planted
 
@@ -751,4 +747,4 @@ def test_export_in_s3__gives_the_same_report_as_a_scan(shop: Shop, seed: int, mo
         return {one.group: one.difference for one in report.findings if one.verdict is Verdict.DRIFT}
 
     assert differences(exported) == differences(scanned)
-    assert exported.items > 100
+    assert exported.items > ORDERS // 2

@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 # What the model tests need, and no more.
 COPIED = ("worker", "tests", "pyproject.toml")
 MODEL_TESTS = (
-    "tests/model/test_every_state.py",
     "tests/model/test_found_histories.py",
     "tests/model/test_every_interleaving.py",
+    "tests/model/test_every_state.py",
     "tests/model/test_random_histories.py",
 )
 # A test that fails for one of these has noticed the mutant; anything else is a fault of the mutant itself.
@@ -410,7 +410,7 @@ def judge(mutant: Mutant) -> Verdict:
                 *("-p", "no:randomly", "--hypothesis-profile=unshrunk", *MODEL_TESTS),
             ],
             cwd=tree,
-            env={name: value for name, value in os.environ.items() if not name.startswith(("MODEL_", "PYTEST_"))}
+            env={name: value for name, value in os.environ.items() if not name.startswith(("SEED", "PYTEST_"))}
             | {"PYTHONPATH": str(tree / "worker"), "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
@@ -432,7 +432,8 @@ def _copy_of_the_tree() -> Iterator[Path]:
         tree = Path(folder)
         for name in COPIED:
             if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+                # With bytecode, of which Python takes what belongs to the source; but not what is just being written.
+                shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.pyc.*"))
             else:
                 shutil.copy(ROOT / name, tree / name)
         yield tree

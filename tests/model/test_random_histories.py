@@ -275,7 +275,7 @@ def _random_delivery(world: World, chance: random.Random) -> None:
         world.deliver(waiting[first : first + length], seconds=seconds)
 
 
-@seeds(4, long=40)
+@seeds(2, long=40)
 def test_long_random_history__totals_are_the_fold_of_the_source(seed: int | None) -> None:
     world = a_random_history(chosen(seed), 120)
 

@@ -355,10 +355,11 @@ def test_row_that_dynamodb_refuses__stops_the_run_until_it_is_mended(shop: Shop,
 def test_nothing_goes_through__ends_the_run_to_be_repeated(shop: Shop, expected: dict[str, Any]) -> None:
     shop.database.before.extend([None, *([client_error("ThrottlingException")] * 1_000)])
 
-    shop.patience = 0.3
+    shop.patience, patience = 0.3, shop.patience
     with pytest.raises(PostingError, match="nothing could be written for 0 s"):
         shop.run()
 
+    shop.patience = patience
     shop.database.before.clear()
     shop.run()
     assert shop.database.totals() == expected

@@ -24,7 +24,7 @@ from aggregation_worker.reconciliation.report import Report, Verdict
 from aggregation_worker.reconciliation.scan import SEGMENTS, ScanSource
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.settings import SettingsError
-from aggregation_worker.streams.reader import STREAM_LAG, StreamReader
+from aggregation_worker.streams.reader import StreamReader
 from aggregation_worker.telemetry import Metric, emit, new_logger, new_metrics
 
 if TYPE_CHECKING:
@@ -150,7 +150,6 @@ def reconcile(
     *,
     seconds_left: Callable[[], float],
     patience: float = PATIENCE,
-    stream_lag: float = STREAM_LAG,
 ) -> Report:
     """One run, over all aggregations, from now on in the stream.
 
@@ -174,7 +173,7 @@ def reconcile(
             aggregations=definitions.aggregations,
             ledger_table=settings.ledger_table,
             items=ScanSource(client, table, segments=SEGMENTS),
-            reader=StreamReader(streams, settings.stream_arn, "LATEST", stream_lag=stream_lag),
+            reader=StreamReader(streams, settings.stream_arn, "LATEST"),
             executor=executor,
             patience=patience,
             seconds_left=seconds_left,
