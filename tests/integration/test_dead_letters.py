@@ -36,6 +36,7 @@ from aggregation_worker.local.ministack import Ministack
 from aggregation_worker.local.pipeline import DEAD_LETTERS, LEDGER_TABLE, Pipeline, running_pipeline
 from aggregation_worker.local.recompute import scan, stored_totals, totals_of
 from aggregation_worker.operations.cli import build_parser, main
+from aggregation_worker.operations.notices import NoticeState
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.streams.records import MalformedRecordError
 from tests.aggregator import running_aggregator
@@ -44,6 +45,7 @@ from tests.sizes import size
 
 Handler = Callable[[dict[str, Any], Any], Any]
 
+GROUP = ("item1", "2024-07-15")
 QUICK = replace(MAPPING, maximum_batching_window_seconds=0, maximum_retry_attempts=1, retry_pause_seconds=0.01)
 
 
@@ -230,6 +232,31 @@ def test_record_parked_twice__counts_once_and_both_letters_go(
 
         assert (status, summary["applied"], summary["duplicates"], summary["lettersDeleted"]) == (0, 1, 1, 2)
         assert stored(pipeline) == expected(pipeline)
+
+
+def test_notice__waits_until_its_item_is_corrected(capsys: pytest.CaptureFixture[str]) -> None:
+    order = {"orderid": {"S": "1"}, "order_date": {"S": "2024-07-15"}, "item_number": {"S": "item1"}}
+    with pipeline_with() as pipeline:
+        table = pipeline.definitions.source.table
+
+        def put(**quantity: str) -> None:
+            pipeline.dynamodb.put_item(TableName=table, Item=order | {"quantity": quantity})
+            pipeline.mapping.drain(60)
+
+        put(N="5")
+        put(S="five")
+        while_bad, (listed,) = stored(pipeline), aggregator_json(capsys, "dead-letters")[1]
+        status, summary = replay(capsys)
+        put(N="6")
+        corrected, (listed_again,) = stored(pipeline), aggregator_json(capsys, "dead-letters")[1]
+        last_status, last_summary = replay(capsys)
+
+        assert (while_bad, corrected) == ({GROUP: (Decimal(0),)}, {GROUP: (Decimal(6),)})
+        assert (listed["kind"], listed["toDo"]) == ("notice", NoticeState.CORRECT)
+        assert (status, [one["why"] for one in summary["lettersLeft"]]) == (1, [NoticeState.CORRECT])
+        assert listed_again["toDo"] == NoticeState.OVER
+        assert (last_status, last_summary["lettersDeleted"], last_summary["applied"]) == (0, 1, 0)
+        assert waiting(pipeline) == 0
 
 
 def test_failed_batch_of_1000__comes_back_from_its_s3_document(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aggregation_worker.operations.letters import HeldMessages, Letter, resolve_letter, trusted_until
-from aggregation_worker.operations.notices import state_of
+from aggregation_worker.operations.notices import described
 from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import duration, print_json, print_table
 from aggregation_worker.operations.resources import Resources
@@ -71,7 +71,7 @@ def describe(letter: Letter, resources: Resources, now: datetime, *, show_images
         "keys": [_keys(record) for record in letter.records],
         "sentAt": letter.message.sent_at.astimezone(UTC).isoformat(timespec="seconds"),
         "age": duration(now - letter.message.sent_at),
-        "toDo": None if letter.notice is None else state_of(letter.notice, resources).value,
+        "toDo": None if letter.notice is None else described(letter.notice, resources),
         "trustedUntil": min(limits).isoformat(timespec="seconds") if limits else None,
         "trustedFor": "unknown" if left is None else duration(left) if left.total_seconds() > 0 else "may be too late",
     }

@@ -4,8 +4,12 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from aggregation_worker.aggregations.contributions import contributions
 from aggregation_worker.dead_letters import Notice
+from aggregation_worker.errors import WorkerError
+from aggregation_worker.operations.errors import explain_aws_error
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation.scan import as_delivered, read_key
 from aggregation_worker.streams.records import (
@@ -24,6 +28,16 @@ class NoticeState(StrEnum):
     OVER = "the item was corrected, or is gone: the totals are right, and replay deletes this"
     REPAIR = "the worker can use the item by now: run aggregator reconcile --repair, which deletes this"
     UNREADABLE = "it holds no record of the source table"
+
+
+def described(notice: Notice, resources: Resources) -> str:
+    """What is to be done, or why that cannot be told."""
+    try:
+        return state_of(notice, resources).value
+    except WorkerError as error:
+        return f"what to do cannot be told: {error}"
+    except (BotoCoreError, ClientError) as error:
+        return f"what to do cannot be told: the item cannot be read: {explain_aws_error(error)}"
 
 
 def state_of(notice: Notice, resources: Resources) -> NoticeState:
