@@ -65,6 +65,12 @@ def test_notice_of_another_aggregation__is_not_asked_about_this_one() -> None:
     assert state_of(notice(insert(BAD), "orders"), resources(BAD, aggregation_text(), by_order)) is NoticeState.REPAIR
 
 
+def test_notice_of_an_aggregation_that_ignores_what_is_removed__is_to_be_discarded() -> None:
+    found = resources(order(), aggregation_text('remove = "ignore"'))
+
+    assert state_of(notice(insert(order())), found) is NoticeState.DISCARD
+
+
 def test_item_that_cannot_be_read__is_told_and_nothing_more() -> None:
     def denied(**_: Any) -> Any:
         raise client_error("AccessDeniedException")

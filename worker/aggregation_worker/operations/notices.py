@@ -6,7 +6,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from aggregation_worker.aggregations.contributions import contributions
+from aggregation_worker.aggregations.contributions import RemovePolicy, contributions
 from aggregation_worker.dead_letters import Notice
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.operations.errors import explain_aws_error
@@ -27,6 +27,9 @@ class NoticeState(StrEnum):
     CORRECT = "the item is as it was: correct it, and replay deletes this"
     OVER = "the item was corrected, or is gone: the totals are right, and replay deletes this"
     REPAIR = "the worker can use the item by now: run aggregator reconcile --repair, which deletes this"
+    DISCARD = (
+        "the worker can use the item by now, but ignores what is removed, so no total can be repaired: discard this"
+    )
     UNREADABLE = "it holds no record of the source table"
 
 
@@ -54,7 +57,7 @@ def state_of(notice: Notice, resources: Resources) -> NoticeState:
         return NoticeState.UNREADABLE
     mine = [one for one in definitions.aggregations if one.name == notice.aggregation]
     if mine and not contributions(mine, record)[1]:
-        return NoticeState.REPAIR
+        return NoticeState.DISCARD if mine[0].remove is RemovePolicy.IGNORE else NoticeState.REPAIR
     return NoticeState.CORRECT if mine and _is_there(notice, record, resources) else NoticeState.OVER
 
 
