@@ -230,7 +230,9 @@ def test_record_too_large_for_a_message__goes_to_the_bucket() -> None:
     ((key, content),) = place.s3.objects.items()
     assert key.startswith("parked-records/2024/07/15/")
     assert json.loads(content) == record.record
-    assert read_dead_letter(place.sqs.taken[0]) == RecordReference(ObjectReference(BUCKET, key), record.reasons)
+    assert read_dead_letter(place.sqs.taken[0]) == RecordReference(
+        ObjectReference(BUCKET, key), record.reasons, sequence_number=sequence_number(record.record)
+    )
     assert place.sqs.letters()[0]["sequenceNumber"] == sequence_number(record.record)
     assert len(place.sqs.taken[0]) < 1_000
 

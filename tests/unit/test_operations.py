@@ -292,6 +292,24 @@ def test_verdict__tells_drift_from_expired_receipts(
     assert verdict in told.verdict()
 
 
+def test_key_that_is_nowhere__is_told_and_adds_up_to_nothing() -> None:
+    (aggregation,) = load_definitions(SAMPLE_FILE).aggregations
+
+    told = Explanation(aggregation, ("item1", "2026-01-02"), (), None, (Decimal(0),), False)
+
+    assert not told.is_there
+    assert "neither a row with this key nor a receipt" in told.verdict()
+
+
+def test_measure_that_is_no_number__is_told() -> None:
+    (aggregation,) = load_definitions(SAMPLE_FILE).aggregations
+
+    told = Explanation(aggregation, ("item1", "2026-01-02"), (), (None,), (Decimal(0),), True)
+
+    assert not told.matches
+    assert told.verdict().startswith("A measure is not a number")
+
+
 def test_what_is_kept__must_be_what_the_receipts_keep() -> None:
     (aggregation,) = load_definitions(SAMPLE_FILE).aggregations
     name = f"{first_position(1)}abcdef.101"

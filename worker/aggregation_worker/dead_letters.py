@@ -94,6 +94,7 @@ class RecordReference:
     content: ObjectReference
     reasons: tuple[str, ...]
     aggregation: str | None = None
+    sequence_number: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,13 @@ def _of_record(document: Mapping[str, Any]) -> ParkedRecord | Notice | RecordRef
         return letter_of(document["record"], tuple(reasons), aggregation)
     content = document.get("recordObject")
     if isinstance(content, dict) and isinstance(content.get("bucket"), str) and isinstance(content.get("key"), str):
-        return RecordReference(ObjectReference(content["bucket"], content["key"]), tuple(reasons), aggregation)
+        number = document.get("sequenceNumber")
+        return RecordReference(
+            ObjectReference(content["bucket"], content["key"]),
+            tuple(reasons),
+            aggregation,
+            number if isinstance(number, str) and is_sequence_number(number) else None,
+        )
     raise UnreadableDeadLetterError(f"a {kind} without the record")
 
 

@@ -22,7 +22,7 @@ from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
 from aggregation_worker.ledger.markers import Marker
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options
-from aggregation_worker.operations.output import console, print_json, print_table
+from aggregation_worker.operations.output import print_json, print_table, say
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.operations.source import (
     SourceRequest,
@@ -176,7 +176,7 @@ def _report(finished: Mapping[str, Marker], results: Sequence[Result], request: 
         )
         return
     for name, marker in finished.items():
-        console().print(f"{name}: {_sentence(marker)}")
+        say(f"{name}: {_sentence(marker)}")
     if not results:
         return
     if request.dry_run:
@@ -198,7 +198,7 @@ def _report(finished: Mapping[str, Marker], results: Sequence[Result], request: 
     )
     for result in results:
         for sentence in _remarks(result):
-            console().print(sentence)
+            say(sentence)
 
 
 def _sentence(marker: Marker) -> str:
@@ -216,7 +216,7 @@ def _print_dry_run(results: Sequence[Result]) -> None:
         if result.aggregates > len(result.examples):
             rows.append((f"… and {result.aggregates - len(result.examples):,} more", *("" for _ in measures)))
         rows.append(("all together", *_texts(result.totals)))
-        console().print(
+        say(
             f"{aggregation.name}: {result.aggregates:,} aggregates would get a starting value, {result.target.cut.name}"
         )
         print_table(
@@ -225,7 +225,7 @@ def _print_dry_run(results: Sequence[Result]) -> None:
             rows,
         )
         for sentence in _remarks(result):
-            console().print(sentence)
+            say(sentence)
 
 
 def _remarks(result: Result) -> Iterator[str]:

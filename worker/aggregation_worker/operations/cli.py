@@ -52,11 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         from aggregation_worker.operations.errors import message_of
+        from aggregation_worker.operations.visible import visible
 
         message = message_of(error)
         if message is None:
             raise
-        sys.stderr.write(f"aggregator: {message}\n")
+        sys.stderr.write(f"aggregator: {visible(message)}\n")
         return 2
     return status
 

@@ -16,7 +16,7 @@ from aggregation_worker.ledger.reading import Stored, read_stored
 from aggregation_worker.ledger.receipts import aggregate_of, kept_attribute, second_of
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options
-from aggregation_worker.operations.output import console, print_json, print_table
+from aggregation_worker.operations.output import print_json, print_table, say
 from aggregation_worker.operations.resources import Resources
 
 
@@ -32,17 +32,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the receipts of one row's aggregates; returns 0 if they add up, else 1."""
+    """Prints the receipts of one row's aggregates; returns 0 if there are any and they add up, else 1."""
     explanations = list(explanations_of(Resources.of(options), options.table, options.keys, datetime.now(UTC)))
     if options.json:
         print_json([_as_json(explanation) for explanation in explanations])
     else:
         for explanation in explanations:
             _print(explanation)
+    if not any(explanation.is_there for explanation in explanations):
+        return 1
     return 0 if all(explanation.matches or explanation.may_have_expired for explanation in explanations) else 1
 
 
 _ROW = "row"
+_Stored = tuple[Decimal | None, ...]
 
 
 class ReceiptKind(StrEnum):
@@ -97,7 +100,7 @@ class Explanation:
     """An aggregate's receipts beside its total.
 
     Attributes:
-        total: as stored; `None` if there is no row.
+        total: as stored, `None` for a measure that is not a number; `None` if there is no row.
         kept: how much of it removed items contributed, as stored.
         may_have_expired: receipts older than the ledger's retention may have been deleted.
     """
@@ -105,9 +108,14 @@ class Explanation:
     aggregation: Aggregation
     group: Group
     receipts: tuple[Receipt, ...]
-    total: Amounts | None
-    kept: Amounts
+    total: _Stored | None
+    kept: _Stored
     may_have_expired: bool
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a row, or a receipt of one."""
+        return self.total is not None or bool(self.receipts)
 
     @property
     def zero(self) -> Amounts:
@@ -130,6 +138,13 @@ class Explanation:
 
     def verdict(self) -> str:
         """One sentence on receipts and total."""
+        if not self.is_there:
+            return "There is neither a row with this key nor a receipt of one: are the table and the key right?"
+        if None in (*(self.total or ()), *self.kept):
+            return (
+                "A measure is not a number: something other than the worker has written it. Remove the attribute, "
+                "replay what is parked because of it, and let aggregator reconcile --repair set the total right."
+            )
         if self.matches:
             return "The receipts add up to the stored total."
         if self.may_have_expired:
@@ -205,8 +220,14 @@ def _group(aggregation: Aggregation, keys: Sequence[str]) -> Group:
     return tuple(group)
 
 
-def _amount(row: Mapping[str, Any], measure: str) -> Decimal:
-    return Decimal(row[measure]["N"]) if measure in row else Decimal(0)
+def _amount(row: Mapping[str, Any], measure: str) -> Decimal | None:
+    if measure not in row:
+        return Decimal(0)
+    return Decimal(row[measure]["N"]) if "N" in row[measure] else None
+
+
+def _text(amount: Decimal | None) -> str:
+    return "not a number" if amount is None else canonical_text(amount)
 
 
 def _may_have_expired(resources: Resources, aggregation: Aggregation, now: datetime) -> bool:
@@ -220,8 +241,11 @@ def _may_have_expired(resources: Resources, aggregation: Aggregation, now: datet
 def _as_json(explanation: Explanation) -> dict[str, Any]:
     measures = [measure.name for measure in explanation.aggregation.measures]
 
-    def by_measure(amounts: Sequence[Decimal]) -> dict[str, str]:
-        return {name: canonical_text(amount) for name, amount in zip(measures, amounts, strict=True)}
+    def by_measure(amounts: _Stored) -> dict[str, str | None]:
+        return {
+            name: None if amount is None else canonical_text(amount)
+            for name, amount in zip(measures, amounts, strict=True)
+        }
 
     return {
         "aggregation": explanation.aggregation.name,
@@ -255,11 +279,11 @@ def _print(explanation: Explanation) -> None:
     ]
     rows.append(("", "sum of the receipts", "", *map(canonical_text, explanation.sum)))
     total = explanation.total
-    stored = ["no row"] * len(measures) if total is None else map(canonical_text, total)
+    stored = ["no row"] * len(measures) if total is None else map(_text, total)
     rows.append(("", "stored total", "", *stored))
     if any(explanation.kept) or any(explanation.sum_kept):
         rows.append(("", "kept of it, by the receipts", "", *map(canonical_text, explanation.sum_kept)))
-        rows.append(("", "kept of it, as stored", "", *map(canonical_text, explanation.kept)))
+        rows.append(("", "kept of it, as stored", "", *map(_text, explanation.kept)))
     title = f"{explanation.aggregation.name}: {', '.join(explanation.group)}"
     print_table(title, ("time", "receipt of", "stands in", *measures), rows)
-    console().print(explanation.verdict())
+    say(explanation.verdict())

@@ -92,8 +92,14 @@ def trusted_until(record: Any, retention_days: int) -> datetime | None:
 
 def resolve_letter(message: Message, resources: Resources) -> Letter:
     """Reads a message, and what it refers to in the bucket or the stream; whatever is wrong with it is in `reasons`."""
+    known: tuple[str, ...] = ()
+    span = None
     try:
-        letter = _fetched(read_dead_letter(message.body), resources)
+        found = read_dead_letter(message.body)
+        if isinstance(found, RecordReference):
+            known, number = found.reasons, found.sequence_number
+            span = None if number is None else (number, number)
+        letter = _fetched(found, resources)
         if isinstance(letter, NotificationTest):
             return Letter(message, "notification test", ("S3 tested the bucket's notification; it holds nothing",))
         if isinstance(letter, ParkedRecord):
@@ -102,11 +108,12 @@ def resolve_letter(message: Message, resources: Resources) -> Letter:
             return Letter(message, "notice", letter.reasons, (letter.record,), notice=letter)
         return _failed_batch(message, letter, resources)
     except UnreadableDeadLetterError as error:
-        return Letter(message, "unreadable", (str(error),), readable=False)
+        why = str(error)
     except ValueError:
-        return Letter(message, "unreadable", ("the record in the bucket is not JSON",), readable=False)
+        why = "the record in the bucket is not JSON"
     except (BotoCoreError, ClientError) as error:
-        return Letter(message, "unreadable", (explain_aws_error(error),), readable=False)
+        why = explain_aws_error(error)
+    return Letter(message, "unreadable", (why, *known), readable=False, span=span)
 
 
 def _fetched(letter: DeadLetter, resources: Resources) -> ParkedRecord | Notice | FailedBatch | NotificationTest:

@@ -10,27 +10,36 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from aggregation_worker.operations.visible import visible
+
 _WIDTH_OF_A_PIPE = 120
 
 
 def console() -> Console:
     """Standard output, without colours and 120 columns wide where it is not a terminal; long values are folded."""
-    terminal = Console(highlight=False)
-    return terminal if terminal.is_terminal else Console(highlight=False, width=_WIDTH_OF_A_PIPE)
+    terminal = Console(highlight=False, markup=False, emoji=False)
+    if terminal.is_terminal:
+        return terminal
+    return Console(highlight=False, markup=False, emoji=False, width=_WIDTH_OF_A_PIPE)
+
+
+def say(sentence: str) -> None:
+    """A sentence on standard output."""
+    console().print(Text(visible(sentence)))
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2, default=str) + "\n")
+    """One JSON document on standard output, in ASCII: so it survives every terminal and encoding."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=True, indent=2, default=str) + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table; every cell is plain text, whatever is in it."""
-    table = Table(title=title, title_justify="left")
+    """A table; all of it is plain text, whatever is in it."""
+    table = Table(title=Text(visible(title)), title_justify="left")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(visible(column)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     console().print(table)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aggregation_worker.aggregations.numbers import Amounts, canonical_text
-from aggregation_worker.operations.output import console, print_table
+from aggregation_worker.operations.output import print_table, say
 from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 
 
@@ -58,7 +58,7 @@ def print_report(report: Report) -> None:
         columns = ("aggregation", "keys", "measure", "total", "expected", "difference", "verdict")
         print_table("Totals that are not simply right", columns, rows)
     for sentence in _sentences(report):
-        console().print(sentence, markup=False)
+        say(sentence)
 
 
 def _sentences(report: Report) -> Iterator[str]:
@@ -91,7 +91,7 @@ def write_csv(report: Report) -> None:
     )
     for finding in report.findings:
         for line in _lines(finding):
-            partition_key, *sort_key = finding.group
+            partition_key, *sort_key = map(_cell, finding.group)
             writer.writerow(
                 (
                     *(finding.aggregation.name, partition_key, sort_key[0] if sort_key else "", line.measure),
@@ -100,6 +100,11 @@ def write_csv(report: Report) -> None:
             )
     for hint in report.hints:
         sys.stderr.write(f"aggregator: {hint}\n")
+
+
+def _cell(text: str) -> str:
+    """A key as a spreadsheet shows it: what it would take for a formula has an apostrophe before it."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def report_as_json(report: Report) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from aggregation_worker.batch import RecordOutcome
 from aggregation_worker.local.environment import environment_of
 from aggregation_worker.operations.letters import HeldMessages
 from aggregation_worker.operations.options import add_deployment_options, positive
-from aggregation_worker.operations.output import console, print_json, print_table
+from aggregation_worker.operations.output import print_json, print_table, say
 from aggregation_worker.operations.replaying import Replay, Selection, Send, Summary, in_process, through_function
 from aggregation_worker.operations.resources import Resources
 
@@ -119,4 +119,4 @@ def _print(summary: Summary, *, as_json: bool) -> None:
         print_table("Left in the queue", ("kind", "sequence numbers", "why"), left)
     not_selected = f", {summary.skipped} not selected" if summary.skipped else ""
     ended = "Interrupted: " if summary.interrupted else ""
-    console().print(f"{ended}{summary.deleted} letters done, {len(summary.left)} left{not_selected}.")
+    say(f"{ended}{summary.deleted} letters done, {len(summary.left)} left{not_selected}.")

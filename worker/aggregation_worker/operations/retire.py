@@ -7,7 +7,7 @@ from aggregation_worker.aggregations.definitions import moment_text
 from aggregation_worker.ledger.catalogue import Entry, read_catalogue, retire
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options
-from aggregation_worker.operations.output import console, print_json
+from aggregation_worker.operations.output import print_json, say
 from aggregation_worker.operations.resources import Resources
 
 
@@ -38,9 +38,9 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"aggregation": name, "retiredAt": at, "wasRetired": was_retired})
     elif was_retired:
-        console().print(f"{name} was retired at {at} already; there is nothing to do.")
+        say(f"{name} was retired at {at} already; there is nothing to do.")
     else:
-        console().print(
+        say(
             f"{name} is retired. A worker that starts with it in its definitions file refuses: if it is there still, "
             "take it out and deploy now."
         )

@@ -20,7 +20,7 @@ from aggregation_worker.aggregations.numbers import Amounts
 from aggregation_worker.deployment.example import dated, example_item
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options, positive
-from aggregation_worker.operations.output import console, print_json
+from aggregation_worker.operations.output import print_json, say
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation.canary import CANARY_NUMBER, CANARY_TEXT
 from aggregation_worker.reconciliation.observation import worth_in
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"verified": True, "latencySeconds": round(seconds, 3)})
     else:
-        console().print(f"The canary order reached its totals {seconds:.1f} s after it was put, and is removed again.")
+        say(f"The canary order reached its totals {seconds:.1f} s after it was put, and is removed again.")
     return 0
 
 
