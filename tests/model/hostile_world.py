@@ -706,15 +706,17 @@ class World:
             missing = self._missing(record)
             for total, amounts in self.expected[event_id].contributions.items():
                 expired = self._has_expired(total, receipt)
-                if expired:
-                    may_wait.add(event_id)
-                if total not in missing:
-                    if receipt in self._receipts_of(total):  # or it went with a row that was deleted
-                        counted.append((total, amounts))
-                elif expired or not all(map(fits, (*amounts, *map(EXACT.add, totals.get(total, zeros), amounts)))):
+                too_long = not all(map(fits, (*amounts, *map(EXACT.add, totals.get(total, zeros), amounts))))
+                if total not in missing and receipt in self._receipts_of(total):
+                    counted.append((total, amounts))
+                elif total not in missing:  # its receipt went with a row that was deleted; it need not come again
+                    may_wait |= {event_id} if too_long else set()
+                elif expired or too_long:
                     cannot_be_counted.add(event_id)
                 else:
                     raise BrokenPromiseError(f"record {event_id} is not counted in {total}")
+                if expired:
+                    may_wait.add(event_id)
         should_be = {total: amounts for total, amounts in add_up(counted).items() if total in totals or any(amounts)}
         promise(totals == should_be, f"totals {_differences(totals, should_be)} differ from the fold of the history")
         more, fewer = waiting - cannot_be_counted - may_wait, cannot_be_counted - waiting

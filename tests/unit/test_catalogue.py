@@ -154,7 +154,7 @@ def test_what_a_later_version_has_added__is_kept(started: Ledger) -> None:
 @pytest.mark.parametrize(
     ("text", "difference"),
     [
-        (aggregation_text('remove = "retract"'), 'remove was "ignore", is "retract"'),
+        (aggregation_text('remove = "retract"'), 'remove was "keep", is "retract"'),
         (aggregation_text("where = \"status == 'paid'\""), "where was null, is \"status == 'paid'\""),
         (aggregation_text(sum='{ quantity = "amount" }'), 'measures was {"quantity": ["quantity"]}, is'),
         (aggregation_text(sort_key=None), "keys was "),
