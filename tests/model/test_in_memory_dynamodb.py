@@ -252,7 +252,8 @@ def _first_key(action: Action) -> str:
 
 
 def _missing_table(actions: list[Action]) -> None:
-    actions[-1]["TableName"] = "conformance-none"
+    # Of the first one: DynamoDB Local tells before it what an earlier action's update cannot do.
+    actions[0]["TableName"] = "conformance-none"
 
 
 def _key_lacks_an_attribute(actions: list[Action]) -> None:
