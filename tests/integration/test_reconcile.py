@@ -127,11 +127,17 @@ class Shop(shops.Shop):
         )
 
     def delete_row(self, group: Group) -> bool:
-        """Whether the row was there and not zero."""
-        row = self.world.client.delete_item(TableName=self.sold.table, Key=key_of(group), ReturnValues="ALL_OLD").get(
-            "Attributes", {}
-        )
-        return any(Decimal(row[name]["N"]) for name in ("quantity", "orders") if name in row)
+        """Whether the row was there and not zero; otherwise it stays as it is."""
+        try:
+            self.world.client.delete_item(
+                TableName=self.sold.table,
+                Key=key_of(group),
+                ConditionExpression="attribute_exists(quantity) AND (quantity <> :zero OR orders <> :zero)",
+                ExpressionAttributeValues={":zero": {"N": "0"}},
+            )
+        except self.world.client.exceptions.ConditionalCheckFailedException:
+            return False
+        return True
 
     def next_record(self) -> dict[str, Any]:
         """The stream's next record, which the worker does not get."""

@@ -454,7 +454,15 @@ def test_history_under_a_worker_that_was_wrong__ends_right(history: str, policy:
         assert (world.wrong(), world.off()) == ({}, {})
 
 
-@pytest.mark.parametrize(("policy", "left"), [("keep", "none"), ("retract", "the last"), ("keep", "the last")])
+@pytest.mark.parametrize(
+    ("policy", "left"),
+    [
+        ("keep", "none"),
+        pytest.param("retract", "none", marks=pytest.mark.only_long),
+        pytest.param("retract", "the last", marks=pytest.mark.only_long),
+        pytest.param("keep", "the last", marks=pytest.mark.only_long),
+    ],
+)
 @pytest.mark.parametrize("history", WRONG_WORKER)
 def test_replay_between_the_two_workers__loses_nothing_while_the_stream_knows(
     history: str, policy: str, left: str
