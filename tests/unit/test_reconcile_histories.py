@@ -371,7 +371,7 @@ def test_orders_that_cannot_be_used__are_no_drift_and_leave_none(seed: int | Non
         assert (world.wrong(), world.off()) == ({}, {})
 
 
-@seeds(4, long=96)
+@seeds(4, long=24)
 def test_worker_that_was_wrong__is_made_up_for(seed: int | None) -> None:
     """Afterwards the totals are those of a worker that was right all along, and the notices are settled."""
     with a_world(chosen(seed)) as world:
