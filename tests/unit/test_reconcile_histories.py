@@ -256,7 +256,7 @@ def found(report: Report, *verdicts: Verdict) -> dict[Group, Any]:
     return {finding.group: finding.difference for finding in report.findings if finding.verdict in verdicts}
 
 
-@seeds(2, long=64)
+@seeds(2, long=32)
 def test_drift__is_found_exactly_and_nothing_else(seed: int | None) -> None:
     with a_world(chosen(seed)) as world:
         world.plant(world.source.random.randrange(5))
@@ -266,7 +266,7 @@ def test_drift__is_found_exactly_and_nothing_else(seed: int | None) -> None:
         assert found(report, *Verdict) == found(report, Verdict.DRIFT) == world.wrong()
 
 
-@seeds(2, long=48)
+@seeds(2, long=24)
 def test_repair__makes_every_total_exact(seed: int | None) -> None:
     with a_world(chosen(seed)) as world:
         planted = world.plant(world.source.random.randrange(5))
@@ -280,7 +280,7 @@ def test_repair__makes_every_total_exact(seed: int | None) -> None:
         assert world.wrong() == {}
 
 
-@seeds(2, long=48)
+@seeds(2, long=24)
 def test_rows_that_are_deleted__begin_anew_and_are_set_right(seed: int | None) -> None:
     """Their receipts have gone with them: what the worker has counted is counted again, and once."""
     with a_world(chosen(seed)) as world:
@@ -358,7 +358,7 @@ def test_aggregation_that_ignores_what_is_removed__is_never_proved_nor_repaired(
 # --- Images that cannot be used ---------------------------------------------------------------------------------------
 
 
-@seeds(2, long=48)
+@seeds(2, long=24)
 def test_orders_that_cannot_be_used__are_no_drift_and_leave_none(seed: int | None) -> None:
     """They are worth nothing, and their corrections bring the totals right."""
     with a_world(chosen(seed), make_order_or_rubbish) as world:
@@ -517,7 +517,7 @@ def test_drift_beside_a_worker_that_stands_still__is_repaired(seed: int | None) 
         assert world.wrong() == {}
 
 
-@seeds(2, long=48)
+@seeds(2, long=24)
 def test_every_single_observation__shows_exactly_what_is_wrong(
     seed: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
