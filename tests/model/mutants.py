@@ -264,8 +264,8 @@ MUTANTS = (
     _mutant(
         "use the new image alone on MODIFY",
         "worker/aggregation_worker/aggregations/contributions.py",
-        "    old, _ = _worth(aggregation, record.old_image)\n    new, problem",
-        "    old: _Worth = None\n    new, problem",
+        "    old, _ = worth(aggregation, record.old_image)\n    new, problem",
+        "    old: Worth = None\n    new, problem",
     ),
     _mutant(
         "begin a catalogue in the place of another",

@@ -129,10 +129,15 @@ def test_what_is_usual__is_not_warned_of(text: str) -> None:
     assert warnings(text) == []
 
 
-def test_policy_with_a_hidden_cost__is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_COSTS", {"retract": "it costs"})
+@pytest.mark.parametrize(("policy", "told"), [("keep", True), ("retract", False), ("ignore", False)])
+def test_price_of_keeping__is_told(policy: str, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "definitions.toml"
+    file.write_text(f'{SAMPLE_FILE.read_text()}remove = "{policy}"\n')
 
-    assert warnings(aggregation_text('remove = "retract"')) == ["it costs"]
+    assert main(["check", str(file)]) == 0
+
+    price = "(item_count_by_date): an item that is removed costs a second write unit"
+    assert (price in capsys.readouterr().out) is told
 
 
 # --- Items ----------------------------------------------------------------------------------------------------------
@@ -261,7 +266,7 @@ def test_check_with_an_item__says_how_it_is_read(
     lines = capsys.readouterr().out.splitlines()
     assert status == 0
     assert lines[0] == "The item is read as plain JSON."
-    assert lines[-1] == "  the item: item_number = item123, order_date = 2024-07-15: quantity 10"
+    assert lines[2] == "  the item: item_number = item123, order_date = 2024-07-15: quantity 10"
 
 
 def test_check__reads_the_file_of_the_environment(

@@ -263,12 +263,14 @@ def contributions(
     return found, unusable
 
 
-_Worth = tuple[Group, Amounts] | None
+Worth = tuple[Group, Amounts] | None
+"""What an image adds to which group; `None` if it is worth nothing."""
+
 _Found = tuple[list[Contribution], str | None]
 
 
-def _worth(aggregation: Aggregation, image: Image | None) -> tuple[_Worth, str | None]:
-    """What an image is worth, and why it cannot be used, if it cannot."""
+def worth(aggregation: Aggregation, image: Image | None) -> tuple[Worth, str | None]:
+    """What an image is worth; if it cannot be used, nothing, and why it cannot."""
     try:
         return None if image is None else aggregation.value(image), None
     except MalformedValueError as error:
@@ -276,8 +278,8 @@ def _worth(aggregation: Aggregation, image: Image | None) -> tuple[_Worth, str |
 
 
 def _written(aggregation: Aggregation, record: StreamRecord) -> _Found:
-    old, _ = _worth(aggregation, record.old_image)
-    new, problem = _worth(aggregation, record.new_image)
+    old, _ = worth(aggregation, record.old_image)
+    new, problem = worth(aggregation, record.new_image)
     if old is not None and new is not None and old[0] == new[0]:
         return _unless_zero(aggregation, new[0], tuple(map(EXACT.subtract, new[1], old[1]))), problem
     changes = [] if old is None else _unless_zero(aggregation, old[0], tuple(map(EXACT.minus, old[1])))
@@ -292,7 +294,7 @@ def _removed(aggregation: Aggregation, record: StreamRecord) -> _Found:
         return [], None
     if record.old_image is None:
         raise StreamViewTypeError.missing("OldImage", record.event_name, record.sequence_number)
-    old, problem = _worth(aggregation, record.old_image)
+    old, problem = worth(aggregation, record.old_image)
     keeps = policy is RemovePolicy.KEEP or (policy is RemovePolicy.RETRACT_UNLESS_EXPIRED and record.expired)
     if old is None:
         return [], problem if keeps else None

@@ -1,14 +1,13 @@
 """What the totals should be: the definitions applied to the source table's items as they are now.
 
-The same `Aggregation.value` that the worker applies to stream images is applied to items, so both read a definition
+The same `worth` that the worker applies to stream images is applied to items, so both read a definition
 alike. What removed items keep contributing is left out; where they are ignored, no scan can tell it.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from aggregation_worker.aggregations.attribute_paths import MalformedValueError
-from aggregation_worker.aggregations.contributions import Aggregation, Group
+from aggregation_worker.aggregations.contributions import Aggregation, Group, worth
 from aggregation_worker.aggregations.numbers import EXACT, Amounts
 from aggregation_worker.reconciliation.observation import rows_of
 from aggregation_worker.streams.records import Image
@@ -26,10 +25,7 @@ def totals_of(aggregations: Iterable[Aggregation], items: Iterable[Image]) -> di
     aggregations = tuple(aggregations)
     for item in items:
         for aggregation in aggregations:
-            try:
-                value = aggregation.value(item)
-            except MalformedValueError:
-                continue
+            value, _ = worth(aggregation, item)
             if value is not None:
                 key = (aggregation.name, value[0])
                 before = totals.get(key)

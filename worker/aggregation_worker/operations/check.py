@@ -15,6 +15,7 @@ from aggregation_worker.aggregations.contributions import Aggregation, GroupKey,
 from aggregation_worker.aggregations.definitions import definitions_file, load_definitions, moment_text
 from aggregation_worker.aggregations.expressions import Expression, attributes_of, nodes_of
 from aggregation_worker.aggregations.numbers import canonical_text
+from aggregation_worker.deployment.settings import price_of_keeping
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.streams.records import Image
 
@@ -25,8 +26,6 @@ _REMOVED = {
     "retract": "a removed item is taken back",
     "retract_unless_expired": "a removed item is taken back, but one that has expired stays counted",
 }
-# What a policy costs without the file showing it.
-_COSTS = {"keep": "remove = 'keep' costs a second write for each item that is deleted or expires"}
 _MAY_HAVE_A_TIME = re.compile(r"(.*_)?(at|date|time|timestamp)|.*[a-z](At|Date|Time|Timestamp)")
 _VALUE_OF_ANOTHER_TYPE = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?|true|false|null")
 
@@ -62,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
             sys.stdout.write(f"  warning: {warning}\n")
         if image is not None:
             sys.stdout.write(f"  the item: {worth(aggregation, image)}\n")
+    if price := price_of_keeping(definitions):
+        sys.stdout.write(f"{price}.\n")
     return 0
 
 
@@ -110,7 +111,7 @@ def _measure(measure: Measure) -> str:
 
 
 def warnings(aggregation: Aggregation, source: Source, now: datetime) -> Iterator[str]:
-    """What the file may say, but who wrote it hardly meant; and costs that it does not show."""
+    """What the file may say, but who wrote it hardly meant."""
     as_they_are = [key.path for key in aggregation.keys if key.path is not None and key.truncation is None]
     if {(name,) for name, _ in source.keys} <= {path.steps for path in as_they_are}:
         yield f"every item of {source.table} has a row of its own: its whole key is among the group's"
@@ -124,8 +125,6 @@ def warnings(aggregation: Aggregation, source: Source, now: datetime) -> Iterato
         yield from _unlikely(expression)
     if aggregation.since is not None and aggregation.since > now.timestamp():
         yield f"nothing is counted before {moment_text(aggregation.since)}, which is yet to come"
-    if aggregation.remove in _COSTS:
-        yield _COSTS[aggregation.remove]
 
 
 def _paths(aggregation: Aggregation) -> Iterator[AttributePath]:

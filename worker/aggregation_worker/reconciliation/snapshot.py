@@ -30,7 +30,14 @@ from hashlib import blake2b, sha256
 from typing import Any
 
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
-from aggregation_worker.aggregations.contributions import IMAGE_READING, Aggregation, Group, Source, contributions
+from aggregation_worker.aggregations.contributions import (
+    IMAGE_READING,
+    Aggregation,
+    Group,
+    Source,
+    contributions,
+    worth,
+)
 from aggregation_worker.aggregations.numbers import canonical_text, parse_number
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.receipts import net, receipt_name
@@ -189,12 +196,10 @@ class Snapshot:
         if image is None:
             return
         for aggregation in cut.aggregations:
-            try:
-                value = aggregation.value(image)
-            except MalformedValueError:
+            value, problem = worth(aggregation, image)
+            if problem is not None:
                 self.spool.add_at_cut(aggregation.name, None, None)
-                continue
-            if value is not None:
+            elif value is not None:
                 self.spool.add_at_cut(aggregation.name, *value)
 
     def _add_later(self, cut: _Cut, record: StreamRecord) -> None:

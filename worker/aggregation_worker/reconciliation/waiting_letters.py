@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aggregation_worker.aggregations.attribute_paths import MalformedValueError
 from aggregation_worker.aggregations.contributions import (
     Aggregation,
     Contribution,
@@ -18,6 +17,7 @@ from aggregation_worker.aggregations.contributions import (
     Group,
     Unusable,
     contributions,
+    worth,
 )
 from aggregation_worker.dead_letters import Notice
 from aggregation_worker.errors import WorkerError
@@ -173,12 +173,5 @@ def _contributions(
 
 
 def _groups(aggregation: Aggregation, record: StreamRecord) -> set[Group]:
-    groups = set()
-    for image in (record.old_image, record.new_image):
-        try:
-            value = None if image is None else aggregation.value(image)
-        except MalformedValueError:
-            continue
-        if value is not None:
-            groups.add(value[0])
-    return groups
+    values = (worth(aggregation, image)[0] for image in (record.old_image, record.new_image))
+    return {value[0] for value in values if value is not None}
