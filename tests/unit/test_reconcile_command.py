@@ -401,6 +401,18 @@ def test_notices__are_told_from_records_and_deleted_when_they_are_settled(queue:
     assert all(one not in queue.read() for one in [notices[3]])
 
 
+def test_letter_that_comes_between_two_readings__is_in_the_second(queue: Queue) -> None:
+    queue.send(parked(insert(order(quantity=1))))
+    with ExitStack() as stack:
+        letters = Letters(queue.resources, stack, clock=lambda: queue.time, sleep=queue.sleep)
+        first = letters.read()
+        queue.send(parked(insert(order(quantity=2))))
+        second = letters.read()
+
+    assert (len(first.records), len(second.records)) == (1, 2)
+    assert queue.visible() == 2
+
+
 def test_letter_that_cannot_be_read__forbids_to_correct(queue: Queue) -> None:
     queue.send(parked(insert()))
     queue.send("rubbish")

@@ -355,6 +355,23 @@ def test_aggregation_that_ignores_what_is_removed__is_never_proved_nor_repaired(
         assert (report.drifted, report.undecided, report.unproved, report.is_decided) == (0, 0, ("sold",), False)
 
 
+def test_record_parked_while_the_totals_are_observed__is_known_before_anything_is_corrected() -> None:
+    """It leaves the stream before the run has begun to read that, and comes into the queue after the first reading."""
+    with a_world(1) as world:
+        world.settle(30)
+        world.worker = False
+        world.source._places["order-x"] = 0.5
+        world.source.write("order-x", alone("6"))
+        raw = from_get_records(world.source.written[-1].raw, STREAM_ARN)
+        world.source.forget()
+        readings = iter([Waiting([], [])])
+
+        report = world.run(repair=True, letters=lambda: next(readings, Waiting([raw], [])))
+
+        assert ("alone",) in found(report, Verdict.WAITS)
+        assert world.totals.total(world.aggregation, ("alone",)) == ZERO
+
+
 # --- Images that cannot be used ---------------------------------------------------------------------------------------
 
 

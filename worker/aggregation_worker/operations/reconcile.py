@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from aggregation_worker.dead_letters import Notice
 from aggregation_worker.operations.errors import CommandError, explain_aws_error
-from aggregation_worker.operations.letters import HeldMessages, Message, resolve_letter
+from aggregation_worker.operations.letters import HeldMessages, Letter, resolve_letter
 from aggregation_worker.operations.options import add_deployment_options, positive
 from aggregation_worker.operations.output import print_json
 from aggregation_worker.operations.reconcile_report import print_report, report_as_json, write_csv
@@ -190,19 +190,22 @@ class Letters:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     _held: HeldMessages | None = None
-    _messages: list[tuple[Notice, Message]] = field(default_factory=list)
+    _letters: dict[str, Letter] = field(default_factory=dict)
 
     def read(self) -> Waiting:
-        """Receives all that is there; takes nothing out of the queue.
+        """Receives all that is there, what was read before included; takes nothing out of the queue.
 
         Raises:
             CommandError: one cannot be read, or others hold some: a correction could count their records twice.
         """
-        held = self._held = self.stack.enter_context(
-            HeldMessages(self.resources.sqs, self.resources.queue_url, _VISIBILITY_TIMEOUT)
-        )
+        if self._held is None:
+            queue = HeldMessages(self.resources.sqs, self.resources.queue_url, _VISIBILITY_TIMEOUT)
+            self._held = self.stack.enter_context(queue)
+        held = self._held
         soon = held.started_at() + timedelta(days=1)  # those that come while this reads, too
-        letters = [resolve_letter(message, self.resources) for page in held.receive(soon) for message in page]
+        for message in (message for page in held.receive(soon) for message in page):
+            self._letters[message.message_id] = resolve_letter(message, self.resources)
+        letters = [*self._letters.values()]
         unreadable = [letter for letter in letters if not letter.readable]
         if unreadable:
             reasons = "; ".join(unreadable[0].reasons)
@@ -218,17 +221,16 @@ class Letters:
                     "read; another command may hold the others: run this again when it is done"
                 )
             self.sleep(_POLL_SECONDS)
-        self._messages = [(letter.notice, letter.message) for letter in letters if letter.notice is not None]
         return Waiting(
             [record for letter in letters if letter.notice is None for record in letter.records],
-            [notice for notice, _ in self._messages],
+            [letter.notice for letter in letters if letter.notice is not None],
         )
 
     def delete(self, notices: Sequence[Notice]) -> None:
         """Deletes notices that were made up for."""
         settled = set(map(id, notices))
         if self._held is not None:
-            self._held.delete(*(message for notice, message in self._messages if id(notice) in settled))
+            self._held.delete(*(one.message for one in self._letters.values() if id(one.notice) in settled))
 
 
 # --- The metric -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group, RemovePolicy
 from aggregation_worker.aggregations.numbers import Amounts
@@ -99,7 +99,7 @@ class Repairs:
     """What a run needs to repair.
 
     Attributes:
-        letters: reads what waits in the dead-letter queue, all of it, or raises.
+        letters: reads what waits in the dead-letter queue, all of it, or raises; called twice.
         retention_days: of the ledger's pages.
     """
 
@@ -109,9 +109,12 @@ class Repairs:
 
 @dataclass(frozen=True, slots=True)
 class _Letters:
-    """The dead letters of a run that repairs, and what could not be made up for, by the aggregation's name."""
+    """The notices of a run that repairs, and what of them cannot be counted, by the aggregation's name.
 
-    records: Sequence[Any]
+    What else waits is read when it is known what drifts: a record that comes into the queue until then is known then.
+    """
+
+    read: Callable[[], Waiting]
     notices: Notices
     committer: Committer
     not_counted: Mapping[str, str]
@@ -233,10 +236,9 @@ class Reconciliation:
     def _read_letters(self, repairs: Repairs, names: Sequence[str]) -> _Letters:
         """Reads all dead letters, and counts what of notices no total can tell."""
         self.progress(Stage.LETTERS, 0, None)
-        waiting = repairs.letters()
         committer = Committer(self.client, self.ledger_table, repairs.retention_days, self.executor)
-        notices = usable_notices(self.definitions, waiting.notices, names)
-        return _Letters(waiting.records, notices, committer, notices.count_what_is_kept(committer))
+        notices = usable_notices(self.definitions, repairs.letters().notices, names)
+        return _Letters(repairs.letters, notices, committer, notices.count_what_is_kept(committer))
 
     def _read_totals(self, aggregations: Sequence[Aggregation], snapshot: Snapshot) -> list[tuple[Aggregation, Group]]:
         """Spools the target tables; returns the aggregates whose totals are not numbers."""
@@ -299,7 +301,8 @@ class Reconciliation:
         """Corrects what drifts, except where a record that can still come has a say in it."""
         if not any(finding.verdict in (Verdict.DRIFT, Verdict.UNSETTLED) for finding in findings):
             return findings
-        waiting = groups_waiting(self.client, self.ledger_table, self.definitions, letters.records)
+        self.progress(Stage.LETTERS, 0, None)
+        waiting = groups_waiting(self.client, self.ledger_table, self.definitions, letters.read().records)
         obstacles: dict[str, str | None] = {}
         drifts, others = [], []
         for finding in findings:
