@@ -49,6 +49,11 @@ SAME = {**BAD, "note": {"M": {"weights": {"L": [{"NS": ["2", "1.5"]}]}}}}  # in 
         (insert(order()), None, NoticeState.REPAIR),
         (remove(order()), None, NoticeState.REPAIR),
         (changed(insert(BAD), "dynamodb.Keys"), None, NoticeState.UNREADABLE),
+        (changed(modify(order(), BAD), "dynamodb.OldImage"), BAD, NoticeState.UNREADABLE),
+        (changed(remove(BAD), "dynamodb.OldImage"), None, NoticeState.UNREADABLE),
+        (insert({**BAD, "note": {"N": "ten"}}), BAD, NoticeState.UNREADABLE),
+        (insert({**BAD, "note": {"M": 5}}), BAD, NoticeState.UNREADABLE),
+        (insert({**BAD, "note": ["S"]}), BAD, NoticeState.UNREADABLE),
     ],
 )
 def test_state__is_by_worker_and_item_as_they_are_now(raw: Any, item: Any, state: NoticeState) -> None:

@@ -17,6 +17,7 @@ from aggregation_worker.aggregations.expressions import Expression, attributes_o
 from aggregation_worker.aggregations.numbers import canonical_text
 from aggregation_worker.deployment.settings import price_of_keeping
 from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.operations.visible import visible
 from aggregation_worker.streams.records import Image
 
 # What becomes of a removed item, by the policy.
@@ -54,16 +55,20 @@ def run(options: argparse.Namespace) -> int:
     image = None
     if options.item is not None:
         image, notation = read_item(sys.stdin.read() if options.item == "-" else options.item)
-        sys.stdout.write(f"The item is read as {notation}.\n")
+        _print(f"The item is read as {notation}.")
     for aggregation in definitions.aggregations:
-        sys.stdout.write(f"{sentence(aggregation, definitions.source)}\n")
+        _print(sentence(aggregation, definitions.source))
         for warning in warnings(aggregation, definitions.source, datetime.now(UTC)):
-            sys.stdout.write(f"  warning: {warning}\n")
+            _print(f"  warning: {warning}")
         if image is not None:
-            sys.stdout.write(f"  the item: {worth(aggregation, image)}\n")
+            _print(f"  the item: {worth(aggregation, image)}")
     if price := price_of_keeping(definitions):
-        sys.stdout.write(f"{price}.\n")
+        _print(f"{price}.")
     return 0
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{visible(line)}\n")
 
 
 # --- What an aggregation means --------------------------------------------------------------------------------------

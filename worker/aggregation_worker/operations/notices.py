@@ -16,6 +16,7 @@ from aggregation_worker.streams.records import (
     Image,
     MalformedRecordError,
     StreamRecord,
+    StreamViewTypeError,
     UnexpectedEventError,
     read_record,
 )
@@ -31,6 +32,10 @@ class NoticeState(StrEnum):
         "the worker can use the item by now, but ignores what is removed, so no total can be repaired: discard this"
     )
     UNREADABLE = "it holds no record of the source table"
+
+
+# Of an image that is none, wherever that shows: the worker's own notices hold what the stream has delivered.
+_DAMAGED = (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError)
 
 
 def described(notice: Notice, resources: Resources) -> str:
@@ -51,14 +56,14 @@ def state_of(notice: Notice, resources: Resources) -> NoticeState:
         ClientError: the source table cannot be read.
     """
     definitions = resources.definitions
+    mine = [one for one in definitions.aggregations if one.name == notice.aggregation]
     try:
         record = read_record(notice.record, definitions.source.table)
-    except (MalformedRecordError, UnexpectedEventError):
+        if mine and not contributions(mine, record)[1]:
+            return NoticeState.DISCARD if mine[0].remove is RemovePolicy.IGNORE else NoticeState.REPAIR
+        return NoticeState.CORRECT if mine and _is_there(notice, record, resources) else NoticeState.OVER
+    except (MalformedRecordError, UnexpectedEventError, StreamViewTypeError, *_DAMAGED):
         return NoticeState.UNREADABLE
-    mine = [one for one in definitions.aggregations if one.name == notice.aggregation]
-    if mine and not contributions(mine, record)[1]:
-        return NoticeState.DISCARD if mine[0].remove is RemovePolicy.IGNORE else NoticeState.REPAIR
-    return NoticeState.CORRECT if mine and _is_there(notice, record, resources) else NoticeState.OVER
 
 
 def _is_there(notice: Notice, record: StreamRecord, resources: Resources) -> bool:
