@@ -16,6 +16,7 @@ from constructs import Construct
 
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.telemetry import Metric
+from aggregation_worker_cdk.keeping import let_service_encrypt
 from aggregation_worker_cdk.metrics import ONE_MINUTE, StackMetrics
 
 # Milliseconds. Totals are usually two seconds behind their source; five minutes are more than a hiccup.
@@ -29,6 +30,9 @@ OLD_DEAD_LETTER_SECONDS = 4 * 86_400
 # not worth anyone's time, and more mean that many shards, or somebody else, write the same rows all the time.
 CONFLICTS_IN_FIVE_MINUTES = 3_000
 
+# The folder of this repository; elsewhere, its address.
+RUNBOOKS = "runbooks"
+
 _MISSING_IS_FINE = cw.TreatMissingData.NOT_BREACHING
 _AT_LEAST = cw.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD
 
@@ -39,7 +43,7 @@ class AlarmSetting:
 
     Attributes:
         name: of the alarm, and of its page unless `page` says otherwise.
-        meaning: the first sentence of the description.
+        meaning: the first sentence of the description, before the address of the page.
         threshold: breached by this value and any above it; in the metric's unit.
         periods: how many periods are evaluated.
         datapoints: how many of them must breach; all if not given.
@@ -56,28 +60,34 @@ class AlarmSetting:
     missing: cw.TreatMissingData = _MISSING_IS_FINE
     page: str | None = None
 
-    @property
-    def description(self) -> str:
-        """What CloudWatch shows and sends."""
-        return f"{self.meaning} Runbook: runbooks/{self.page or self.name}.md"
-
 
 class Alarms(Construct):
     """The topic and every alarm."""
 
-    def __init__(self, scope: Construct, construct_id: str, *, metrics: StackMetrics, email: str | None) -> None:
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        metrics: StackMetrics,
+        topic: sns.ITopic | None,
+        email: str | None,
+        key: kms.IKey | None,
+        runbooks: str,
+    ) -> None:
         super().__init__(scope, construct_id)
-        self.topic = self._topic()
+        self._name = metrics.service
+        self.topic = topic or self._topic(key)
         if email is not None:
             sns.Subscription(self, "Email", topic=self.topic, protocol=sns.SubscriptionProtocol.EMAIL, endpoint=email)
-        self.alarms = [self._alarm(setting) for setting in alarm_settings(metrics)]
+        self.alarms = {setting.name: self._alarm(setting, runbooks) for setting in alarm_settings(metrics)}
 
-    def _alarm(self, setting: AlarmSetting) -> cw.Alarm:
+    def _alarm(self, setting: AlarmSetting, runbooks: str) -> cw.Alarm:
         alarm = cw.Alarm(
             self,
             setting.name,
-            alarm_name=f"{cdk.Stack.of(self).stack_name}-{setting.name}",
-            alarm_description=setting.description,
+            alarm_name=f"{self._name}-{setting.name}",
+            alarm_description=f"{setting.meaning} Runbook: {runbooks}/{setting.page or setting.name}.md",
             metric=setting.metric,
             threshold=setting.threshold,
             comparison_operator=_AT_LEAST,
@@ -90,7 +100,7 @@ class Alarms(Construct):
         alarm.add_ok_action(to_topic)
         return alarm
 
-    def _topic(self) -> sns.Topic:
+    def _topic(self, key: kms.IKey | None) -> sns.Topic:
         """An encrypted topic that the account's alarms may publish to.
 
         The key is the stack's own: CloudWatch may not use the AWS-managed one, whose policy cannot be changed
@@ -98,32 +108,23 @@ class Alarms(Construct):
         the policy that refuses unencrypted transport takes the place of the default one.
         """
         stack = cdk.Stack.of(self)
-        of_this_account = {"StringEquals": {"aws:SourceAccount": stack.account}}
-        key = kms.Key(
+        key = key or kms.Key(
             self,
             "Key",
-            description=f"Alarms of {stack.stack_name} on their way",
+            description=f"Alarms of {self._name} on their way",
             enable_key_rotation=True,
             # Messages are delivered and not stored, so nothing needs it later.
             removal_policy=cdk.RemovalPolicy.DESTROY,
         )
-        key.add_to_resource_policy(
-            iam.PolicyStatement(
-                sid="AlarmsOfThisAccount",
-                principals=[iam.ServicePrincipal("cloudwatch.amazonaws.com")],
-                actions=["kms:Decrypt", "kms:GenerateDataKey*"],
-                resources=["*"],
-                conditions=of_this_account,
-            )
-        )
-        topic = sns.Topic(self, "Topic", display_name=f"{stack.stack_name} alarms", master_key=key, enforce_ssl=True)
+        let_service_encrypt(key, "AlarmsOfThisAccount", "cloudwatch.amazonaws.com", stack.account)
+        topic = sns.Topic(self, "Topic", display_name=f"{self._name} alarms", master_key=key, enforce_ssl=True)
         topic.add_to_resource_policy(
             iam.PolicyStatement(
                 sid="AlarmsOfThisAccount",
                 principals=[iam.ServicePrincipal("cloudwatch.amazonaws.com")],
                 actions=["sns:Publish"],
                 resources=[topic.topic_arn],
-                conditions=of_this_account,
+                conditions={"StringEquals": {"aws:SourceAccount": stack.account}},
             )
         )
         return topic

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class FunctionBundling:
     """Makes the functions' bundles when the CDK asks for them.
 
     Attributes:
-        error: why a bundle could not be made; the CDK raises an exception of its own in its place.
+        error: why a bundle could not be made.
     """
 
     def __init__(self, definitions_file: Path) -> None:
@@ -74,7 +75,10 @@ class FunctionBundling:
         self.error: BundlingError | None = None
 
     def code(self, contents: Contents = WORKER_CONTENTS) -> lambda_.Code:
-        """A function's code. Its hash is that of all it is made from, so nothing is installed just to be compared."""
+        """A function's code. Its hash is that of all it is made from, so nothing is installed just to be compared.
+
+        The CDK asks for the bundle when the code is bound to a function, unless it has one of this hash.
+        """
         return lambda_.Code.from_asset(
             str(PACKAGE),
             asset_hash_type=cdk.AssetHashType.CUSTOM,
@@ -93,6 +97,16 @@ class FunctionBundling:
         except BundlingError as error:
             self.error = error
             raise
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raises what went wrong with a bundle as it was: on its way through JavaScript it loses its type."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.error is None:
+                raise
+            raise self.error from error
 
 
 @jsii.implements(cdk.ILocalBundling)

@@ -9,7 +9,6 @@ import aws_cdk as cdk
 from aws_cdk import aws_cloudwatch as cw
 from constructs import Construct
 
-from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.telemetry import Metric
 from aggregation_worker_cdk.metrics import StackMetrics
 
@@ -42,17 +41,16 @@ _MET_BY_WRITES = (
 
 
 class AggregationDashboard(Construct):
-    """The dashboard, named like the stack."""
+    """The dashboard, named like the worker."""
 
     def __init__(
-        self, scope: Construct, construct_id: str, *, metrics: StackMetrics, alarms: Sequence[cw.IAlarm]
+        self, scope: Construct, construct_id: str, *, metrics: StackMetrics, memory_mb: int, alarms: Sequence[cw.IAlarm]
     ) -> None:
         super().__init__(scope, construct_id)
-        self.name = cdk.Stack.of(self).stack_name
-        cw.Dashboard(
+        self.dashboard = cw.Dashboard(
             self,
             "Dashboard",
-            dashboard_name=self.name,
+            dashboard_name=metrics.service,
             default_interval=cdk.Duration.hours(12),
             widgets=[
                 [cw.AlarmStatusWidget(title="Alarms", alarms=alarms[:_MOST_ALARMS], width=_ROW, height=3)],
@@ -63,7 +61,7 @@ class AggregationDashboard(Construct):
                 [_question("Is it exact?")],
                 _is_it_exact(metrics),
                 [_question("What does it cost?")],
-                _what_does_it_cost(metrics),
+                _what_does_it_cost(metrics, memory_mb),
             ],
         )
 
@@ -163,7 +161,7 @@ def _is_it_exact(metrics: StackMetrics) -> list[cw.IWidget]:
     ]
 
 
-def _what_does_it_cost(metrics: StackMetrics) -> list[cw.IWidget]:
+def _what_does_it_cost(metrics: StackMetrics, memory_mb: int) -> list[cw.IWidget]:
     units = {
         f"units{number}": metrics.table(table, "ConsumedWriteCapacityUnits").with_(label=label)
         for number, (label, table) in enumerate([("ledger", metrics.ledger), *metrics.targets.items()])
@@ -174,7 +172,7 @@ def _what_does_it_cost(metrics: StackMetrics) -> list[cw.IWidget]:
         using_metrics={**units, "applied": metrics.worker(Metric.RECORDS_APPLIED)},
         label="write units per applied record",
     )
-    gb_seconds = f"duration / 1000 * {deployment.FUNCTION_MEMORY_MB / 1024:g}"
+    gb_seconds = f"duration / 1000 * {memory_mb / 1024:g}"
     dollars = cw.MathExpression(
         expression=f"{all_units} * {_PER_MILLION_WRITE_UNITS / 1e6:.10f} + {gb_seconds} * {_PER_GB_SECOND:.10f} "
         f"+ invocations * {_PER_MILLION_REQUESTS / 1e6:.10f}",

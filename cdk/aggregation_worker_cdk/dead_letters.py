@@ -12,6 +12,7 @@ from constructs import Construct
 
 from aggregation_worker.dead_letters import ON_FAILURE_PREFIX
 from aggregation_worker.deployment import settings as deployment
+from aggregation_worker_cdk.keeping import Keeping, let_service_encrypt
 
 # Seconds. A message that was read is hidden this long: twice as long as the function may take for it.
 VISIBILITY_TIMEOUT_SECONDS = 2 * deployment.FUNCTION_TIMEOUT_SECONDS
@@ -20,25 +21,26 @@ VISIBILITY_TIMEOUT_SECONDS = 2 * deployment.FUNCTION_TIMEOUT_SECONDS
 class DeadLetters(Construct):
     """The queue, the bucket, and the bucket's notifications into the queue."""
 
-    def __init__(self, scope: Construct, construct_id: str, *, throwaway: bool) -> None:
+    def __init__(self, scope: Construct, construct_id: str, *, name: str, keeping: Keeping) -> None:
         super().__init__(scope, construct_id)
         stack = cdk.Stack.of(self)
-        # These records have not been counted yet: they are kept when the stack is deleted.
-        removal_policy = cdk.RemovalPolicy.DESTROY if throwaway else cdk.RemovalPolicy.RETAIN
         self.queue = sqs.Queue(
             self,
             "Queue",
             retention_period=cdk.Duration.days(deployment.QUEUE_RETENTION_DAYS),
             visibility_timeout=cdk.Duration.seconds(VISIBILITY_TIMEOUT_SECONDS),
-            # SQS's own key: S3 cannot send to a queue under the AWS-managed KMS key ("Granting permissions to publish
-            # event notification messages to a destination", Amazon S3 user guide).
-            encryption=sqs.QueueEncryption.SQS_MANAGED,
+            # Not the AWS-managed KMS key: S3 cannot send to a queue under it ("Granting permissions to publish event
+            # notification messages to a destination", Amazon S3 user guide).
+            encryption=sqs.QueueEncryption.SQS_MANAGED if keeping.key is None else sqs.QueueEncryption.KMS,
+            encryption_master_key=keeping.key,
             enforce_ssl=True,
-            removal_policy=removal_policy,
+            removal_policy=keeping.removal_policy,
         )
+        if keeping.key is not None:
+            let_service_encrypt(keeping.key, "NotificationsOfTheBucket", "s3.amazonaws.com", stack.account)
         # S3 checks, while it makes the bucket, that it may send to the queue; so the queue's policy must name the
         # bucket before there is one, and its name cannot be left to CloudFormation.
-        bucket_name = f"{stack.stack_name.lower()}-dlq-{stack.account}-{stack.region}"
+        bucket_name = f"{name.lower()}-dlq-{stack.account}-{stack.region}"
         self.queue.add_to_resource_policy(
             iam.PolicyStatement(
                 sid="NotificationsOfTheBucket",
@@ -56,7 +58,9 @@ class DeadLetters(Construct):
             self,
             "Bucket",
             bucket_name=bucket_name,
-            encryption=s3.BucketEncryption.S3_MANAGED,
+            encryption=s3.BucketEncryption.S3_MANAGED if keeping.key is None else s3.BucketEncryption.KMS,
+            encryption_key=keeping.key,
+            bucket_key_enabled=None if keeping.key is None else True,
             enforce_ssl=True,
             block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
             object_ownership=s3.ObjectOwnership.BUCKET_OWNER_ENFORCED,
@@ -67,7 +71,7 @@ class DeadLetters(Construct):
                     abort_incomplete_multipart_upload_after=cdk.Duration.days(1),
                 )
             ],
-            removal_policy=removal_policy,
+            removal_policy=keeping.removal_policy,
         )
         self._notify_queue()
         cdk.Validations.of(self.queue).acknowledge(

@@ -4,6 +4,7 @@ The mapping's values come from `aggregation_worker.deployment.settings`, each wi
 """
 
 import json
+from collections.abc import Mapping
 
 import aws_cdk as cdk
 from aws_cdk import aws_iam as iam
@@ -13,9 +14,10 @@ from constructs import Construct
 from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.dead_letters import ON_FAILURE_PREFIX, PARKED_PREFIX
 from aggregation_worker.deployment import settings as deployment
+from aggregation_worker.deployment.settings import MappingSettings
 from aggregation_worker.ledger.receipts import CATALOGUE_PARTITION
-from aggregation_worker_cdk.bundle import FunctionBundling
 from aggregation_worker_cdk.dead_letters import DeadLetters
+from aggregation_worker_cdk.keeping import Keeping
 from aggregation_worker_cdk.python_function import log_and_trace, log_of, python_function
 from aggregation_worker_cdk.tables import Tables
 
@@ -28,47 +30,50 @@ class AggregationFunction(Construct):
         scope: Construct,
         construct_id: str,
         *,
+        name: str,
         definitions: Definitions,
         tables: Tables,
         dead_letters: DeadLetters,
-        bundling: FunctionBundling,
+        code: lambda_.Code,
+        environment: Mapping[str, str],
+        mapping: MappingSettings,
+        memory_mb: int,
         reserved_concurrency: int | None,
-        throwaway: bool,
+        keeping: Keeping,
     ) -> None:
         super().__init__(scope, construct_id)
-        self.log_group = log_of(self, throwaway=throwaway)
-        self.role = self._role(tables, dead_letters)
+        self.log_group = log_of(self, keeping)
+        self.role = self._role(tables, dead_letters, keeping)
         self.function = python_function(
             self,
+            name=name,
             role=self.role,
             log=self.log_group,
             description=f"Counts every change of {definitions.source.table} exactly once",
-            code=bundling.code(),
+            code=code,
             handler="aggregation_worker.handler.lambda_handler",
-            memory_size=deployment.FUNCTION_MEMORY_MB,
+            memory_size=memory_mb,
             timeout=cdk.Duration.seconds(deployment.FUNCTION_TIMEOUT_SECONDS),
             reserved_concurrent_executions=reserved_concurrency,
             environment={
-                "LEDGER_TABLE": tables.ledger.table_name,
-                "LEDGER_RETENTION_DAYS": str(deployment.LEDGER_RETENTION_DAYS),
+                **environment,
                 "DEAD_LETTER_QUEUE_URL": dead_letters.queue.queue_url,
                 "DEAD_LETTER_BUCKET": dead_letters.bucket.bucket_name,
             },
             runtime_reason="Python 3.13 is the version that the tests, the pinned dependencies and the bundled "
             "bytecode are for; a newer one is a change of all three.",
         )
-        self.mapping = self._mapping(definitions, tables, dead_letters)
+        self.mapping = self._mapping(mapping, definitions, tables, dead_letters)
 
     def _mapping(
-        self, definitions: Definitions, tables: Tables, dead_letters: DeadLetters
+        self, settings: MappingSettings, definitions: Definitions, tables: Tables, dead_letters: DeadLetters
     ) -> lambda_.CfnEventSourceMapping:
         """The mapping as CloudFormation knows it: the CDK's event source would add grants and defaults of its own."""
-        settings = deployment.MAPPING
         pattern = json.dumps({"eventName": deployment.event_names(definitions)})
         mapping = lambda_.CfnEventSourceMapping(
             self,
             "Mapping",
-            event_source_arn=tables.source.stream_arn,
+            event_source_arn=tables.source_stream_arn,
             function_name=self.function.function_name,
             starting_position=settings.starting_position,
             batch_size=settings.batch_size,
@@ -93,7 +98,7 @@ class AggregationFunction(Construct):
         mapping.node.add_dependency(dead_letters.bucket.policy)
         return mapping
 
-    def _role(self, tables: Tables, dead_letters: DeadLetters) -> iam.Role:
+    def _role(self, tables: Tables, dead_letters: DeadLetters, keeping: Keeping) -> iam.Role:
         """The execution role: each action that the worker or Lambda on its behalf performs, on what it performs it.
 
         `TransactWriteItems` needs the permission for each of its actions ("Using IAM with DynamoDB transactions",
@@ -106,7 +111,7 @@ class AggregationFunction(Construct):
             iam.PolicyStatement(
                 sid="ReadStream",
                 actions=["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"],
-                resources=[tables.source.stream_arn],
+                resources=[tables.source_stream_arn],
             ),
             iam.PolicyStatement(
                 # "IAM policy to allow a Lambda function to access DynamoDB stream records", Amazon DynamoDB developer
@@ -156,6 +161,7 @@ class AggregationFunction(Construct):
                 resources=[bucket_arn],
                 conditions={"StringEquals": {"s3:ResourceAccount": account}},
             ),
+            *keeping.use_of_key(),
             *log_and_trace(self.log_group),
         ]
         role = iam.Role(

@@ -1,11 +1,11 @@
-"""What can be chosen for a deployment on the command line, as `-c name=value`.
+"""What can be chosen for a deployment: in the `context` of `cdk.json`, or once with `-c name=value`.
 
-Every flag is optional and explained in cdk/README.md. Everything else is in `aggregation_worker.deployment`.
+Every option may be left out; cdk/README.md explains each. Everything else is in `aggregation_worker.deployment`.
 """
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,15 @@ from aggregation_worker.deployment.settings import STACK_NAME
 from aggregation_worker.errors import WorkerError
 from aggregation_worker_cdk.schedule import mistake_in
 
-# The bucket's name is the stack's with "-dlq-", the account's 12 digits and the region's at most 14 characters; S3
-# allows 63 ("General purpose bucket naming rules", Amazon S3 user guide).
+# The worker is named like the stack; `worker.MAX_NAME` has the reason for 30.
 _STACK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,29}")
+_PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 _MAX_RESERVED_CONCURRENCY = 10_000
 
 
 class OptionError(WorkerError):
-    """A flag that cannot be used; the message names it and what it takes."""
+    """An option that cannot be used; the message names it and what it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,52 +32,65 @@ class Options:
     Attributes:
         stack_name: distinguishes the workers of one account and region; also the `service` of metrics and logs.
         definitions_file: what is added up; bundled into the function.
+        table_prefix: before the name of every table that the stack makes.
         throwaway: for trying out: tables, bucket, queue and logs are deleted with the stack.
         reserved_concurrency: of the function; `None` reserves nothing.
         alarm_email: an address subscribed to the alarms' topic.
         reconcile: when the totals are compared with the source, as an EventBridge schedule; `None` is never.
+        allow_source_change: deploys although the stack would read another table, or lose one of its targets.
     """
 
     stack_name: str = STACK_NAME
     definitions_file: Path = DEFINITIONS_FILE
+    table_prefix: str = ""
     throwaway: bool = False
     reserved_concurrency: int | None = None
     alarm_email: str | None = None
     reconcile: str | None = None
+    allow_source_change: bool = False
 
 
-_FLAGS = (
+_OPTIONS = (
     "stackName",
     "definitions",
+    "tablePrefix",
     "throwaway",
     "reservedConcurrency",
     "alarmEmail",
     "reconcile",
+    "allowSourceChange",
 )
+# The CDK's own keys, such as `aws:cdk:bundling-stacks`, `@aws-cdk/core:target-partitions`, and what it looked up.
+_OF_THE_CDK = re.compile(r"[@:/]|^(aws-cdk|cdk)-")
 
 
-def read_options(context: Mapping[str, object]) -> Options:
-    """Reads the flags from the app's context.
+def read_options(context: Mapping[str, object], personal: Collection[str] = ()) -> Options:
+    """Reads the options from the app's context.
 
-    The context also holds what the CDK and the user's own ~/.cdk.json put there, so an unknown key is refused only
-    where it looks like one of ours mistyped: `throwAway=true` must not deploy tables with deletion protection.
+    An option that is mistyped must not deploy something else: `throwAway=true` tables with deletion protection.
+
+    Args:
+        personal: keys that stand in the user's own ~/.cdk.json, for other apps.
 
     Raises:
-        OptionError: a flag has an invalid value, or looks mistyped.
+        OptionError: an option is unknown, or has an invalid value.
     """
     for key in context:
-        close = difflib.get_close_matches(key.lower(), [flag.lower() for flag in _FLAGS], n=1, cutoff=0.8)
-        if key not in _FLAGS and close:
-            known = next(flag for flag in _FLAGS if flag.lower() == close[0])
-            raise OptionError(f"-c {key}: unknown flag; did you mean {known}?")
+        if key not in _OPTIONS and key not in personal and not _OF_THE_CDK.search(key):
+            lower = {option.lower(): option for option in _OPTIONS}
+            close = difflib.get_close_matches(key.lower(), lower, n=1)
+            hint = f"did you mean {lower[close[0]]}?" if close else f"known are {', '.join(_OPTIONS)}"
+            raise OptionError(f"-c {key}: unknown option; {hint}")
     default = Options()
     return Options(
         _stack_name(context.get("stackName", default.stack_name)),
         _definitions(context.get("definitions")),
+        _prefix(context.get("tablePrefix", default.table_prefix)),
         _truth("throwaway", context.get("throwaway", default.throwaway)),
         _concurrency(context.get("reservedConcurrency", default.reserved_concurrency)),
         _email(context.get("alarmEmail", default.alarm_email)),
         _schedule(context.get("reconcile", default.reconcile)),
+        _truth("allowSourceChange", context.get("allowSourceChange", default.allow_source_change)),
     )
 
 
@@ -93,8 +106,14 @@ def _definitions(value: object) -> Path:
     if value is not None:
         return Path(str(value))
     if not DEFINITIONS_FILE.is_file():
-        raise OptionError("-c definitions=FILE: is needed outside a clone of the repository")
+        raise OptionError("definitions: is needed outside a clone of the repository")
     return DEFINITIONS_FILE
+
+
+def _prefix(value: object) -> str:
+    if isinstance(value, str) and _PREFIX.fullmatch(value):
+        return value
+    raise OptionError(f"-c tablePrefix={value}: up to 64 letters, digits, '_', '-' and '.' are needed")
 
 
 def _truth(flag: str, value: object) -> bool:
@@ -114,7 +133,7 @@ def _concurrency(value: object) -> int | None:
         return int(text)
     raise OptionError(
         f"-c reservedConcurrency={value}: a whole number from 1 to {_MAX_RESERVED_CONCURRENCY} is needed; "
-        "leave the flag out to reserve nothing"
+        "leave it out to reserve nothing"
     )
 
 

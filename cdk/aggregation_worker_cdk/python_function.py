@@ -9,15 +9,12 @@ from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from aggregation_worker_cdk.bundle import ARCHITECTURE, RUNTIME
-
-# Longer than a page is kept, so that the log reaches as far back as the ledger.
-_LOG_RETENTION = logs.RetentionDays.THREE_MONTHS
+from aggregation_worker_cdk.keeping import Keeping
 
 
-def log_of(scope: Construct, *, throwaway: bool) -> logs.LogGroup:
+def log_of(scope: Construct, keeping: Keeping) -> logs.LogGroup:
     """A function's log."""
-    removal_policy = cdk.RemovalPolicy.DESTROY if throwaway else cdk.RemovalPolicy.RETAIN
-    return logs.LogGroup(scope, "Log", retention=_LOG_RETENTION, removal_policy=removal_policy)
+    return logs.LogGroup(scope, "Log", retention=keeping.log_retention, removal_policy=keeping.removal_policy)
 
 
 def log_and_trace(log: logs.ILogGroup) -> list[iam.PolicyStatement]:
@@ -39,6 +36,7 @@ def log_and_trace(log: logs.ILogGroup) -> list[iam.PolicyStatement]:
 def python_function(
     scope: Construct,
     *,
+    name: str,
     role: iam.Role,
     log: logs.ILogGroup,
     environment: dict[str, str],
@@ -48,8 +46,9 @@ def python_function(
     """A function in the runtime that the bundle is made for.
 
     Args:
+        name: the worker's, of its metrics and log entries.
         role: used as it is: what the CDK would add is in it already, narrower.
-        environment: its own variables; metrics and log get the stack's name.
+        environment: its own variables.
         runtime_reason: why the runtime is not the newest.
         properties: of `aws_lambda.Function`.
     """
@@ -66,7 +65,7 @@ def python_function(
         # Lambda developer guide).
         application_log_level_v2=lambda_.ApplicationLogLevel.INFO,
         system_log_level_v2=lambda_.SystemLogLevel.INFO,
-        environment=environment | {"POWERTOOLS_SERVICE_NAME": cdk.Stack.of(scope).stack_name},
+        environment=environment | {"POWERTOOLS_SERVICE_NAME": name},
         **properties,
     )
     # The CDK makes it depend on the role, which it refers to anyway; cfn-lint warns about that.

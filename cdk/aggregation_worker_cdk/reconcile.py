@@ -4,14 +4,17 @@ Its values come from `deployment.settings`, each with its reason. It reports wha
 an operator corrects it with `aggregator reconcile --repair`.
 """
 
+from collections.abc import Mapping
+
 import aws_cdk as cdk
 from aws_cdk import aws_events as events
 from aws_cdk import aws_events_targets as targets
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
 from aggregation_worker.deployment import settings as deployment
-from aggregation_worker_cdk.bundle import RECONCILE_CONTENTS, FunctionBundling
+from aggregation_worker_cdk.keeping import Keeping
 from aggregation_worker_cdk.python_function import log_and_trace, log_of, python_function
 from aggregation_worker_cdk.tables import Tables
 
@@ -24,24 +27,29 @@ class ScheduledReconcile(Construct):
         scope: Construct,
         construct_id: str,
         *,
+        name: str,
         schedule: str,
         tables: Tables,
-        bundling: FunctionBundling,
-        throwaway: bool,
+        code: lambda_.Code,
+        environment: Mapping[str, str],
+        keeping: Keeping,
     ) -> None:
         """Adds them.
 
         Args:
+            name: the worker's.
             schedule: an EventBridge schedule expression, checked already.
+            environment: what the worker's function has, too.
         """
         super().__init__(scope, construct_id)
-        self.log_group = log_of(self, throwaway=throwaway)
+        self.log_group = log_of(self, keeping)
         self.function = python_function(
             self,
-            role=self._role(tables),
+            name=name,
+            role=self._role(tables, keeping),
             log=self.log_group,
             description=f"Compares every total with {tables.source.table_name}; only reads",
-            code=bundling.code(RECONCILE_CONTENTS),
+            code=code,
             handler="aggregation_worker.reconciliation.scheduled.lambda_handler",
             memory_size=deployment.RECONCILE_MEMORY_MB,
             ephemeral_storage_size=cdk.Size.mebibytes(deployment.RECONCILE_STORAGE_MB),
@@ -49,11 +57,7 @@ class ScheduledReconcile(Construct):
             reserved_concurrent_executions=deployment.RECONCILE_CONCURRENCY,
             retry_attempts=deployment.RECONCILE_RETRY_ATTEMPTS,
             max_event_age=cdk.Duration.seconds(deployment.RECONCILE_WAITS_SECONDS),
-            environment={
-                "LEDGER_TABLE": tables.ledger.table_name,
-                "STREAM_ARN": tables.source.stream_arn,
-                "MAX_SOURCE_BYTES": str(deployment.MAX_SCHEDULED_RECONCILE_BYTES),
-            },
+            environment={**environment, "MAX_SOURCE_BYTES": str(deployment.MAX_SCHEDULED_RECONCILE_BYTES)},
             runtime_reason="The worker's runtime, for the worker's reasons: both are made of the same package.",
         )
         events.Rule(
@@ -64,7 +68,7 @@ class ScheduledReconcile(Construct):
             targets=[targets.LambdaFunction(self.function)],
         )
 
-    def _role(self, tables: Tables) -> iam.Role:
+    def _role(self, tables: Tables, keeping: Keeping) -> iam.Role:
         """The execution role: reading, and nothing else."""
         totals = [table.table_arn for table in tables.targets.values()]
         statements = [
@@ -77,7 +81,7 @@ class ScheduledReconcile(Construct):
             iam.PolicyStatement(
                 sid="ReadStream",
                 actions=["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"],
-                resources=[tables.source.stream_arn],
+                resources=[tables.source_stream_arn],
             ),
             iam.PolicyStatement(
                 # All of them, and then again those that differ.
@@ -91,6 +95,7 @@ class ScheduledReconcile(Construct):
                 actions=["dynamodb:GetItem", "dynamodb:Query"],
                 resources=[tables.ledger.table_arn],
             ),
+            *keeping.use_of_key(),
             *log_and_trace(self.log_group),
         ]
         role = iam.Role(

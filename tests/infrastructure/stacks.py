@@ -10,11 +10,9 @@ from typing import Any
 import aws_cdk as cdk
 from aws_cdk.assertions import Template
 
-from aggregation_worker.aggregations.definitions import load_definitions
 from aggregation_worker.local import SAMPLE_FILE
-from aggregation_worker_cdk.bundle import FunctionBundling
 from aggregation_worker_cdk.options import Options
-from aggregation_worker_cdk.stack import AggregationStack
+from aggregation_worker_cdk.synthesis import add_stack
 
 CDK = Path(__file__).parents[2] / "cdk"
 
@@ -85,14 +83,7 @@ def synthesized(definitions: str | None = None, **options: Any) -> Stack:
             file.write_text(definitions)
         chosen = Options(definitions_file=file, **options)
         app = cdk.App(context={"aws:cdk:bundling-stacks": []}, outdir=folder)
-        stack = AggregationStack(
-            app,
-            chosen.stack_name,
-            definitions=load_definitions(file),
-            options=chosen,
-            bundling=FunctionBundling(file),
-        )
-        return Stack(dict(Template.from_stack(stack).to_json()))
+        return Stack(dict(Template.from_stack(add_stack(app, chosen)).to_json()))
 
 
 def plain(value: Any) -> Any:

@@ -200,15 +200,25 @@ class Aggregation:
 
 @dataclass(frozen=True, slots=True)
 class Definitions:
-    """The definitions file: the source table and every aggregation over it."""
+    """The definitions file: the source table and every aggregation over it.
+
+    Attributes:
+        table_prefix: with which the names of the tables of this deployment begin, before those in the file.
+    """
 
     source: "Source"
     aggregations: tuple[Aggregation, ...]
+    table_prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The table whose stream is read. With `stream_arn` it exists already; without, the CDK app creates it."""
+    """The table whose stream is read.
+
+    Attributes:
+        keys: name and type of its partition key, then of its sort key if there is one; empty where they are not known.
+        stream_arn: its stream's, if the table exists already; without, the CDK app creates it.
+    """
 
     table: str
     keys: tuple[tuple[str, KeyType], ...]

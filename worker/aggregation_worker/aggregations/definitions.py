@@ -84,8 +84,12 @@ def definitions_file(option: Path | None, environment: Mapping[str, str]) -> Pat
     return DEFINITIONS_FILE
 
 
-def load_definitions(path: Path) -> Definitions:
+def load_definitions(path: Path, source: Source | None = None, table_prefix: str = "") -> Definitions:
     """Reads a definitions file.
+
+    Args:
+        source: what a deployment reads; the file then needs no `[source]`, and must agree with one that it has.
+        table_prefix: with which a deployment's names of tables begin, before those in the file.
 
     Raises:
         DefinitionError: it cannot be read, is not TOML, or holds a mistake.
@@ -95,25 +99,28 @@ def load_definitions(path: Path) -> Definitions:
     except (OSError, UnicodeDecodeError) as error:
         raise DefinitionError(f"the definitions file {path} cannot be read: {error}") from error
     try:
-        return parse_definitions(text)
+        return parse_definitions(text, source, table_prefix)
     except DefinitionError as error:
         raise DefinitionError(f"{path.name}: {error}") from error
 
 
-def parse_definitions(text: str) -> Definitions:
+def parse_definitions(text: str, source: Source | None = None, table_prefix: str = "") -> Definitions:
     """Reads definitions from TOML text, with a byte-order mark or without; see `load_definitions`."""
     try:
         document = tomllib.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:  # a plain ValueError for an integer of over 4,300 digits
         raise DefinitionError(f"not valid TOML: {error}") from error
     top = Entry(document, "the file", KEYS_OF_THE_FILE)
-    source = _source(Entry(top.take("source", dict, "a table, [source],"), "source", KEYS_OF_THE_SOURCE))
+    if source is None or top.has("source"):
+        entry = Entry(top.take("source", dict, "a table, [source],"), "source", KEYS_OF_THE_SOURCE)
+        in_file = _source(entry)
+        source = _agreed(entry, in_file, source, table_prefix) if source else _named(in_file, table_prefix)
     tables = top.take("aggregations", list, "an array of tables, [[aggregations]]")
     if not tables:
         raise DefinitionError("aggregations: at least one [[aggregations]] is needed")
-    aggregations = tuple(_aggregation(raw, index, source) for index, raw in enumerate(tables, start=1))
+    aggregations = tuple(_aggregation(raw, index, source, table_prefix) for index, raw in enumerate(tables, start=1))
     _check_together(aggregations)
-    return Definitions(source, aggregations)
+    return Definitions(source, aggregations, table_prefix)
 
 
 def _source(entry: Entry) -> Source:
@@ -143,6 +150,25 @@ def _source(entry: Entry) -> Source:
     return Source(table, tuple(keys), stream_arn)
 
 
+def _named(source: Source, table_prefix: str) -> Source:
+    """With the name that a table which the CDK app creates has in this deployment."""
+    return source if source.stream_arn is not None else replace(source, table=table_prefix + source.table)
+
+
+def _agreed(entry: Entry, in_file: Source, deployed: Source, table_prefix: str) -> Source:
+    """The deployment's source, with the keys of the file where the deployment does not know them.
+
+    While a CDK app runs, a table that it makes has no name yet, but a placeholder that is none.
+    """
+    named = _TABLE_NAME.fullmatch(deployed.table)
+    if named and deployed.table not in (in_file.table, _named(in_file, table_prefix).table):
+        raise entry.error("table", f"is {in_file.table!r}, but the worker is given table {deployed.table!r}")
+    if deployed.keys and deployed.keys != in_file.keys:
+        keys = ", ".join(f"{name} ({kind})" for name, kind in deployed.keys)
+        raise entry.error("partition_key", f"and sort_key are not those of the table that the worker is given: {keys}")
+    return replace(deployed, keys=in_file.keys)
+
+
 def _source_key(entry: Entry, key: str) -> tuple[str, KeyType]:
     raw = entry.take(key, str | dict, "an attribute name, or { name = …, type = … },")  # type: ignore[arg-type]  # a union stands for a type
     if isinstance(raw, str):
@@ -153,13 +179,13 @@ def _source_key(entry: Entry, key: str) -> tuple[str, KeyType]:
     return name, KeyType(inner.choice("type", list(KeyType), KeyType.STRING))
 
 
-def _aggregation(raw: object, index: int, source: Source) -> Aggregation:
+def _aggregation(raw: object, index: int, source: Source, table_prefix: str) -> Aggregation:
     name = raw.get("name") if isinstance(raw, dict) else None
     known_as = f"aggregation {name!r}" if isinstance(name, str) else f"aggregation {index}"
     entry = Entry(raw, known_as, KEYS_OF_AN_AGGREGATION)
     if not _AGGREGATION_NAME.fullmatch(entry.text("name")):
         raise entry.error("name", "may hold only letters, digits, '_', '-' and '.', at most 128 of them")
-    table = entry.text("table")
+    table = table_prefix + entry.text("table")
     _check_table_name(entry, table)
     if table == source.table:
         raise entry.error("table", "is the source table itself: every total would be written to the stream again")

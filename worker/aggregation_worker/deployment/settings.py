@@ -119,9 +119,10 @@ STACK_NAME = "DynamoDBAggregationWorker"
 
 
 class Output(StrEnum):
-    """The stack's outputs that the `aggregator` command reads, so that ARNs need not be copied by hand."""
+    """The outputs that the `aggregator` command and the CDK app read, so that ARNs need not be copied by hand."""
 
     SOURCE_TABLE = "SourceTableName"
+    TARGET_TABLES = "TargetTableNames"
     LEDGER_TABLE = "LedgerTableName"
     LEDGER_RETENTION_DAYS = "LedgerRetentionDays"
     DEAD_LETTER_QUEUE_URL = "DeadLetterQueueUrl"
