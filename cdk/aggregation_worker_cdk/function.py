@@ -53,6 +53,8 @@ class AggregationFunction(Construct):
                 "LEDGER_RETENTION_DAYS": str(deployment.LEDGER_RETENTION_DAYS),
                 "DEAD_LETTER_QUEUE_URL": dead_letters.queue.queue_url,
                 "DEAD_LETTER_BUCKET": dead_letters.bucket.bucket_name,
+                # What a record of another account's or region's table of the same name is told by.
+                "SOURCE_STREAM_ARN": tables.source.stream_arn,
             },
             runtime_reason="Python 3.13 is the version that the tests, the pinned dependencies and the bundled "
             "bytecode are for; a newer one is a change of all three.",

@@ -51,7 +51,7 @@ class ScheduledReconcile(Construct):
             max_event_age=cdk.Duration.seconds(deployment.RECONCILE_WAITS_SECONDS),
             environment={
                 "LEDGER_TABLE": tables.ledger.table_name,
-                "STREAM_ARN": tables.source.stream_arn,
+                "SOURCE_STREAM_ARN": tables.source.stream_arn,
                 "MAX_SOURCE_BYTES": str(deployment.MAX_SCHEDULED_RECONCILE_BYTES),
             },
             runtime_reason="The worker's runtime, for the worker's reasons: both are made of the same package.",

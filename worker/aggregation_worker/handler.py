@@ -116,7 +116,7 @@ def deadline_of(context: Any) -> Deadline:
 @lru_cache(maxsize=1)
 def _worker(settings: Settings) -> Worker:
     """Made at the first invocation and kept; an error is not kept, so the next invocation tries again."""
-    definitions = load_definitions(settings.aggregations_file)
+    definitions = load_definitions(settings.aggregations_file, settings.source_stream_arn)
     if settings.ledger_table in {definitions.source.table, *(entry.table for entry in definitions.aggregations)}:
         raise SettingsError(f"LEDGER_TABLE is {settings.ledger_table!r}, which the definitions use for another table")
     # Retries are the committer's: it knows the deadline, and which errors mean what.

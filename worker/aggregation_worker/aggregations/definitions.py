@@ -32,7 +32,7 @@ from aggregation_worker.aggregations.measured import MeasuredExpression
 from aggregation_worker.aggregations.numbers import canonical_text
 from aggregation_worker.aggregations.truncation import Epoch, Truncation, Unit, read_date
 from aggregation_worker.aggregations.where import Where
-from aggregation_worker.streams.records import table_and_label
+from aggregation_worker.streams.records import stream_of
 
 __all__ = [
     "DEFINITIONS_FILE",
@@ -84,20 +84,35 @@ def definitions_file(option: Path | None, environment: Mapping[str, str]) -> Pat
     return DEFINITIONS_FILE
 
 
-def load_definitions(path: Path) -> Definitions:
+def load_definitions(path: Path, stream_arn: str | None = None) -> Definitions:
     """Reads a definitions file.
 
+    Args:
+        stream_arn: the stream that is read, where it is known; it takes the place of the file's own.
+
     Raises:
-        DefinitionError: it cannot be read, is not TOML, or holds a mistake.
+        DefinitionError: the file cannot be read, is not TOML, or holds a mistake; or the stream is not its source's.
     """
     try:
         text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DefinitionError(f"the definitions file {path} cannot be read: {error}") from error
     try:
-        return parse_definitions(text)
+        definitions = parse_definitions(text)
     except DefinitionError as error:
         raise DefinitionError(f"{path.name}: {error}") from error
+    if not stream_arn:
+        return definitions
+    try:
+        of_stream = stream_of(stream_arn).table
+    except ValueError as error:
+        raise DefinitionError(f"SOURCE_STREAM_ARN: {error}") from error
+    if of_stream != definitions.source.table:
+        raise DefinitionError(
+            f"SOURCE_STREAM_ARN belongs to table {of_stream!r}, but the source of {path.name} is "
+            f"{definitions.source.table!r}"
+        )
+    return replace(definitions, source=replace(definitions.source, stream_arn=stream_arn))
 
 
 def parse_definitions(text: str) -> Definitions:
@@ -121,7 +136,7 @@ def _source(entry: Entry) -> Source:
     table = entry.text("table", None)
     if stream_arn is not None:
         try:
-            of_stream, _ = table_and_label(stream_arn)
+            of_stream = stream_of(stream_arn).table
         except ValueError as error:
             raise entry.error("stream_arn", str(error)) from error
         if table not in (None, of_stream):

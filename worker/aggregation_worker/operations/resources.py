@@ -67,12 +67,13 @@ class Resources:
 
     @cached_property
     def definitions(self) -> Definitions:
-        """The definitions.
+        """The definitions, and the stream that the worker reads, where the environment names it.
 
         Raises:
             DefinitionError: the file holds a mistake.
         """
-        return load_definitions(self.definitions_file)
+        stream_arn = None if self.options.stack else self.environment.get("SOURCE_STREAM_ARN")
+        return load_definitions(self.definitions_file, stream_arn)
 
     @cached_property
     def catalogue(self) -> Catalogue:

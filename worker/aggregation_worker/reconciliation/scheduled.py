@@ -55,7 +55,7 @@ class ScheduledSettings:
     Attributes:
         aggregations_file: `AGGREGATIONS_FILE`, the definitions file; default: the bundled one.
         ledger_table: `LEDGER_TABLE`.
-        stream_arn: `STREAM_ARN`, the source table's stream.
+        stream_arn: `SOURCE_STREAM_ARN`, the source table's stream.
         max_source_bytes: `MAX_SOURCE_BYTES`, the largest source table that is tried; 0 for no limit (default).
     """
 
@@ -71,7 +71,7 @@ def read_scheduled_settings(environment: Mapping[str, str]) -> ScheduledSettings
     Raises:
         SettingsError: a variable is missing or cannot be used.
     """
-    missing = [name for name in ("LEDGER_TABLE", "STREAM_ARN") if not environment.get(name)]
+    missing = [name for name in ("LEDGER_TABLE", "SOURCE_STREAM_ARN") if not environment.get(name)]
     if missing:
         raise SettingsError(f"missing environment variables: {', '.join(missing)}")
     limit = environment.get("MAX_SOURCE_BYTES") or "0"
@@ -80,7 +80,7 @@ def read_scheduled_settings(environment: Mapping[str, str]) -> ScheduledSettings
     return ScheduledSettings(
         Path(environment.get("AGGREGATIONS_FILE") or DEFINITIONS_FILE),
         environment["LEDGER_TABLE"],
-        environment["STREAM_ARN"],
+        environment["SOURCE_STREAM_ARN"],
         int(limit),
     )
 
@@ -156,7 +156,7 @@ def reconcile(
     Raises:
         SourceTooLargeError: the table is larger than the limit; nothing was read of it.
     """
-    definitions = load_definitions(settings.aggregations_file)
+    definitions = load_definitions(settings.aggregations_file, settings.stream_arn)
     table = definitions.source.table
     size = client.describe_table(TableName=table)["Table"].get("TableSizeBytes", 0)
     if settings.max_source_bytes and size > settings.max_source_bytes:
