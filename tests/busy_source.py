@@ -19,7 +19,7 @@ from aggregation_worker.reconciliation import snapshot
 from aggregation_worker.reconciliation.items import ItemPage, Pages
 from aggregation_worker.streams import reader as stream_reader
 from aggregation_worker.streams import shards as stream_shards
-from aggregation_worker.streams.records import Image, StreamRecord, from_get_records, read_record
+from aggregation_worker.streams.records import Image, Origin, StreamRecord, from_get_records, read_record
 from tests.stream_fakes import FakeShard, FakeStreamsClient
 
 BEGAN = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
@@ -64,7 +64,7 @@ class Written:
     @cached_property
     def record(self) -> StreamRecord:
         """As the worker reads it."""
-        return read_record(from_get_records(self.raw, STREAM_ARN), SOURCE_TABLE)
+        return read_record(from_get_records(self.raw, STREAM_ARN), Origin(SOURCE_TABLE))
 
 
 class _Partition:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
-from aggregation_worker.streams.records import StreamRecord, read_record
+from aggregation_worker.streams.records import Origin, StreamRecord, read_record
 
 SOURCE_TABLE = "Order_by_item"
 STREAM_LABEL = "2024-07-01T00:00:00.000"
 STREAM_ARN = f"arn:aws:dynamodb:us-east-1:123456789012:table/{SOURCE_TABLE}/stream/{STREAM_LABEL}"
+ORIGIN = Origin.of(STREAM_ARN)
 CREATED_AT = 1_721_036_400  # 2024-07-15T09:40:00Z
 DAY = "2024-07-15"
 
@@ -104,7 +105,7 @@ def event(*records: Any) -> dict[str, Any]:
 
 def validated(raw: Any) -> StreamRecord:
     """The record as the worker reads it."""
-    return read_record(raw, SOURCE_TABLE)
+    return read_record(raw, ORIGIN)
 
 
 def sequence_number(raw: Mapping[str, Any]) -> str:

@@ -184,7 +184,10 @@ class AggregationFunction(Construct):
 
 
 def _as_cdk_nag_writes_it(scope: Construct, resource: str) -> str:
-    """The name of a resource in a finding: attributes of other resources are written `<LogicalId.Arn>`."""
+    """The name of a resource in a finding: references are written `<LogicalId.Arn>` and `<AWS::Region>`."""
     resolved = cdk.Stack.of(scope).resolve(resource)
     parts = resolved["Fn::Join"][1] if isinstance(resolved, dict) else [resolved]
-    return "".join(part if isinstance(part, str) else f"<{'.'.join(part['Fn::GetAtt'])}>" for part in parts)
+    return "".join(
+        part if isinstance(part, str) else f"<{part['Ref'] if 'Ref' in part else '.'.join(part['Fn::GetAtt'])}>"
+        for part in parts
+    )

@@ -37,7 +37,7 @@ def source_of(table: dynamodb.ITable) -> Source:
     view = deployment.STREAM_VIEW_TYPE
     stream_arn = table.stream_arn() if isinstance(table, MadeTable) else table.table_stream_arn
     made = table.node.default_child
-    stream = made.stream_specification if isinstance(made, dynamodb.CfnTable | dynamodb.CfnGlobalTable) else None
+    stream = made.stream_specification if isinstance(made, dynamodb.CfnTable) else None
     if stream_arn is None or getattr(stream, "stream_view_type", view) != view:
         raise DeploymentError(
             f"the source {table.node.path} needs a stream of old and new images: make it with "

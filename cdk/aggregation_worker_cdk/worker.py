@@ -1,5 +1,6 @@
 """One worker as a construct, for any CDK app: `AggregationWorker`."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from aggregation_worker_cdk.tables import Tables, source_of
 # The bucket's name is the worker's with "-dlq-", the account's 12 digits and the region's at most 14 characters; S3
 # allows 63 ("General purpose bucket naming rules", Amazon S3 user guide).
 MAX_NAME = 30
+_NAME = re.compile(r"[A-Za-z0-9-]+")
 
 
 class AggregationWorker(Construct):
@@ -107,9 +109,7 @@ class AggregationWorker(Construct):
             DeploymentError: the choices do not fit together.
         """
         super().__init__(scope, construct_id)
-        self.name = cdk.Names.unique_resource_name(
-            self, max_length=MAX_NAME, separator="-", allowed_special_characters="-"
-        )
+        self.name = _name_of(self)
         file = Path(definitions)
         self.definitions = load_definitions(file, source_of(source) if source is not None else None, table_prefix)
         if reconcile is not None:
@@ -117,6 +117,12 @@ class AggregationWorker(Construct):
                 raise DeploymentError(f"reconcile={reconcile!r}: {mistake}")
             deployment.check_scheduled_reconcile(self.definitions)
         deployment.check_ledger_retention(ledger_retention_days)
+        deployment.check_ranges(
+            batch_size=batch_size,
+            batching_window_seconds=batching_window_seconds,
+            parallelization_factor=parallelization_factor,
+            memory_mb=memory_mb,
+        )
         if alarm_topic is not None and alarm_email is not None:
             raise DeploymentError("alarm_email is subscribed to the topic that is made here: leave alarm_topic out")
         if price := deployment.price_of_keeping(self.definitions):
@@ -194,7 +200,7 @@ class AggregationWorker(Construct):
     def _outputs(self, ledger_retention_days: int) -> None:
         """What the `aggregator` command and the first commands of every page in runbooks/ read."""
         self._output(Output.SOURCE_TABLE, self.source.table_name, "The table whose changes are counted")
-        targets = " ".join(table.table_name for table in self.tables.values())
+        targets = " ".join(dict.fromkeys(aggregation.table for aggregation in self.definitions.aggregations))
         self._output(Output.TARGET_TABLES, targets, "The tables with the totals")
         self._output(Output.LEDGER_TABLE, self.ledger.table_name, "The table with the archived receipts")
         self._output(
@@ -227,3 +233,13 @@ class AggregationWorker(Construct):
 
     def _output(self, name: str, value: str, description: str) -> None:
         cdk.CfnOutput(self, str(name), value=value, description=description)
+
+
+def _name_of(worker: Construct) -> str:
+    """Stack and ids, such as `Shop-Totals`; one that is too long is cut, and gets a hash that tells it from others."""
+    # The id `Default` stands for its scope, as in the CDK's own names.
+    ids = [one.node.id for one in worker.node.scopes if one.node.id not in ("", "Default")]
+    name = "-".join([cdk.Stack.of(worker).stack_name, *ids[ids.index(cdk.Stack.of(worker).node.id) + 1 :]])
+    if len(name) <= MAX_NAME and _NAME.fullmatch(name):
+        return name
+    return cdk.Names.unique_resource_name(worker, max_length=MAX_NAME, separator="-", allowed_special_characters="-")

@@ -57,7 +57,7 @@ def posted(batch: Sequence[Any]) -> list[Posting]:
     """The postings of raw records: parsed, and their contributions."""
     readable = []
     for index, raw in enumerate(batch):
-        record = read_record(raw, _DEFINITIONS.source.table)
+        record = read_record(raw, _DEFINITIONS.source.origin)
         changes, _ = contributions(_DEFINITIONS.aggregations, record)
         readable.append((index, record, changes))
     return without_repeats(postings(readable))[0]

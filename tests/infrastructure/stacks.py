@@ -69,8 +69,9 @@ class Stack:
         return found
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """The DynamoDB tables, by table name."""
-        return {table["Properties"]["TableName"]: table for table in self.of_type("DynamoDB::Table").values()}
+        """The DynamoDB tables that have a name of their own, by it."""
+        tables = self.of_type("DynamoDB::Table").values()
+        return {table["Properties"]["TableName"]: table for table in tables if "TableName" in table["Properties"]}
 
 
 @functools.cache

@@ -61,6 +61,7 @@ def test_environment__holds_every_setting_that_the_worker_needs(stack: Stack) ->
         "LEDGER_RETENTION_DAYS": "60",
         "DEAD_LETTER_QUEUE_URL": "<DeadLettersQueue>",
         "DEAD_LETTER_BUCKET": "<DeadLettersBucket>",
+        "SOURCE_STREAM_ARN": "<TablesSource.StreamArn>",
         "POWERTOOLS_SERVICE_NAME": "DynamoDBAggregationWorker",
     }
     assert read_settings(environment).ledger_retention_days == 60

@@ -89,7 +89,8 @@ def test_failed_run__is_not_repeated_before_its_next_time(reconcile_stack: Stack
 def test_environment__holds_every_setting(reconcile_stack: Stack) -> None:
     assert function_of(reconcile_stack)["Environment"]["Variables"] == {
         "LEDGER_TABLE": "<TablesLedger>",
-        "STREAM_ARN": "<TablesSource.StreamArn>",
+        "LEDGER_RETENTION_DAYS": "60",
+        "SOURCE_STREAM_ARN": "<TablesSource.StreamArn>",
         "MAX_SOURCE_BYTES": str(deployment.MAX_SCHEDULED_RECONCILE_BYTES),
         "POWERTOOLS_SERVICE_NAME": "DynamoDBAggregationWorker",
     }
@@ -98,7 +99,7 @@ def test_environment__holds_every_setting(reconcile_stack: Stack) -> None:
 def test_environment_of_other_definitions__names_their_stream(other_reconcile_stack: Stack) -> None:
     variables = function_of(other_reconcile_stack)["Environment"]["Variables"]
 
-    assert variables["STREAM_ARN"].startswith("arn:aws:dynamodb:eu-central-1:123456789012:table/sales/stream/")
+    assert variables["SOURCE_STREAM_ARN"].startswith("arn:aws:dynamodb:eu-central-1:123456789012:table/sales/stream/")
 
 
 def test_rule__calls_the_function_and_nobody_else_may(reconcile_stack: Stack) -> None:

@@ -56,20 +56,26 @@ def test_every_output__says_what_it_is(stack: Stack) -> None:
 
 
 def test_no_flags__are_the_defaults() -> None:
-    assert read_options({}) == Options("DynamoDBAggregationWorker", DEFINITIONS_FILE, False, None, None, None)
+    assert read_options({}) == Options(
+        "DynamoDBAggregationWorker", DEFINITIONS_FILE, "", False, None, None, None, False
+    )
 
 
 def test_flags__are_read_as_the_cdk_cli_passes_them() -> None:
     context = {
         "stackName": "Second",
         "definitions": "mine.toml",
+        "tablePrefix": "dev-",
         "throwaway": "true",
         "reservedConcurrency": "20",
         "alarmEmail": "night@example.com",
         "reconcile": "rate(1 day)",
+        "allowSourceChange": "true",
     }
 
-    assert read_options(context) == Options("Second", Path("mine.toml"), True, 20, "night@example.com", "rate(1 day)")
+    assert read_options(context) == Options(
+        "Second", Path("mine.toml"), "dev-", True, 20, "night@example.com", "rate(1 day)", True
+    )
 
 
 def test_flags_in_cdk_json__may_have_json_types() -> None:
@@ -79,15 +85,19 @@ def test_flags_in_cdk_json__may_have_json_types() -> None:
 
 
 def test_what_the_cdk_puts_into_the_context__is_no_mistyped_flag() -> None:
-    context = {"@aws-cdk/core:checkSecretUsage": True, "aws:cdk:bundling-stacks": ["*"], "availability-zones": []}
+    context = {"@aws-cdk/core:checkSecretUsage": True, "aws:cdk:bundling-stacks": ["*"], "aws-cdk:x": 1}
 
     assert read_options(context) == Options()
+
+
+def test_keys_of_the_users_own_cdk_json__are_other_apps() -> None:
+    assert read_options({"colour": "blue"}, personal=["colour"]) == Options()
 
 
 def test_definitions_outside_a_clone__must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aggregation_worker_cdk.options.DEFINITIONS_FILE", tmp_path / "aggregations.toml")
 
-    with pytest.raises(OptionError, match="-c definitions=FILE: is needed"):
+    with pytest.raises(OptionError, match="definitions: is needed"):
         read_options({})
     assert read_options({"definitions": "own.toml"}).definitions_file == Path("own.toml")
 
@@ -97,8 +107,11 @@ def test_definitions_outside_a_clone__must_be_named(tmp_path: Path, monkeypatch:
     [
         ({"throwaway": "yes"}, "-c throwaway=yes: true or false is needed"),
         ({"throwaway": ""}, "-c throwaway=: true or false is needed"),
-        ({"throwAway": "true"}, "-c throwAway: unknown flag; did you mean throwaway?"),
-        ({"reservedConcurency": "1"}, "-c reservedConcurency: unknown flag; did you mean reservedConcurrency?"),
+        ({"throwAway": "true"}, "-c throwAway: unknown option; did you mean throwaway?"),
+        ({"reservedConcurency": "1"}, "-c reservedConcurency: unknown option; did you mean reservedConcurrency?"),
+        ({"email": "night@example.com"}, "-c email: unknown option; did you mean alarmEmail?"),
+        ({"region": "eu-central-1"}, "-c region: unknown option; known are stackName, definitions, tablePrefix,"),
+        ({"tablePrefix": "dev/"}, "-c tablePrefix=dev/: up to 64 letters"),
         ({"reservedConcurrency": "0"}, "from 1 to 10000"),
         ({"reservedConcurrency": "two"}, "from 1 to 10000"),
         ({"reservedConcurrency": True}, "from 1 to 10000"),

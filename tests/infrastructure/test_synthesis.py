@@ -202,18 +202,6 @@ def test_mistake_in_the_definitions__is_one_sentence(mistake: tuple[str, str], s
     assert done.stderr.count("\n") == 1
 
 
-def test_ledger_that_forgets_too_early__is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aggregation_worker.deployment.settings.LEDGER_RETENTION_DAYS", 44)
-
-    done = synth(tmp_path)
-
-    assert done.returncode == 1
-    assert done.stderr.startswith(
-        "error: the ledger keeps receipts for 44 days, but a dead letter can come back for 45"
-    )
-    assert done.stderr.count("\n") == 1
-
-
 def test_reconcile_that_could_prove_nothing__is_one_sentence(tmp_path: Path) -> None:
     ignoring = tmp_path / "ignoring.toml"
     ignoring.write_text(SAMPLE_FILE.read_text() + 'remove = "ignore"\n')

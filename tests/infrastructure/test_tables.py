@@ -76,5 +76,5 @@ def test_stack_name__is_in_the_ledgers_name() -> None:
 def test_table_named_like_the_ledger__is_refused(table: str) -> None:
     definitions = SAMPLE_FILE.read_text().replace(f'table = "{table}"', f'table = "{LEDGER}"')
 
-    with pytest.raises(DeploymentError, match="name of this stack's ledger"):
+    with pytest.raises(DeploymentError, match="name of this worker's ledger"):
         synthesized(definitions)

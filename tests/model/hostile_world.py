@@ -857,7 +857,7 @@ class World:
         promise(not missing, f"record {event_id} was reported as {outcome}, but is not counted in {missing}")
 
     def _receipt_of(self, record: Raw) -> str:
-        return receipt_name(read_record(record, SOURCE_TABLE))
+        return receipt_name(read_record(record, _PARSED.source.origin))
 
     def _missing(self, record: Raw) -> set[Total]:
         """The totals in which a record should be counted, and of which it has no such receipt, nor ever had."""

@@ -39,7 +39,7 @@ from tests.definition_texts import SOURCE, aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, FaultyDynamoDB, ImmediateExecutor
 from tests.json_values import JSON
 from tests.model.in_memory_dynamodb import client_error
-from tests.records import SOURCE_TABLE, changed, insert, modify, order, remove
+from tests.records import ORIGIN, changed, insert, modify, order, remove
 from tests.sizes import examples
 
 A_MINUTE = Deadline(lambda: 60.0, stop_sending=5.0, stop_waiting=1.0)
@@ -98,7 +98,7 @@ class Counted:
 def receipt_of(raw: Any) -> str | None:
     """The name that a record's receipts have; `None` for one that cannot be read."""
     try:
-        return receipt_name(read_record(raw, SOURCE_TABLE))
+        return receipt_name(read_record(raw, ORIGIN))
     except (MalformedRecordError, UnexpectedEventError, StreamViewTypeError):
         return None
 

@@ -1,6 +1,7 @@
 """The definitions file: what it says, one clear sentence for every mistake, and the canonical description."""
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -18,6 +19,7 @@ from aggregation_worker.aggregations.definitions import (
     definitions_file,
     load_definitions,
     parse_definitions,
+    source_of_stream,
 )
 from aggregation_worker.aggregations.truncation import Epoch, Truncation, Unit
 from aggregation_worker.local import SAMPLE_FILE
@@ -241,6 +243,41 @@ def test_mistake_in_a_file__names_the_file_too(tmp_path: Path) -> None:
 
     with pytest.raises(DefinitionError, match=r"^totals\.toml: aggregation 'item_count_by_date': nonsense: unknown"):
         load_definitions(file)
+
+
+# --- The stream that is really read ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", ["", f'stream_arn = "{STREAM_ARN}"\n'])
+def test_stream_that_is_read__takes_the_place_of_the_files(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "totals.toml"
+    file.write_text(SOURCE + line + aggregation_text())
+    read = STREAM_ARN.replace("us-east-1", "eu-west-1")
+
+    assert load_definitions(file, source_of_stream(read)).source == replace(
+        load_definitions(file).source, stream_arn=read
+    )
+    assert source_of_stream("") is source_of_stream(None) is None
+
+
+@pytest.mark.parametrize(
+    ("stream_arn", "sentence"),
+    [
+        ("Order_by_item", "SOURCE_STREAM_ARN: 'Order_by_item' is not the ARN of a DynamoDB stream"),
+        (
+            STREAM_ARN.replace("Order_by_item", "Customers"),
+            "totals.toml: source: table: is 'Order_by_item', but the worker is given table 'Customers'",
+        ),
+    ],
+)
+def test_stream_that_is_not_the_sources__is_refused(tmp_path: Path, stream_arn: str, sentence: str) -> None:
+    file = tmp_path / "totals.toml"
+    file.write_text(SOURCE + aggregation_text())
+
+    with pytest.raises(DefinitionError) as refused:
+        load_definitions(file, source_of_stream(stream_arn))
+
+    assert str(refused.value) == sentence
 
 
 # --- Mistakes in [source] -------------------------------------------------------------------------------------------

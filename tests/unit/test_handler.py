@@ -585,6 +585,39 @@ def test_event_that_shows_a_wrong_deployment__raises(
     assert function.dynamodb.requests == []
 
 
+ELSEWHERE = {
+    "account": STREAM_ARN.replace("123456789012", "999999999999"),
+    "region": STREAM_ARN.replace("us-east-1", "eu-west-1"),
+}
+
+
+@pytest.mark.parametrize("stream_arn", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_namesake_of_the_source__is_refused(function: Function, stream_arn: str) -> None:
+    foreign, own = insert(stream_arn=stream_arn), insert()
+
+    with mock.patch.dict("os.environ", {"SOURCE_STREAM_ARN": STREAM_ARN}):
+        with pytest.raises(UnexpectedEventError, match="is not of the source table"):
+            function.invoke(event(own, foreign))
+
+        assert function.dynamodb.requests == []
+        assert function.invoke(event(own)) == {"batchItemFailures": []}
+
+
+def test_namesake_of_the_source__is_known_from_the_definitions(function: Function, tmp_path: Path) -> None:
+    existing = tmp_path / "existing.toml"
+    existing.write_text(SOURCE.replace('table = "Order_by_item"', f'stream_arn = "{STREAM_ARN}"') + aggregation_text())
+
+    with mock.patch.dict("os.environ", {"AGGREGATIONS_FILE": str(existing)}):
+        with pytest.raises(UnexpectedEventError):
+            function.invoke(event(insert(stream_arn=ELSEWHERE["account"])))
+
+        assert function.invoke(event(insert())) == {"batchItemFailures": []}
+
+
+def test_namesake_of_a_source_without_stream__is_not_known(function: Function) -> None:
+    assert function.invoke(event(insert(stream_arn=ELSEWHERE["account"]))) == {"batchItemFailures": []}
+
+
 # --- Anything at all ------------------------------------------------------------------------------------------------
 
 PATHS = [

@@ -25,7 +25,7 @@ from aggregation_worker.reconciliation.scheduled import (
 from aggregation_worker.settings import SettingsError
 
 STREAM_ARN = "arn:aws:dynamodb:us-east-1:123456789012:table/Order_by_item/stream/2024-07-01T00:00:00.000"
-ENVIRONMENT = {"LEDGER_TABLE": "ledger", "STREAM_ARN": STREAM_ARN}
+ENVIRONMENT = {"LEDGER_TABLE": "ledger", "SOURCE_STREAM_ARN": STREAM_ARN}
 (AGGREGATION,) = load_definitions(SAMPLE_FILE).aggregations
 
 
@@ -177,8 +177,8 @@ def test_settings__are_read() -> None:
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({}, "missing environment variables: LEDGER_TABLE, STREAM_ARN"),
-        ({"LEDGER_TABLE": "ledger", "STREAM_ARN": ""}, "STREAM_ARN"),
+        ({}, "missing environment variables: LEDGER_TABLE, SOURCE_STREAM_ARN"),
+        ({"LEDGER_TABLE": "ledger", "SOURCE_STREAM_ARN": ""}, "STREAM_ARN"),
         (ENVIRONMENT | {"MAX_SOURCE_BYTES": "-1"}, "whole number of bytes"),
         (ENVIRONMENT | {"MAX_SOURCE_BYTES": "٣"}, "whole number of bytes"),
     ],

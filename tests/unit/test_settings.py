@@ -6,6 +6,7 @@ import pytest
 
 from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE
 from aggregation_worker.settings import Settings, SettingsError, read_settings
+from tests.records import STREAM_ARN
 
 ENVIRONMENT = {
     "LEDGER_TABLE": "ledger",
@@ -16,7 +17,8 @@ ENVIRONMENT = {
 
 
 def test_all_variables__are_read() -> None:
-    settings = read_settings({**ENVIRONMENT, "AGGREGATIONS_FILE": "/etc/totals.toml", "PATH": "/bin"})
+    more = {"AGGREGATIONS_FILE": "/etc/totals.toml", "SOURCE_STREAM_ARN": STREAM_ARN, "PATH": "/bin"}
+    settings = read_settings({**ENVIRONMENT, **more})
 
     assert settings == Settings(
         aggregations_file=Path("/etc/totals.toml"),
@@ -24,7 +26,13 @@ def test_all_variables__are_read() -> None:
         ledger_retention_days=60,
         dead_letter_queue_url="https://sqs.us-east-1.amazonaws.com/123456789012/dead-letters",
         dead_letter_bucket="dead-letters",
+        source_stream_arn=STREAM_ARN,
     )
+
+
+@pytest.mark.parametrize("environment", [ENVIRONMENT, {**ENVIRONMENT, "SOURCE_STREAM_ARN": ""}])
+def test_stream_of_the_source__need_not_be_known(environment: dict[str, str]) -> None:
+    assert read_settings(environment).source_stream_arn is None
 
 
 @pytest.mark.parametrize("environment", [ENVIRONMENT, {**ENVIRONMENT, "AGGREGATIONS_FILE": ""}])

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from aggregation_worker.streams.records import (
     EventName,
     MalformedRecordError,
+    Origin,
+    Stream,
     StreamRecord,
     StreamViewTypeError,
     UnexpectedEventError,
@@ -19,7 +21,7 @@ from aggregation_worker.streams.records import (
     read_record,
     records_of,
     sequence_number_of,
-    table_and_label,
+    stream_of,
 )
 from tests.json_values import JSON
 from tests.records import (
@@ -216,11 +218,41 @@ def test_record_without_a_needed_image__raises_what_to_set(raw: dict[str, Any], 
         validated(raw)
 
 
-def test_record_of_another_table__raises_both_names() -> None:
-    raw = insert(stream_arn=STREAM_ARN.replace(SOURCE_TABLE, "Customers"))
+@pytest.mark.parametrize(
+    ("part", "other", "named"),
+    [
+        (SOURCE_TABLE, "Customers", "table 'Customers' in us-east-1 of account 123456789012"),
+        ("us-east-1", "eu-west-1", "table 'Order_by_item' in eu-west-1 of account 123456789012"),
+        ("123456789012", "999999999999", "table 'Order_by_item' in us-east-1 of account 999999999999"),
+    ],
+)
+def test_record_of_another_stream__raises_both_tables(part: str, other: str, named: str) -> None:
+    raw = insert(stream_arn=STREAM_ARN.replace(part, other), sequence_number=7)
 
-    with pytest.raises(UnexpectedEventError, match=r"'Customers'.*'Order_by_item'"):
-        read_record(raw, SOURCE_TABLE)
+    with pytest.raises(UnexpectedEventError) as refused:
+        read_record(raw, Origin.of(STREAM_ARN))
+
+    assert str(refused.value) == (
+        f"record 7 is not of the source table: it comes from the stream of {named}, but the source is table "
+        "'Order_by_item' in us-east-1 of account 123456789012"
+    )
+
+
+def test_record_of_a_stream_enabled_anew__is_the_tables_own() -> None:
+    raw = insert(stream_arn=STREAM_ARN.replace(STREAM_LABEL, "2025-01-01T00:00:00.000"))
+
+    assert read_record(raw, Origin.of(STREAM_ARN)).event_name is EventName.INSERT
+
+
+def test_source_of_which_only_the_name_is_known__is_compared_by_it() -> None:
+    elsewhere = STREAM_ARN.replace("us-east-1", "eu-west-1").replace("123456789012", "999999999999")
+    origin = Origin(SOURCE_TABLE)
+
+    assert origin.difference(elsewhere) is None
+    assert origin.difference(elsewhere.replace(SOURCE_TABLE, "Customers")) == (
+        "it comes from the stream of table 'Customers' in eu-west-1 of account 999999999999, but the source is table "
+        "'Order_by_item'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,16 +331,16 @@ def test_sequence_number_of_a_malformed_record__is_known() -> None:
 
 
 @pytest.mark.parametrize("partition", ["aws", "aws-cn", "aws-us-gov"])
-def test_stream_arn__tells_table_and_label(partition: str) -> None:
+def test_stream_arn__tells_each_part(partition: str) -> None:
     arn = STREAM_ARN.replace("arn:aws:", f"arn:{partition}:")
 
-    assert table_and_label(arn) == (SOURCE_TABLE, STREAM_LABEL)
+    assert stream_of(arn) == Stream("us-east-1", "123456789012", SOURCE_TABLE, STREAM_LABEL)
 
 
-def test_stream_arn_of_dynamodb_local__tells_table_and_label() -> None:
+def test_stream_arn_of_dynamodb_local__tells_each_part() -> None:
     arn = "arn:aws:dynamodb:ddblocal:000000000000:table/Order_by_item/stream/2024-07-01T00:00:00.000"
 
-    assert table_and_label(arn) == (SOURCE_TABLE, STREAM_LABEL)
+    assert stream_of(arn) == Stream("ddblocal", "000000000000", SOURCE_TABLE, STREAM_LABEL)
 
 
 # --- GetRecords -----------------------------------------------------------------------------------------------------

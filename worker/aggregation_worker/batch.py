@@ -91,10 +91,11 @@ def process(
         CommitError: nothing can be committed before an operator acts.
     """
     letters = _Letters()
+    origin = definitions.source.origin
     readable = []
     for index, raw in enumerate(raw_records):
         try:
-            record = read_record(raw, definitions.source.table)
+            record = read_record(raw, origin)
         except MalformedRecordError as error:
             letters.refuse(index, str(error))
             continue

@@ -16,7 +16,7 @@ import boto3
 from botocore.config import Config
 
 from aggregation_worker.aggregations.contributions import Definitions
-from aggregation_worker.aggregations.definitions import load_definitions
+from aggregation_worker.aggregations.definitions import load_definitions, source_of_stream
 from aggregation_worker.batch import REPORT_OUTCOMES, BatchResult, RecordOutcome, process
 from aggregation_worker.dead_letters import DeadLetterQueue
 from aggregation_worker.errors import WorkerError
@@ -116,7 +116,9 @@ def deadline_of(context: Any) -> Deadline:
 @lru_cache(maxsize=1)
 def _worker(settings: Settings) -> Worker:
     """Made at the first invocation and kept; an error is not kept, so the next invocation tries again."""
-    definitions = load_definitions(settings.aggregations_file)
+    definitions = load_definitions(
+        settings.aggregations_file, source_of_stream(settings.source_stream_arn), settings.table_prefix
+    )
     if settings.ledger_table in {definitions.source.table, *(entry.table for entry in definitions.aggregations)}:
         raise SettingsError(f"LEDGER_TABLE is {settings.ledger_table!r}, which the definitions use for another table")
     # Retries are the committer's: it knows the deadline, and which errors mean what.

@@ -22,6 +22,10 @@ class Settings:
         ledger_retention_days: `LEDGER_RETENTION_DAYS`, how long receipts are kept: longer than a record can come back.
         dead_letter_queue_url: `DEAD_LETTER_QUEUE_URL`.
         dead_letter_bucket: `DEAD_LETTER_BUCKET`.
+        source_stream_arn: `SOURCE_STREAM_ARN`, the stream that the mapping reads; default: the definitions' own, or
+            none, so that of a record's stream only the table's name can be compared.
+        table_prefix: `TABLE_PREFIX`, with which the names of the deployment's tables begin, before those in the file;
+            default: nothing.
     """
 
     aggregations_file: Path
@@ -29,6 +33,8 @@ class Settings:
     ledger_retention_days: int
     dead_letter_queue_url: str
     dead_letter_bucket: str
+    source_stream_arn: str | None = None
+    table_prefix: str = ""
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -50,4 +56,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         int(text),
         environment["DEAD_LETTER_QUEUE_URL"],
         environment["DEAD_LETTER_BUCKET"],
+        environment.get("SOURCE_STREAM_ARN") or None,
+        environment.get("TABLE_PREFIX", ""),
     )

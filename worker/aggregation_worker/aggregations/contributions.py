@@ -16,7 +16,7 @@ from aggregation_worker.aggregations.measured import MeasuredExpression
 from aggregation_worker.aggregations.numbers import EXACT, Amounts, canonical_text, fits, parse_number, product
 from aggregation_worker.aggregations.truncation import Truncation
 from aggregation_worker.aggregations.where import Where
-from aggregation_worker.streams.records import EventName, Image, StreamRecord, StreamViewTypeError
+from aggregation_worker.streams.records import EventName, Image, Origin, StreamRecord, StreamViewTypeError
 
 Group = tuple[str, ...]
 """The key values of one row of a target table: partition key, then sort key if there is one. Numbers are canonical."""
@@ -223,6 +223,11 @@ class Source:
     table: str
     keys: tuple[tuple[str, KeyType], ...]
     stream_arn: str | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """Where records must come from: without `stream_arn`, only the table's name is known."""
+        return Origin(self.table) if self.stream_arn is None else Origin.of(self.stream_arn)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from aggregation_worker.aggregations.measured import MeasuredExpression
 from aggregation_worker.aggregations.numbers import canonical_text
 from aggregation_worker.aggregations.truncation import Epoch, Truncation, Unit, read_date
 from aggregation_worker.aggregations.where import Where
-from aggregation_worker.streams.records import table_and_label
+from aggregation_worker.streams.records import stream_of
 
 __all__ = [
     "DEFINITIONS_FILE",
@@ -45,6 +45,8 @@ __all__ = [
     "load_definitions",
     "moment_text",
     "parse_definitions",
+    "source_of_stream",
+    "with_keys_of",
 ]
 
 # The user's file, beside the package: in a clone, and in a function's bundle. An installed package has none.
@@ -92,7 +94,7 @@ def load_definitions(path: Path, source: Source | None = None, table_prefix: str
         table_prefix: with which a deployment's names of tables begin, before those in the file.
 
     Raises:
-        DefinitionError: it cannot be read, is not TOML, or holds a mistake.
+        DefinitionError: it cannot be read, is not TOML, or holds a mistake; or its source is another one.
     """
     try:
         text = path.read_bytes().decode()
@@ -102,6 +104,37 @@ def load_definitions(path: Path, source: Source | None = None, table_prefix: str
         return parse_definitions(text, source, table_prefix)
     except DefinitionError as error:
         raise DefinitionError(f"{path.name}: {error}") from error
+
+
+def source_of_stream(stream_arn: str | None) -> Source | None:
+    """The source that a deployment reads, by `SOURCE_STREAM_ARN`; `None` where that is not set.
+
+    Raises:
+        DefinitionError: it is not a stream's.
+    """
+    if not stream_arn:
+        return None
+    try:
+        return Source(stream_of(stream_arn).table, (), stream_arn)
+    except ValueError as error:
+        raise DefinitionError(f"SOURCE_STREAM_ARN: {error}") from error
+
+
+def with_keys_of(definitions: Definitions, described: Mapping[str, Any]) -> Definitions:
+    """With the source's keys as DescribeTable tells them, where the file does not.
+
+    Raises:
+        DefinitionError: a key is binary, so its items cannot be told apart here.
+    """
+    if definitions.source.keys:
+        return definitions
+    types = {one["AttributeName"]: one["AttributeType"] for one in described["AttributeDefinitions"]}
+    names = [one["AttributeName"] for one in sorted(described["KeySchema"], key=lambda key: key["KeyType"])]
+    try:
+        keys = tuple((name, KeyType(types[name])) for name in names)
+    except ValueError as error:
+        raise DefinitionError(f"the keys of table {definitions.source.table} must be text or numbers") from error
+    return replace(definitions, source=replace(definitions.source, keys=keys))
 
 
 def parse_definitions(text: str, source: Source | None = None, table_prefix: str = "") -> Definitions:
@@ -128,7 +161,7 @@ def _source(entry: Entry) -> Source:
     table = entry.text("table", None)
     if stream_arn is not None:
         try:
-            of_stream, _ = table_and_label(stream_arn)
+            of_stream = stream_of(stream_arn).table
         except ValueError as error:
             raise entry.error("stream_arn", str(error)) from error
         if table not in (None, of_stream):

@@ -61,6 +61,26 @@ class MappingSettings:
 MAPPING = MappingSettings()
 
 
+# What Lambda takes: "CreateEventSourceMapping" and "CreateFunction", AWS Lambda API reference.
+_RANGES = {
+    "batch_size": range(1, 10_001),
+    "batching_window_seconds": range(301),
+    "parallelization_factor": range(1, 11),
+    "memory_mb": range(128, 10_241),
+}
+
+
+def check_ranges(**chosen: int) -> None:
+    """Refuses what Lambda would refuse while it deploys.
+
+    Raises:
+        DeploymentError: a value is out of its range.
+    """
+    for name, value in chosen.items():
+        if value not in _RANGES[name]:
+            raise DeploymentError(f"{name}={value}: {_RANGES[name][0]} to {_RANGES[name][-1]} is what Lambda takes")
+
+
 def event_names(definitions: Definitions) -> tuple[EventName, ...]:
     """The mapping's filter: REMOVE is delivered unless every aggregation ignores it."""
     if all(aggregation.remove is RemovePolicy.IGNORE for aggregation in definitions.aggregations):

@@ -25,7 +25,7 @@ from aggregation_worker.aws_errors import (
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.receipts import AGGREGATE_KEY, BACKFILL_PAGE, PAGE_KEY
 from aggregation_worker.streams.reader import stream_began
-from aggregation_worker.streams.records import table_and_label
+from aggregation_worker.streams.records import stream_of
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -96,7 +96,7 @@ def cut_of(aggregation: Aggregation, stream_arn: str) -> Cut:
     """Where an aggregation begins to count the records of a stream."""
     if aggregation.since is not None:
         return Cut(f"since {moment_text(aggregation.since)}", datetime.fromtimestamp(aggregation.since, UTC))
-    return Cut(f"stream {table_and_label(stream_arn)[1]}", stream_began(stream_arn))
+    return Cut(f"stream {stream_of(stream_arn).label}", stream_began(stream_arn))
 
 
 def read_marker(client: "DynamoDBClient", ledger_table: str, aggregation: str) -> Marker | None:

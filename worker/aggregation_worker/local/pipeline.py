@@ -89,6 +89,7 @@ def running_pipeline(
             "LEDGER_RETENTION_DAYS": str(deployment.LEDGER_RETENTION_DAYS),
             "DEAD_LETTER_QUEUE_URL": queue_url,
             "DEAD_LETTER_BUCKET": DEAD_LETTERS,
+            "SOURCE_STREAM_ARN": stream_arn,
         }
         with (
             environment_of({**function_environment, "POWERTOOLS_SERVICE_NAME": FUNCTION_NAME, **(environment or {})}),

@@ -58,7 +58,7 @@ def state_of(notice: Notice, resources: Resources) -> NoticeState:
     definitions = resources.definitions
     mine = [one for one in definitions.aggregations if one.name == notice.aggregation]
     try:
-        record = read_record(notice.record, definitions.source.table)
+        record = read_record(notice.record, definitions.source.origin)
         if mine and not contributions(mine, record)[1]:
             return NoticeState.DISCARD if mine[0].remove is RemovePolicy.IGNORE else NoticeState.REPAIR
         return NoticeState.CORRECT if mine and _is_there(notice, record, resources) else NoticeState.OVER

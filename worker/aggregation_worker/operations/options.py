@@ -11,10 +11,16 @@ def add_deployment_options(parser: argparse.ArgumentParser) -> None:
     """What `Resources` reads: the options of every command for a deployment."""
     group = parser.add_argument_group("which deployment")
     group.add_argument("--stack", metavar="NAME", help=f"the CloudFormation stack (default: {STACK_NAME})")
+    group.add_argument("--worker", metavar="ID", help="one of several AggregationWorkers in the stack")
     group.add_argument("--profile", help="profile of the AWS configuration")
     group.add_argument("--region", help="AWS region")
     group.add_argument("--endpoint-url", metavar="URL", help="endpoint of all services, such as aggregator local's")
-    add_definitions_option(group)
+    group.add_argument(
+        "--definitions",
+        type=Path,
+        metavar="FILE",
+        help="definitions file (default: AGGREGATIONS_FILE, else that of the deployed function)",
+    )
     group.add_argument("--ledger-table", metavar="NAME", help="in place of the stack's ledger table")
     group.add_argument("--queue-url", metavar="URL", help="in place of the stack's dead-letter queue")
     group.add_argument("--bucket", metavar="NAME", help="in place of the stack's dead-letter bucket")

@@ -82,7 +82,7 @@ def worker_environment(resources: Resources) -> dict[str, str]:
         DefinitionError: the definitions file holds a mistake.
     """
     options = resources.options
-    _ = resources.definitions
+    definitions = resources.definitions
     chosen = {
         "AWS_PROFILE": options.profile,
         "AWS_DEFAULT_REGION": options.region,
@@ -91,6 +91,8 @@ def worker_environment(resources: Resources) -> dict[str, str]:
     return {
         **{name: value for name, value in chosen.items() if value},
         "AGGREGATIONS_FILE": str(resources.definitions_file),
+        "SOURCE_STREAM_ARN": definitions.source.stream_arn or "",
+        "TABLE_PREFIX": definitions.table_prefix,
         "LEDGER_TABLE": resources.ledger_table,
         "LEDGER_RETENTION_DAYS": str(resources.ledger_retention_days),
         "DEAD_LETTER_QUEUE_URL": resources.queue_url,

@@ -6,6 +6,7 @@ function's own environment variables, and from the outputs of the stack under it
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +19,10 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from aggregation_worker.aggregations.contributions import Definitions
-from aggregation_worker.aggregations.definitions import definitions_file, load_definitions
+from aggregation_worker.aggregations.definitions import load_definitions, source_of_stream, with_keys_of
 from aggregation_worker.deployment.settings import LEDGER_RETENTION_DAYS, STACK_NAME, Output
 from aggregation_worker.ledger.catalogue import Catalogue, read_catalogue
+from aggregation_worker.operations.deployed import deployed_definitions
 from aggregation_worker.operations.errors import CommandError
 
 if TYPE_CHECKING:
@@ -60,19 +62,31 @@ class Resources:
         """The deployment that a command line means."""
         return cls(options, os.environ)
 
-    @cached_property
+    @property
     def definitions_file(self) -> Path:
-        """`--definitions`, `AGGREGATIONS_FILE`, or a clone's own file."""
-        return definitions_file(self.options.definitions, self.environment)
+        """`--definitions`, `AGGREGATIONS_FILE`, or what is in the deployed function's bundle."""
+        return self._deployed[0]
+
+    @cached_property
+    def _deployed(self) -> tuple[Path, Mapping[str, str]]:
+        """The definitions file, and the function's variables that say what it is about."""
+        variables: Mapping[str, str] = {} if self.options.stack else self.environment
+        file = self.options.definitions or variables.get("AGGREGATIONS_FILE")
+        return (Path(file), variables) if file else deployed_definitions(self.client("lambda"), self.function)
 
     @cached_property
     def definitions(self) -> Definitions:
-        """The definitions.
+        """What is deployed, with the source's keys.
 
         Raises:
             DefinitionError: the file holds a mistake.
         """
-        return load_definitions(self.definitions_file)
+        file, variables = self._deployed
+        source = source_of_stream(variables.get("SOURCE_STREAM_ARN"))
+        definitions = load_definitions(file, source, variables.get("TABLE_PREFIX", ""))
+        if definitions.source.keys:
+            return definitions
+        return with_keys_of(definitions, self.dynamodb.describe_table(TableName=definitions.source.table)["Table"])
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -146,7 +160,7 @@ class Resources:
 
     @cached_property
     def _stack(self) -> tuple[str, dict[str, str]]:
-        """Name and outputs."""
+        """Name, and the outputs of one worker in it, named as in `Output`."""
         stack = self.options.stack or STACK_NAME
         try:
             (description,) = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"]
@@ -157,7 +171,8 @@ class Resources:
                     "environment variables as aggregator local prints them"
                 ) from error
             raise
-        return stack, {output["OutputKey"]: output["OutputValue"] for output in description.get("Outputs", [])}
+        outputs = {output["OutputKey"]: output["OutputValue"] for output in description.get("Outputs", [])}
+        return stack, _of_one_worker(stack, outputs, self.options.worker)
 
     @cached_property
     def _session(self) -> boto3.Session:
@@ -206,6 +221,26 @@ class Resources:
         """The S3 client."""
         client: S3Client = self.client("s3")
         return client
+
+
+def _of_one_worker(stack: str, outputs: Mapping[str, str], wanted: str | None) -> dict[str, str]:
+    """The outputs of one worker, by their own names.
+
+    The CDK puts a construct's ids before the names of its outputs, and eight digits of a hash after them; the stack of
+    the CDK app, which is one worker, has them as they are.
+
+    Raises:
+        CommandError: the stack has no such worker, or several.
+    """
+    mark = re.compile(rf"(.*){Output.EVENT_SOURCE_MAPPING}(?:[0-9A-F]{{8}})?")
+    workers = sorted(match[1] for match in map(mark.fullmatch, outputs) if match)
+    if wanted is None and len(workers) > 1:
+        raise CommandError(f"stack {stack!r} has several workers: give --worker {' or '.join(workers)}")
+    if wanted is not None and wanted not in workers:
+        raise CommandError(f"stack {stack!r} has no worker {wanted!r}, only {', '.join(workers) or 'no worker at all'}")
+    prefix = wanted or "".join(workers)
+    own = re.compile(rf"{prefix}(.+?)(?:[0-9A-F]{{8}})?")
+    return {match[1]: value for key, value in outputs.items() if (match := own.fullmatch(key))}
 
 
 def name_missing_tables(session: boto3.Session) -> None:

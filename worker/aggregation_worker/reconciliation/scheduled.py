@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.config import Config
 
-from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE, load_definitions
+from aggregation_worker.aggregations.definitions import (
+    DEFINITIONS_FILE,
+    load_definitions,
+    source_of_stream,
+    with_keys_of,
+)
 from aggregation_worker.reconciliation.observer import OBSERVED_AT_ONCE
 from aggregation_worker.reconciliation.reconcile import PATIENCE, ReconcileError, Reconciliation
 from aggregation_worker.reconciliation.report import Report, Verdict
@@ -55,7 +60,8 @@ class ScheduledSettings:
     Attributes:
         aggregations_file: `AGGREGATIONS_FILE`, the definitions file; default: the bundled one.
         ledger_table: `LEDGER_TABLE`.
-        stream_arn: `STREAM_ARN`, the source table's stream.
+        stream_arn: `SOURCE_STREAM_ARN`, the source table's stream.
+        table_prefix: `TABLE_PREFIX`, see `settings`.
         max_source_bytes: `MAX_SOURCE_BYTES`, the largest source table that is tried; 0 for no limit (default).
     """
 
@@ -63,6 +69,7 @@ class ScheduledSettings:
     ledger_table: str
     stream_arn: str
     max_source_bytes: int
+    table_prefix: str = ""
 
 
 def read_scheduled_settings(environment: Mapping[str, str]) -> ScheduledSettings:
@@ -71,7 +78,7 @@ def read_scheduled_settings(environment: Mapping[str, str]) -> ScheduledSettings
     Raises:
         SettingsError: a variable is missing or cannot be used.
     """
-    missing = [name for name in ("LEDGER_TABLE", "STREAM_ARN") if not environment.get(name)]
+    missing = [name for name in ("LEDGER_TABLE", "SOURCE_STREAM_ARN") if not environment.get(name)]
     if missing:
         raise SettingsError(f"missing environment variables: {', '.join(missing)}")
     limit = environment.get("MAX_SOURCE_BYTES") or "0"
@@ -80,8 +87,9 @@ def read_scheduled_settings(environment: Mapping[str, str]) -> ScheduledSettings
     return ScheduledSettings(
         Path(environment.get("AGGREGATIONS_FILE") or DEFINITIONS_FILE),
         environment["LEDGER_TABLE"],
-        environment["STREAM_ARN"],
+        environment["SOURCE_STREAM_ARN"],
         int(limit),
+        environment.get("TABLE_PREFIX", ""),
     )
 
 
@@ -156,9 +164,13 @@ def reconcile(
     Raises:
         SourceTooLargeError: the table is larger than the limit; nothing was read of it.
     """
-    definitions = load_definitions(settings.aggregations_file)
+    definitions = load_definitions(
+        settings.aggregations_file, source_of_stream(settings.stream_arn), settings.table_prefix
+    )
     table = definitions.source.table
-    size = client.describe_table(TableName=table)["Table"].get("TableSizeBytes", 0)
+    described = client.describe_table(TableName=table)["Table"]
+    definitions = with_keys_of(definitions, described)
+    size = described.get("TableSizeBytes", 0)
     if settings.max_source_bytes and size > settings.max_source_bytes:
         raise SourceTooLargeError(
             f"table {table} has {size:,} bytes, more than the {settings.max_source_bytes:,} that can be read within a "

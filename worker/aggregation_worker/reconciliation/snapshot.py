@@ -171,7 +171,7 @@ class Snapshot:
                 yield digest, number, text, amounts_text(amounts)
 
     def _take(self, raw: dict[str, Any]) -> None:
-        record = read_record(raw, self._source.table)
+        record = read_record(raw, self._source.origin)
         if record.event_name is EventName.REMOVE and record.old_image is None:
             raise StreamViewTypeError.missing("OldImage", record.event_name, record.sequence_number)
         keys = raw["dynamodb"]["Keys"]

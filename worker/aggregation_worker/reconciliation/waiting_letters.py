@@ -158,7 +158,7 @@ def usable_notices(definitions: Definitions, notices: Iterable[Notice], names: C
 
 def _read(raw: Any, definitions: Definitions) -> StreamRecord:
     try:
-        return read_record(raw, definitions.source.table)
+        return read_record(raw, definitions.source.origin)
     except (MalformedRecordError, UnexpectedEventError, StreamViewTypeError) as error:
         raise UnreadableLetterError(f"a dead letter holds a record that cannot be read: {error}") from error
 

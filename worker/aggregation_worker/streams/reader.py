@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from aggregation_worker.errors import WorkerError
-from aggregation_worker.streams.records import from_get_records, table_and_label
+from aggregation_worker.streams.records import from_get_records, stream_of
 from aggregation_worker.streams.shards import Page, Shard, StartingPosition, StreamShards
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class StreamReader:
         age = datetime.now(UTC) - since
         if age > RETENTION - margin:
             raise HistoryLostError(
-                f"the stream of table {table_and_label(self.stream_arn)[0]} keeps its records for 24 hours, but all "
+                f"the stream of table {stream_of(self.stream_arn).table} keeps its records for 24 hours, but all "
                 f"since {since.isoformat(timespec='seconds')} are needed, {age.total_seconds() / 3600:.1f} hours"
             )
 
@@ -191,5 +191,5 @@ def stream_began(stream_arn: str) -> datetime:
     Raises:
         ValueError: it is not the ARN of a DynamoDB stream, or its label is not a time.
     """
-    label = table_and_label(stream_arn)[1]
+    label = stream_of(stream_arn).label
     return datetime.fromisoformat(label).replace(tzinfo=UTC)

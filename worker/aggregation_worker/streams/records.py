@@ -21,7 +21,7 @@ Image = Mapping[str, Any]
 """An item in DynamoDB's typed JSON: attribute name to `{type: value}`."""
 
 EVENT_SOURCE = "aws:dynamodb"
-_STREAM_ARN = re.compile(r"arn:[^:]+:dynamodb:[^:]*:[^:]*:table/([^/]+)/stream/([!-~]{1,255})")
+_STREAM_ARN = re.compile(r"arn:[^:]+:dynamodb:([^:]*):([^:]*):table/([^/]+)/stream/([!-~]{1,255})")
 _LONGEST_SEQUENCE_NUMBER = 64
 _TTL_PRINCIPAL = "dynamodb.amazonaws.com"
 # In 2106: what a position can hold.
@@ -54,6 +54,60 @@ class StreamViewTypeError(WorkerError):
             f"{event_name} record {sequence_number} has no {image}: "
             "the source table's stream must have the view type NEW_AND_OLD_IMAGES"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A table's stream, as its ARN names it. A stream that is enabled anew has another label.
+
+    Attributes:
+        account: 12 digits.
+        label: when it was enabled.
+    """
+
+    region: str
+    account: str
+    table: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The table of which records may tell. What is `None` is not known, and so not compared."""
+
+    table: str
+    region: str | None = None
+    account: str | None = None
+
+    @classmethod
+    def of(cls, stream_arn: str) -> "Origin":
+        """The table whose stream this is, under whatever label.
+
+        Raises:
+            ValueError: it is not the ARN of a DynamoDB stream.
+        """
+        stream = stream_of(stream_arn)
+        return cls(stream.table, stream.region, stream.account)
+
+    def difference(self, stream_arn: str) -> str | None:
+        """Why what this stream tells must not be counted, as a clause; `None` if it is the table's own.
+
+        Raises:
+            ValueError: it is not the ARN of a DynamoDB stream.
+        """
+        stream = stream_of(stream_arn)
+        if (
+            stream.table == self.table
+            and self.region in (None, stream.region)
+            and self.account in (None, stream.account)
+        ):
+            return None
+        return f"it comes from the stream of {Origin.of(stream_arn)}, but the source is {self}"
+
+    def __str__(self) -> str:
+        region = f" in {self.region}" if self.region is not None else ""
+        account = f" of account {self.account}" if self.account is not None else ""
+        return f"table {self.table!r}{region}{account}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +152,7 @@ def records_of(event: Any) -> list[Any]:
     return records
 
 
-def read_record(raw: Any, source_table: str) -> StreamRecord:
+def read_record(raw: Any, origin: Origin) -> StreamRecord:
     """Validates one record as Lambda delivers it.
 
     Raises:
@@ -120,11 +174,9 @@ def read_record(raw: Any, source_table: str) -> StreamRecord:
         raise MalformedRecordError("the record has no eventID")
     if not isinstance(change.get("Keys"), dict) or not change["Keys"]:
         raise MalformedRecordError("the record has no Keys")
-    table = _table(raw.get("eventSourceARN"))
-    if table != source_table:
-        raise UnexpectedEventError(
-            f"the record comes from the stream of table {table!r}, but the definitions' source is {source_table!r}"
-        )
+    difference = _difference(raw.get("eventSourceARN"), origin)
+    if difference is not None:
+        raise UnexpectedEventError(f"record {sequence_number} is not of the source table: {difference}")
     old_image = _image(change, "OldImage")
     new_image = _image(change, "NewImage")
     if new_image is None and event_name is not EventName.REMOVE:
@@ -184,26 +236,26 @@ def _created_at(moment: object) -> int:
     raise MalformedRecordError("the record has no ApproximateCreationDateTime in epoch seconds")
 
 
-def _table(arn: object) -> str:
+def _difference(arn: object, origin: Origin) -> str | None:
     if not isinstance(arn, str):
         raise MalformedRecordError("the record has no eventSourceARN")
     try:
-        return table_and_label(arn)[0]
+        return origin.difference(arn)
     except ValueError as error:
         raise MalformedRecordError(str(error)) from error
 
 
 @lru_cache(maxsize=64)
-def table_and_label(stream_arn: str) -> tuple[str, str]:
-    """Table name and stream label of a stream's ARN.
+def stream_of(arn: str) -> Stream:
+    """What a stream's ARN names.
 
     Raises:
         ValueError: it is not the ARN of a DynamoDB stream.
     """
-    match = _STREAM_ARN.fullmatch(stream_arn)
+    match = _STREAM_ARN.fullmatch(arn)
     if match is None:
-        raise ValueError(f"{stream_arn[:120]!r} is not the ARN of a DynamoDB stream")
-    return match[1], match[2]
+        raise ValueError(f"{arn[:120]!r} is not the ARN of a DynamoDB stream")
+    return Stream(*match.groups())
 
 
 def _is_ttl_delete(identity: object) -> bool:

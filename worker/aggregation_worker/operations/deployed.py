@@ -1,0 +1,62 @@
+"""The definitions of the deployed function, read from its bundle, so that a command cannot use another file."""
+
+import io
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import urllib3
+
+from aggregation_worker.operations.errors import CommandError
+
+if TYPE_CHECKING:
+    from mypy_boto3_lambda import LambdaClient
+
+_TIMEOUT = urllib3.Timeout(connect=5, read=30)  # seconds
+_BUNDLED = "aggregations.toml"
+
+
+def deployed_definitions(client: "LambdaClient", function: str) -> tuple[Path, dict[str, str]]:
+    """The definitions file in a function's bundle, and the function's environment variables.
+
+    The file is kept under the hash of its bundle, so a bundle is fetched once.
+
+    Raises:
+        CommandError: it cannot be fetched, or is not the bundle of a worker.
+        ClientError: the function is not there, or may not be looked at.
+    """
+    answer = client.get_function(FunctionName=function)
+    configuration = answer["Configuration"]
+    variables = dict(configuration.get("Environment", {}).get("Variables", {}))
+    file = _cache_folder() / f"{configuration['CodeSha256'].replace('/', '_')}.toml"
+    if not file.is_file():
+        _keep(file, _fetched(answer["Code"]["Location"], function))
+    return file, variables
+
+
+def _fetched(location: str, function: str) -> bytes:
+    try:
+        answer = urllib3.request("GET", location, timeout=_TIMEOUT, retries=3)
+        if answer.status != 200:
+            raise CommandError(f"the bundle of function {function} cannot be fetched: HTTP status {answer.status}")
+        return zipfile.ZipFile(io.BytesIO(answer.data)).read(_BUNDLED)
+    except (urllib3.exceptions.HTTPError, zipfile.BadZipFile, KeyError) as error:
+        raise CommandError(
+            f"the definitions of function {function} cannot be read from its bundle ({error}): give --definitions FILE"
+        ) from error
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """In one step: another command may read it at the same time."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as scratch:
+        scratch.write(content)
+    Path(scratch.name).replace(file)
+
+
+def _cache_folder() -> Path:
+    """As the XDG Base Directory Specification has it; a relative path is ignored."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (folder if folder.is_absolute() else Path.home() / ".cache") / "dynamodb-aggregation-worker" / "definitions"
