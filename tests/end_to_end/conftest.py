@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ from tests.dynamodb_local import DynamoDBLocal, DynamoDBLocalUnavailableError, r
 
 ROOT = Path(__file__).parents[2]
 CDK = ROOT / "cdk"
+# Neither this project's environment nor its settings.
+CLEAN = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("AWS_", "PYTHON", "VIRTUAL_ENV", "AGGREGATIONS_FILE"))
+}
 
 
 def missing(reason: object) -> NoReturn:
@@ -34,8 +41,10 @@ def cdk_cli() -> str:
     return versions.pop()
 
 
-def cdk(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs the CDK CLI in cdk/ as a user does."""
+def cdk(
+    *arguments: str, environment: dict[str, str] | None = None, folder: Path = CDK
+) -> subprocess.CompletedProcess[str]:
+    """Runs the CDK CLI in cdk/, or in another folder with an app, as a user does."""
     for tool, what in (("npx", "npx (it comes with Node.js)"), ("uv", "uv (https://docs.astral.sh/uv/)")):
         if shutil.which(tool) is None:
             missing(f"the CDK CLI needs {what}: install it and make sure that it is on PATH")
@@ -45,13 +54,39 @@ def cdk(*arguments: str, environment: dict[str, str] | None = None) -> subproces
     no_account |= {"CDK_DISABLE_CLI_TELEMETRY": "true", "CDK_DISABLE_VERSION_CHECK": "true"}
     return subprocess.run(
         ["npx", "--yes", cdk_cli(), *arguments, "--no-notices"],
-        cwd=CDK,
+        cwd=folder,
         env=no_account | (environment or {}),
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
     )
+
+
+def uv(*arguments: str | Path) -> None:
+    """Runs uv, which knows nothing of this project's environment."""
+    if shutil.which("uv") is None:
+        missing("the package is built with uv: install it (https://docs.astral.sh/uv/) and put it on PATH")
+    command = ["uv", *map(str, arguments), "--quiet"]
+    done = subprocess.run(command, env=CLEAN, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made as for a release: from the source distribution."""
+    folder = tmp_path_factory.mktemp("dist")
+    uv("build", "--out-dir", folder, ROOT)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def installed_programs(*requirements: str | Path, folder: Path) -> Path:
+    """The programs of a new environment in which only this is installed."""
+    programs = folder / "venv" / "bin"
+    uv("venv", "--python", sys.executable, programs.parent)
+    uv("pip", "install", "--python", programs / "python", *requirements)
+    return programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +109,7 @@ def assembly(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
     """`cdk synth` of the shipped definitions and of all that is optional, without credentials, bundle included."""
     folder = tmp_path_factory.mktemp("cdk.out")
     start = time.monotonic()
-    optional = ["-c", "reconcile=rate(1 day)", "-c", "reconcileNothingRemoved=true"]
-    done = cdk("synth", "--quiet", "--output", str(folder), *optional)
+    done = cdk("synth", "--quiet", "--output", str(folder), "-c", "reconcile=rate(1 day)")
     seconds = time.monotonic() - start
     assert done.returncode == 0, done.stderr
     return Assembly(folder, bundle_of("aggregation_worker.handler.lambda_handler", folder), seconds)

@@ -1,52 +1,22 @@
 """The wheel as people get it: what is in it, and that it works in an environment of its own, from any folder."""
 
-import os
-import shutil
 import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT, missing
+from tests.end_to_end.conftest import CLEAN, ROOT, installed_programs
 
 PACKAGES = (ROOT / "worker" / "aggregation_worker", ROOT / "cdk" / "aggregation_worker_cdk")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-# Neither this project's environment nor its settings.
-CLEAN = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(("AWS_", "PYTHON", "VIRTUAL_ENV", "AGGREGATIONS_FILE"))
-}
-
-
-def uv(*arguments: str | Path) -> None:
-    if shutil.which("uv") is None:
-        missing("the package is built with uv: install it (https://docs.astral.sh/uv/) and put it on PATH")
-    command = ["uv", *map(str, arguments), "--quiet"]
-    done = subprocess.run(command, env=CLEAN, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made as for a release: from the source distribution."""
-    folder = tmp_path_factory.mktemp("dist")
-    uv("build", "--out-dir", folder, ROOT)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment with the wheel and the extra `local`, and nothing else."""
-    environment = tmp_path_factory.mktemp("environment") / "venv"
-    programs = environment / "bin"
-    uv("venv", "--python", sys.executable, environment)
-    uv("pip", "install", "--python", programs / "python", f"{wheel}[local]")
-    return programs
+    return installed_programs(f"{wheel}[local]", folder=tmp_path_factory.mktemp("environment"))
 
 
 @pytest.fixture
