@@ -71,6 +71,7 @@ class AggregationStack(cdk.Stack):
             )
         metrics = StackMetrics(
             service=self.stack_name,
+            source_table=tables.source.table_name,
             function=worker.function,
             mapping_id=worker.mapping.ref,
             queue=dead_letters.queue,
@@ -78,7 +79,7 @@ class AggregationStack(cdk.Stack):
             targets=tables.targets,
             reconcile=reconcile.function if reconcile is not None else None,
         )
-        alarms = Alarms(self, "Alarms", metrics=metrics, email=options.alarm_email)
+        alarms = Alarms(self, "Alarms", metrics=metrics, email=options.alarm_email, schedule=options.reconcile)
         dashboard = AggregationDashboard(self, "Dashboard", metrics=metrics, alarms=alarms.alarms)
 
         # Those of `Output` are read by the `aggregator` command, the others by people.
