@@ -44,6 +44,7 @@ class AggregationFunction(Construct):
         super().__init__(scope, construct_id)
         self.log_group = log_of(self, keeping)
         self.role = self._role(tables, dead_letters, keeping)
+        dead_letters.admit_only(self.role)
         self.function = python_function(
             self,
             name=name,
@@ -106,7 +107,7 @@ class AggregationFunction(Construct):
         need none.
         """
         account = cdk.Stack.of(self).account
-        bucket_arn = dead_letters.bucket.bucket_arn
+        bucket_arn = dead_letters.bucket_arn
         statements = [
             iam.PolicyStatement(
                 sid="ReadStream",
@@ -188,6 +189,5 @@ def _as_cdk_nag_writes_it(scope: Construct, resource: str) -> str:
     resolved = cdk.Stack.of(scope).resolve(resource)
     parts = resolved["Fn::Join"][1] if isinstance(resolved, dict) else [resolved]
     return "".join(
-        part if isinstance(part, str) else f"<{part['Ref'] if 'Ref' in part else '.'.join(part['Fn::GetAtt'])}>"
-        for part in parts
+        part if isinstance(part, str) else f"<{part.get('Ref') or '.'.join(part['Fn::GetAtt'])}>" for part in parts
     )

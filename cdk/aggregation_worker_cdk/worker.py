@@ -29,6 +29,7 @@ from aggregation_worker_cdk.metrics import StackMetrics
 from aggregation_worker_cdk.reconcile import ScheduledReconcile
 from aggregation_worker_cdk.schedule import mistake_in
 from aggregation_worker_cdk.tables import Tables, source_of
+from aggregation_worker_cdk.topic import AlarmTopic
 
 # The bucket's name is the worker's with "-dlq-", the account's 12 digits and the region's at most 14 characters; S3
 # allows 63 ("General purpose bucket naming rules", Amazon S3 user guide).
@@ -170,6 +171,7 @@ class AggregationWorker(Construct):
             )
         metrics = StackMetrics(
             service=self.name,
+            source_table=tables.source.table_name,
             function=worker.function,
             mapping_id=worker.mapping.ref,
             queue=dead_letters.queue,
@@ -177,9 +179,9 @@ class AggregationWorker(Construct):
             targets=tables.targets,
             reconcile=self.reconcile.function if self.reconcile else None,
         )
-        alarms = Alarms(
-            self, "Alarms", metrics=metrics, topic=alarm_topic, email=alarm_email, key=encryption_key, runbooks=runbooks
-        )
+        if alarm_topic is None:
+            alarm_topic = AlarmTopic(self, "Alarm", name=self.name, email=alarm_email, key=encryption_key).topic
+        alarms = Alarms(self, "Alarms", metrics=metrics, topic=alarm_topic, runbooks=runbooks, schedule=reconcile)
         dashboard = AggregationDashboard(
             self, "Dashboard", metrics=metrics, memory_mb=memory_mb, alarms=[*alarms.alarms.values()]
         )
@@ -192,7 +194,7 @@ class AggregationWorker(Construct):
         self.log_group: logs.ILogGroup = worker.log_group
         self.queue: sqs.IQueue = dead_letters.queue
         self.bucket: s3.IBucket = dead_letters.bucket
-        self.topic: sns.ITopic = alarms.topic
+        self.topic = alarm_topic
         self.alarms: dict[str, cw.IAlarm] = {**alarms.alarms}
         self.dashboard: cw.Dashboard = dashboard.dashboard
         self._outputs(ledger_retention_days)

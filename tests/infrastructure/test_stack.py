@@ -26,7 +26,7 @@ def test_outputs__name_everything_that_an_operator_needs(stack: Stack) -> None:
         "FunctionName": "<WorkerFunction>",
         "EventSourceMappingUuid": "<WorkerMapping>",
         "LogGroupName": "<WorkerLog>",
-        "AlarmTopicArn": "<AlarmsTopic>",
+        "AlarmTopicArn": "<AlarmTopic>",
         "DashboardName": "DynamoDBAggregationWorker",
         "PutItemCommand": "aws dynamodb put-item --table-name Order_by_item --item "
         '\'{"item_number": {"S": "item123"}, "order_date": {"S": "2024-07-15"}, "orderid": {"S": "178526"}, '
