@@ -99,6 +99,7 @@ class AggregationStack(cdk.Stack):
         if reconcile is not None:
             name = reconcile.function.function_name
             self._output("ReconcileFunctionName", name, "What compares the totals with the source")
+            self._output("ReconcileRuleName", reconcile.rule.rule_name, "What starts it")
             self._output("ReconcileLogGroupName", reconcile.log_group.log_group_name, "Its log, with what it found")
         self._output("AlarmTopicArn", alarms.topic.topic_arn, "Where alarms go: subscribe to it")
         self._output("DashboardName", dashboard.name, "The dashboard in CloudWatch")
