@@ -1,5 +1,10 @@
 """`AggregationWorker` in somebody else's CDK app: with their tables, several at once, with every property."""
 
+import functools
+import json
+import re
+import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +14,14 @@ from aws_cdk import aws_dynamodb as dynamodb
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_sns as sns
 from aws_cdk.assertions import Template
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from aggregation_worker.aggregations.definitions import DefinitionError
 from aggregation_worker.deployment.settings import DeploymentError
 from aggregation_worker_cdk import AggregationWorker, bundle
 from aggregation_worker_cdk.bundle import BundlingError
-from tests.infrastructure.stacks import Stack, plain
+from tests.infrastructure.stacks import CDK, Stack, plain
 
 AGGREGATION = """
 [[aggregations]]
@@ -321,3 +328,43 @@ def test_bundle_that_cannot_be_made__says_why(file: Path, monkeypatch: pytest.Mo
 
     with pytest.raises(BundlingError, match=r"^the registry is down$"):
         AggregationWorker(scope, "Totals", definitions=file, source=orders(scope))
+
+
+# --- cdk/README.md ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_app_of_the_readme__is_synthesized(number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    apps = re.findall(r"```python\n(.*?)```", (CDK / "README.md").read_text(), flags=re.DOTALL)
+    assert len(apps) == 3
+    texts = {"aggregations": AGGREGATION, "days": SOURCE + AGGREGATION, "months": BY_MONTH}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    app = functools.partial(cdk.App, context={"aws:cdk:bundling-stacks": []}, outdir=str(tmp_path / "out"))
+    monkeypatch.setattr(cdk, "App", app)
+
+    exec(apps[number], {})
+
+    (template,) = (tmp_path / "out").glob("*.template.json")
+    kinds = [resource["Type"] for resource in json.loads(template.read_text())["Resources"].values()]
+    assert kinds.count("AWS::Lambda::EventSourceMapping") == (2 if number == 2 else 1)
+
+
+def test_all_that_the_app_imports__has_one_version() -> None:
+    """So that a deployment resolves tomorrow what it resolves today."""
+    project = tomllib.loads((CDK.parent / "pyproject.toml").read_text())
+    exact = [Requirement(line) for line in project["tool"]["uv"]["constraint-dependencies"]]
+    of_app = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["cdk"]]
+    named = [Requirement(line) for line in of_app]
+    pinned = {canonicalize_name(one.name) for one in (*exact, *named) if [each.operator for each in one.specifier] == ["=="]}
+
+    needed, found = [one.name for one in named], set[str]()
+    while needed:
+        name = canonicalize_name(needed.pop())
+        if name not in found:
+            found.add(name)
+            requirements = map(Requirement, metadata.requires(name) or [])
+            needed += [one.name for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
+    assert found <= pinned
+    assert {canonicalize_name(one.name) for one in exact} <= found

@@ -1,5 +1,6 @@
 """The stack as a whole: its outputs and its flags, one by one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from aggregation_worker.aggregations.definitions import DEFINITIONS_FILE
 from aggregation_worker.deployment.settings import Output
 from aggregation_worker_cdk.options import OptionError, Options, read_options
-from tests.infrastructure.stacks import Stack, plain
+from tests.infrastructure.stacks import CDK, Stack, plain
 
 
 def outputs(stack: Stack) -> dict[str, str]:
@@ -82,6 +83,10 @@ def test_flags_in_cdk_json__may_have_json_types() -> None:
     options = read_options({"throwaway": True, "reservedConcurrency": 20})
 
     assert (options.throwaway, options.reserved_concurrency) == (True, 20)
+
+
+def test_cdk_json_of_the_clone__holds_options_only() -> None:
+    assert read_options(json.loads((CDK / "cdk.json").read_text())["context"]) == Options()
 
 
 def test_what_the_cdk_puts_into_the_context__is_no_mistyped_flag() -> None:
