@@ -218,6 +218,7 @@ class AggregationWorker(Construct):
         if self.reconcile:
             name = self.reconcile.function.function_name
             self._output("ReconcileFunctionName", name, "What compares the totals with the source")
+            self._output("ReconcileRuleName", self.reconcile.rule.rule_name, "What starts it")
             self._output(
                 "ReconcileLogGroupName", self.reconcile.log_group.log_group_name, "Its log, with what it found"
             )

@@ -357,7 +357,9 @@ def test_all_that_the_app_imports__has_one_version() -> None:
     exact = [Requirement(line) for line in project["tool"]["uv"]["constraint-dependencies"]]
     of_app = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["cdk"]]
     named = [Requirement(line) for line in of_app]
-    pinned = {canonicalize_name(one.name) for one in (*exact, *named) if [each.operator for each in one.specifier] == ["=="]}
+    pinned = {
+        canonicalize_name(one.name) for one in (*exact, *named) if [each.operator for each in one.specifier] == ["=="]
+    }
 
     needed, found = [one.name for one in named], set[str]()
     while needed:
