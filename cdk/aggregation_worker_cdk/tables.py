@@ -3,7 +3,6 @@
 Keys, streams and expiry come from `deployment.settings`; this module says how such a table is kept on AWS.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import aws_cdk as cdk
@@ -63,13 +62,13 @@ class Tables(Construct):
         return StreamOfSource(table.table_name, table.table_arn, table.table_stream_arn)
 
     def _table(self, construct_id: str, name: str, wanted: TableDefinition) -> dynamodb.Table:
-        partition_key, sort_key = _keys(wanted.keys)
+        keys = [dynamodb.Attribute(name=key, type=_TYPES[kind]) for key, kind in wanted.keys]
         table = dynamodb.Table(
             self,
             construct_id,
             table_name=name,
-            partition_key=partition_key,
-            sort_key=sort_key,
+            partition_key=keys[0],
+            sort_key=keys[1] if len(keys) > 1 else None,
             stream=dynamodb.StreamViewType(wanted.stream_view_type) if wanted.stream_view_type else None,
             time_to_live_attribute=wanted.ttl_attribute,
             # A total's traffic follows its source's, which is not known here; the CDK's default is 5 units.
@@ -86,11 +85,11 @@ class Tables(Construct):
             removal_policy=cdk.RemovalPolicy.DESTROY if self._throwaway else cdk.RemovalPolicy.RETAIN,
         )
         for index in wanted.indexes:
-            partition_key, sort_key = _keys(index.keys)
+            keys = [dynamodb.Attribute(name=key, type=_TYPES[kind]) for key, kind in index.keys]
             table.add_global_secondary_index(
                 index_name=index.name,
-                partition_key=partition_key,
-                sort_key=sort_key,
+                partition_key=keys[0],
+                sort_key=keys[1] if len(keys) > 1 else None,
                 # Never the receipts: most of a row, and written with every record that counts.
                 projection_type=(
                     dynamodb.ProjectionType.INCLUDE if index.measures else dynamodb.ProjectionType.KEYS_ONLY
@@ -98,9 +97,3 @@ class Tables(Construct):
                 non_key_attributes=[*index.measures] or None,
             )
         return table
-
-
-def _keys(keys: Sequence[tuple[str, KeyType]]) -> tuple[dynamodb.Attribute, dynamodb.Attribute | None]:
-    """Of a table or an index: the partition key, and the sort key if there is one."""
-    partition_key, *sort_key = [dynamodb.Attribute(name=name, type=_TYPES[kind]) for name, kind in keys]
-    return partition_key, sort_key[0] if sort_key else None

@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 from aggregation_worker.aggregations.attribute_paths import AttributePath, MalformedValueError
+from aggregation_worker.aggregations.expressions import Where
 from aggregation_worker.aggregations.measured import MeasuredExpression
 from aggregation_worker.aggregations.numbers import EXACT, Amounts, canonical_text, fits, parse_number, product
 from aggregation_worker.aggregations.truncation import Truncation
-from aggregation_worker.aggregations.where import Where
 from aggregation_worker.streams.records import EventName, Image, StreamRecord, StreamViewTypeError
 
 Group = tuple[str, ...]

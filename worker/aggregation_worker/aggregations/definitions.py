@@ -28,11 +28,11 @@ from aggregation_worker.aggregations.contributions import (
     Source,
 )
 from aggregation_worker.aggregations.entries import DefinitionError, Entry, shown
+from aggregation_worker.aggregations.expressions import Where
 from aggregation_worker.aggregations.indexes import read_indexes
 from aggregation_worker.aggregations.measured import MeasuredExpression
 from aggregation_worker.aggregations.numbers import canonical_text
 from aggregation_worker.aggregations.truncation import Epoch, Truncation, Unit, read_date
-from aggregation_worker.aggregations.where import Where
 from aggregation_worker.streams.records import table_and_label
 
 __all__ = [
