@@ -20,7 +20,6 @@ from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.operations.cli import build_parser, main
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.explain import Explanation, Receipt, receipts_of
-from aggregation_worker.operations.freshness import earliest
 from aggregation_worker.operations.letters import trusted_until
 from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import duration
@@ -180,41 +179,6 @@ def test_status__says_up_to_which_second_all_shards_are_counted(monkeypatch: pyt
     facts = {fact.name: fact for fact in facts_of(resources, NOW)}
 
     assert facts["counted up to, in all shards"] == Fact("counted up to, in all shards", "2024-07-15T09:40:00Z")
-
-
-MINUTE = timedelta(minutes=1)
-
-
-@pytest.mark.parametrize(
-    ("counted", "ages", "second"),
-    [
-        ({}, {}, None),
-        # Of the latest two minutes, the least.
-        ({2: 500, 3: 440, 4: 380}, {}, 440),
-        ({2: 440, 3: 500}, {}, 440),
-        # What two minutes ago began is still being gathered.
-        ({1: 500}, {}, None),
-        ({1: 560, 2: 500}, {}, 500),
-        # After a quiet time, what was told last.
-        ({30: 500, 31: 400, 32: 300}, {}, 400),
-        # An invocation that crashes tells nothing; Lambda told the age of what it was given.
-        ({2: 500}, {2: 60_000}, -180),
-        ({}, {2: 1_500}, -122),
-        ({2: 500, 5: 20}, {5: 10**9}, 500),
-    ],
-)
-def test_freshness__is_the_earliest_second_of_two_minutes(
-    counted: dict[int, float], ages: dict[int, float], second: int | None
-) -> None:
-    def points(values: dict[int, float]) -> list[tuple[datetime, float]]:
-        return [(NOW - ago * MINUTE, value) for ago, value in values.items()]
-
-    since = NOW.timestamp()
-    told = [(minute, since + value) for minute, value in points(counted)]
-
-    found = earliest(told, points(ages), NOW)
-
-    assert found == (None if second is None else since + second)
 
 
 @pytest.mark.parametrize(

@@ -47,18 +47,18 @@ def counted_up_to(cloudwatch: Any, function: str, service: str, now: datetime) -
 
 
 def earliest(counted: Points, ages: Points, now: datetime) -> int | None:
-    """The earliest second that was told in the latest two minutes of which there is something.
+    """The earliest second that was told since the latest two whole minutes of which there is something.
 
     Args:
         counted: each minute's least `CountedUpTo`, in epoch seconds.
         ages: each minute's highest `IteratorAge`, in milliseconds.
     """
     told = [*counted, *((minute, minute.timestamp() - age / 1000) for minute, age in ages)]
-    complete = [(minute, second) for minute, second in told if minute + _COMPLETE_AFTER <= now]
+    complete = [minute for minute, _ in told if minute + _COMPLETE_AFTER <= now]
     if not complete:
         return None
-    latest = max(minute for minute, _ in complete)
-    return int(min(second for minute, second in complete if minute > latest - _WINDOW))
+    since = max(complete) - _WINDOW
+    return int(min(second for minute, second in told if minute > since))
 
 
 def _query(name: str, namespace: str, metric: str, dimensions: dict[str, str], statistic: str) -> dict[str, Any]:
