@@ -126,9 +126,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             else:
                 source.delete_item(Key=order)
         pipeline.mapping.drain(120)
-        chance.shuffle(records)
-        for first in range(0, len(records), 50):
-            handler({"Records": records[first : first + 50]}, None)
+        again = list({record["eventID"]: record for record in records}.values())
+        chance.shuffle(again)
+        for first in range(0, len(again), 50):
+            handler({"Records": again[first : first + 50]}, None)
         orders = [order for order in source.scan(ConsistentRead=True)["Items"] if order["quantity"] != UNUSABLE]
         functions: dict[str, Any] = {}
         exec(compile(READING, "worker/README.md", "exec"), functions)
