@@ -86,12 +86,19 @@ def _graph(
 
 def _is_it_current(metrics: StackMetrics) -> list[cw.IWidget]:
     lag = [metrics.worker(Metric.APPLY_LAG, statistic) for statistic in ("p50", "p99", "Maximum")]
+    minute = cdk.Duration.minutes(1)
+    behind = cw.MathExpression(
+        expression="(EPOCH(second) + 60 - second) * 1000",  # at the minute's end
+        using_metrics={"second": metrics.worker(Metric.COUNTED_UP_TO, "Minimum", minute)},
+        label="since the second up to which all shards are counted",
+        period=minute,
+    )
     return [
         _graph("From a change to its total", 6, [metric.with_(label=metric.statistic) for metric in lag], "ms"),
         _graph(
             "Age of what is read from the stream",
             6,
-            [metrics.lambda_function("IteratorAge", "Maximum", cdk.Duration.minutes(1))],
+            [metrics.lambda_function("IteratorAge", "Maximum", minute), behind],
             "ms",
         ),
         _graph(

@@ -99,7 +99,7 @@ class Tables(Construct):
 
     def _table(self, construct_id: str, name: str, wanted: TableDefinition) -> MadeTable:
         keys = [dynamodb.Attribute(name=key, type=_TYPES[kind]) for key, kind in wanted.keys]
-        return MadeTable(
+        table = MadeTable(
             self,
             construct_id,
             table_name=name,
@@ -123,3 +123,16 @@ class Tables(Construct):
             deletion_protection=self._keeping.protected,
             removal_policy=self._keeping.removal_policy,
         )
+        for index in wanted.indexes:
+            keys = [dynamodb.Attribute(name=key, type=_TYPES[kind]) for key, kind in index.keys]
+            table.add_global_secondary_index(
+                index_name=index.name,
+                partition_key=keys[0],
+                sort_key=keys[1] if len(keys) > 1 else None,
+                # Never the receipts: most of a row, and written with every record that counts.
+                projection_type=(
+                    dynamodb.ProjectionType.INCLUDE if index.measures else dynamodb.ProjectionType.KEYS_ONLY
+                ),
+                non_key_attributes=[*index.measures] or None,
+            )
+        return table

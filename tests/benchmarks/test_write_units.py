@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.aggregations.contributions import Index, KeyType
 from tests.benchmarks import write_units
-from tests.benchmarks.meter import Meter, Request, item_bytes, units_of_write, value_bytes
+from tests.benchmarks.meter import Meter, Request, item_bytes, units_of_index_write, units_of_write, value_bytes
 from tests.benchmarks.write_units import TRAFFIC, main, price
 
 KEYS = {"table": ("id",)}
@@ -152,6 +153,56 @@ def test_entries_of_a_map__are_set_and_added_to_in_one_update() -> None:
 
     # id + 1; the map with three names of three characters, their values of two bytes and a byte each; n
     assert (meter.units, meter.largest) == (2, {"table": 3 + (3 + 3 + 3 * (3 + 2 + 1)) + (1 + 2)})
+
+
+ENTRY: dict[str, Any] = {"day": {"S": "d"}, "id": {"S": "1"}, "n": {"N": "1"}, "orders": {"N": "1"}}
+LARGE = {"text": {"S": "x" * 1_500}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "units"),
+    [
+        (None, None, 0),
+        (ENTRY, ENTRY, 0),
+        (None, ENTRY, 1),
+        (ENTRY, None, 1),
+        (ENTRY, ENTRY | {"orders": {"N": "2"}}, 1),
+        (ENTRY, ENTRY | {"n": {"N": "2"}}, 2),
+        (ENTRY, ENTRY | LARGE, 2),
+        (ENTRY, ENTRY | LARGE | {"n": {"N": "2"}}, 3),
+    ],
+)
+def test_index__costs_a_write_for_a_change_and_two_for_a_key(before: Any, after: Any, units: int) -> None:
+    assert units_of_index_write(before, after, ["day", "n"]) == units
+
+
+def test_indexes__are_told_apart_and_hold_no_receipts() -> None:
+    by_day = Index("by_day", (("day", KeyType.STRING), ("n", KeyType.NUMBER)), ("orders",))
+    meter = Meter(KEYS, {"table": [by_day]})
+
+    def update(attribute: str, value: Any) -> dict[str, Any]:
+        return {
+            "TableName": "table",
+            "Key": {"id": {"S": "1"}},
+            "UpdateExpression": "SET #0 = :0",
+            "ExpressionAttributeNames": {"#0": attribute},
+            "ExpressionAttributeValues": {":0": value},
+        }
+
+    units = []
+    for attribute, value in (
+        ("day", {"S": "d"}),
+        ("n", {"N": "1"}),
+        ("receipts#a", {"M": {}}),
+        ("orders", {"N": "1"}),
+        ("n", {"N": "2"}),
+    ):
+        meter.add(Request("update_item", update(attribute, value)))
+        units.append(meter.index_units)
+    meter.add(Request("transact_write_items", {"TransactItems": [{"Update": update("n", {"N": "3"})}]}))
+
+    assert units == [0, 1, 1, 2, 4]
+    assert (meter.units, meter.index_units) == (5 + 2, 4 + 4)
 
 
 def test_reads__cost_half_a_unit_each_or_a_unit_for_four_kilobytes_together() -> None:

@@ -25,13 +25,15 @@ from aggregation_worker.ledger.receipts import Posting, postings
 from aggregation_worker.streams.records import EventName, StreamRecord
 from tests.benchmarks.meter import DOLLARS_PER_MILLION_UNITS, Meter, RecordingClient
 from tests.benchmarks.workloads import Choice
-from tests.definition_texts import definitions
+from tests.definition_texts import aggregation_text, definitions
 from tests.model.in_memory_dynamodb import InMemoryDynamoDB
 from tests.records import DAY
 
 LEDGER = "ledger"
 SKEWS = (0, 3, 10)
-_DEFINITIONS = definitions()
+# With an index for the top N, whose price is told apart.
+_INDEX = 'indexes = [{ name = "by_day", partition_key = "order_date", sort_key = "quantity" }]'
+_DEFINITIONS = definitions(aggregation_text(_INDEX))
 (_AGGREGATION,) = _DEFINITIONS.aggregations
 TABLES = deployment.target_tables(_DEFINITIONS) | {LEDGER: deployment.LEDGER}
 BEGINNING = 1_789_651_658
@@ -92,11 +94,13 @@ class Price:
     """What the worker's requests cost, per stream record.
 
     Attributes:
-        units, read_units, requests, dollars: of one record.
+        units, read_units, requests, dollars: of one record, without the index.
+        index_units: write units of the index, which come on top.
         largest: bytes of the largest item of each table.
     """
 
     units: float
+    index_units: float
     read_units: float
     requests: float
     dollars: float
@@ -130,7 +134,10 @@ class World:
         """Creates the tables."""
         for name, table in TABLES.items():
             self.database.create(name, *((key, kind.value) for key, kind in table.keys))
-        self.meter = Meter({name: [key for key, _ in table.keys] for name, table in TABLES.items()})
+        self.meter = Meter(
+            {name: [key for key, _ in table.keys] for name, table in TABLES.items()},
+            {name: table.indexes for name, table in TABLES.items()},
+        )
         self._client = RecordingClient(self.database)
         client: Any = self._client
         self._committer = Committer(client, LEDGER, deployment.LEDGER_RETENTION_DAYS, AtOnce())
@@ -213,6 +220,7 @@ def price(traffic: Traffic, skew: int) -> Price:
     meter = world.meter
     return Price(
         meter.units / counted,
+        meter.index_units / counted,
         meter.read_units / counted,
         meter.requests / counted,
         meter.dollars / counted,
@@ -223,8 +231,8 @@ def price(traffic: Traffic, skew: int) -> Price:
 def table(prices: dict[tuple[Traffic, int], Price]) -> Iterator[str]:
     """The prices beside their goals, as the lines of a Markdown table."""
     yield (
-        "| traffic | in step | 3 s apart | 10 s apart | requests | read units | largest row | largest page "
-        "| $/million |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+        "| traffic | in step | 3 s apart | 10 s apart | index | requests | read units | largest row | largest page "
+        "| $/million |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     )
     for traffic, found in itertools.groupby(prices, key=lambda one: one[0]):
         mine = {skew: prices[traffic, skew] for _, skew in found}
@@ -235,8 +243,8 @@ def table(prices: dict[tuple[Traffic, int], Price]) -> Iterator[str]:
         )
         first = next(iter(mine.values()))
         yield (
-            f"| {traffic.name} | {' | '.join(cells)} | {first.requests:.3f} | {first.read_units:.3f} "
-            f"| {row:,} B | {page:,} B | {first.dollars * 1e6:.2f} |"
+            f"| {traffic.name} | {' | '.join(cells)} | +{first.index_units:.2f} | {first.requests:.3f} "
+            f"| {first.read_units:.3f} | {row:,} B | {page:,} B | {first.dollars * 1e6:.2f} |"
         )
 
 

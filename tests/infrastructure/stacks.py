@@ -41,6 +41,11 @@ table = "hourly_orders"
 partition_key = { name = "shop", from = "shop" }
 sort_key = { name = "hour", from = "sold_at", truncate = "hour" }
 count = "orders"
+sum = { revenue = "quantity * price" }
+indexes = [
+  { name = "by_hour", partition_key = "hour", sort_key = "revenue" },
+  { name = "by_revenue", partition_key = "revenue", sort_key = "orders" },
+]
 """
 
 

@@ -14,7 +14,8 @@ LEDGER = "DynamoDBAggregationWorker-ledger"
 def keys_of(table: dict[str, Any]) -> list[tuple[str, str, str]]:
     properties = table["Properties"]
     types = {attribute["AttributeName"]: attribute["AttributeType"] for attribute in properties["AttributeDefinitions"]}
-    assert len(types) == len(properties["KeySchema"])
+    schemas = [properties, *properties.get("GlobalSecondaryIndexes", [])]
+    assert types.keys() == {key["AttributeName"] for schema in schemas for key in schema["KeySchema"]}
     return [(key["AttributeName"], key["KeyType"], types[key["AttributeName"]]) for key in properties["KeySchema"]]
 
 
@@ -36,6 +37,30 @@ def test_other_definitions__give_two_targets_and_no_source(other_stack: Stack) -
         "hourly_orders": [("shop", "HASH", "S"), ("hour", "RANGE", "S")],
         LEDGER: [("aggregate", "HASH", "S"), ("page", "RANGE", "S")],
     }
+
+
+def test_indexes__project_keys_and_measures_only(other_stack: Stack) -> None:
+    properties = other_stack.tables()["hourly_orders"]["Properties"]
+
+    assert {"AttributeName": "revenue", "AttributeType": "N"} in properties["AttributeDefinitions"]
+    assert properties["GlobalSecondaryIndexes"] == [
+        {
+            "IndexName": "by_hour",
+            "KeySchema": [
+                {"AttributeName": "hour", "KeyType": "HASH"},
+                {"AttributeName": "revenue", "KeyType": "RANGE"},
+            ],
+            "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["orders"]},
+        },
+        {
+            "IndexName": "by_revenue",
+            "KeySchema": [
+                {"AttributeName": "revenue", "KeyType": "HASH"},
+                {"AttributeName": "orders", "KeyType": "RANGE"},
+            ],
+            "Projection": {"ProjectionType": "KEYS_ONLY"},
+        },
+    ]
 
 
 def test_only_the_source__has_a_stream_with_both_images(stack: Stack) -> None:

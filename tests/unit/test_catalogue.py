@@ -182,6 +182,13 @@ def test_restored_definition__works_again(started: Ledger) -> None:
     assert started.writes == 1
 
 
+def test_index__comes_and_goes_unnoticed(started: Ledger) -> None:
+    started.start(aggregation_text('indexes = [{ name = "by_day", partition_key = "order_date" }]'))
+    started.start(aggregation_text())
+
+    assert started.writes == 1
+
+
 # --- Another aggregation for the same totals --------------------------------------------------------------------------
 
 

@@ -56,6 +56,15 @@ def test_sentence__says_all_that_the_definition_says() -> None:
     )
 
 
+def test_sentence__names_the_indexes() -> None:
+    text = aggregation_text('indexes = [{ name = "by_day", partition_key = "order_date", sort_key = "quantity" }]')
+
+    assert (
+        " by item_number and order_date (the day of order_date), with index by_day by order_date and quantity, over"
+        in sentence(text)
+    )
+
+
 def test_sentence__of_a_number_and_of_a_constant() -> None:
     shop = aggregation_text('remove = "ignore"', partition_key='{ name = "shop", from = "shop", type = "N" }')
     total = aggregation_text('remove = "ignore"', partition_key='{ name = "scope", value = "all" }', sort_key=None)

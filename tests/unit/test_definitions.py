@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import aggregation_worker
 from aggregation_worker.aggregations.attribute_paths import parse_path
-from aggregation_worker.aggregations.contributions import KeyType, RemovePolicy
+from aggregation_worker.aggregations.contributions import Index, KeyType, RemovePolicy
 from aggregation_worker.aggregations.definitions import (
     DEFINITIONS_FILE,
     DefinitionError,
@@ -22,6 +22,7 @@ from aggregation_worker.aggregations.definitions import (
     source_of_stream,
 )
 from aggregation_worker.aggregations.truncation import Epoch, Truncation, Unit
+from aggregation_worker.deployment.settings import target_tables
 from aggregation_worker.local import SAMPLE_FILE
 from tests.definition_texts import ITEM_NUMBER, ORDER_DATE, SOURCE, aggregation, aggregation_text, definitions
 from tests.records import STREAM_ARN
@@ -538,7 +539,7 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
             (
                 aggregation_text(f'{key} = {{ smallest = "quantity" }}', sum=None),
                 NAMED
-                + f"{key}: unknown key; known are count, name, partition_key, remove, since, sort_key, sum, table",
+                + f"{key}: unknown key; known are count, indexes, name, partition_key, remove, since, sort_key, sum, t",
             )
             for key in ("min", "max", "average")
         ),
@@ -624,12 +625,100 @@ def test_mistake_in_the_source__names_the_key(lines: list[str], sentence: str) -
         (aggregation_text('counts = "a"'), NAMED + "counts: unknown key; did you mean 'count'?"),
         (
             aggregation_text("xyz = 1"),
-            NAMED + "xyz: unknown key; known are count, name, partition_key, remove, since, s",
+            NAMED + "xyz: unknown key; known are count, indexes, name, partition_key, remove, s",
         ),
     ],
 )
 def test_mistake_in_an_aggregation__names_it_and_the_key(text: str, sentence: str) -> None:
     assert mistake(SOURCE + text).startswith(sentence)
+
+
+# --- Indexes --------------------------------------------------------------------------------------------------------
+
+
+def test_indexes__have_keys_with_their_types_and_own_measures() -> None:
+    text = aggregation_text(
+        'count = "orders"\nindexes = [\n'
+        '  { name = "by_day", partition_key = "order_date", sort_key = "quantity" },\n'
+        '  { name = "by-shop.2", partition_key = "shop" },\n]',
+        partition_key='{ name = "shop", from = "shop", type = "N" }',
+    )
+
+    assert aggregation(text).indexes == (
+        Index("by_day", (("order_date", KeyType.STRING), ("quantity", KeyType.NUMBER)), ("orders",)),
+        Index("by-shop.2", (("shop", KeyType.NUMBER),), ("orders", "quantity")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("indexes", "sentence"),
+    [
+        ("{ }", "indexes: an array of tables, [{ name = …, partition_key = …, sort_key = … }], is needed, not a table"),
+        ('["by_day"]', "index 1: a table with keys is needed, not 'by_day'"),
+        ('[{ partition_key = "order_date" }]', "index 1: name: is missing; a string is needed"),
+        ('[{ name = "by day", partition_key = "order_date" }]', "index 1: name: 'by day' is not an index's name"),
+        ('[{ name = "by_day" }]', "index 1: partition_key: is missing; a string is needed"),
+        (
+            '[{ name = "by_day", partition_key = "day" }]',
+            "index 1: partition_key: 'day' is none of item_number, order_date, quantity",
+        ),
+        (
+            '[{ name = "by_day", partition_key = "order_date", sort_key = "receipts#item_count_by_date" }]',
+            "index 1: sort_key: 'receipts#item_count_by_date' is none of item_number, order_date, quantity",
+        ),
+        (
+            '[{ name = "by_day", partition_key = { name = "order_date" } }]',
+            "index 1: partition_key: a string is needed, not a table",
+        ),
+        (
+            '[{ name = "by_day", partition_key = "order_date", sort_key = "order_date" }]',
+            "index 1: sort_key: is 'order_date', like the partition_key",
+        ),
+        (
+            '[{ name = "by_day", partition_key = "order_date", projection = "ALL" }]',
+            "index 1: projection: unknown key; known are name, partition_key, sort_key",
+        ),
+        (
+            '[{ name = "one", partition_key = "quantity" }, { name = "one", partition_key = "order_date" }]',
+            "index 2: name: 'one' is given to two indexes",
+        ),
+    ],
+)
+def test_mistake_in_an_index__names_it_and_the_key(indexes: str, sentence: str) -> None:
+    assert mistake(SOURCE + aggregation_text(f"indexes = {indexes}")).startswith(NAMED + sentence)
+
+
+# Two aggregations that share a table.
+INDEXED = 'indexes = [{ name = "by_day", partition_key = "order_date", sort_key = "quantity" }]'
+SECOND = aggregation_text(
+    'count = "orders"\nindexes = [{ name = "NAME", partition_key = "order_date", sort_key = "orders" }]',
+    name="second",
+    sum=None,
+)
+
+
+def test_shared_table__has_the_indexes_of_all_its_aggregations() -> None:
+    table = target_tables(definitions(aggregation_text(INDEXED), SECOND.replace("NAME", "by_orders")))
+
+    assert [(index.name, index.measures) for index in table["item_count_by_date"].indexes] == [
+        ("by_day", ()),
+        ("by_orders", ()),
+    ]
+
+
+def test_index_of_two_aggregations_of_a_table__is_refused() -> None:
+    assert mistake(SOURCE + aggregation_text(INDEXED) + SECOND.replace("NAME", "by_day")) == (
+        "aggregation 'second': indexes: 'item_count_by_date' has an index by_day of table 'item_count_by_date', too; "
+        "a table has the indexes of all its aggregations"
+    )
+
+
+def test_measure_of_another_aggregation__is_no_key_of_an_index() -> None:
+    second = SECOND.replace("NAME", "by_orders").replace('"orders" }', '"quantity" }')
+
+    assert "sort_key: 'quantity' is none of item_number, order_date, orders" in mistake(
+        SOURCE + aggregation_text() + second
+    )
 
 
 # --- Mistakes between aggregations ----------------------------------------------------------------------------------
@@ -766,6 +855,7 @@ def test_description__says_all_that_is_set() -> None:
     "same",
     [
         'remove = "keep"',
+        'indexes = [{ name = "by_day", partition_key = "order_date", sort_key = "quantity" }]',
         "# a comment",
     ],
 )
@@ -931,7 +1021,19 @@ def _toml(value: object) -> str:
 @given(
     st.dictionaries(
         st.sampled_from(
-            ["name", "table", "partition_key", "sort_key", "sum", "count", "where", "remove", "since", "other"]
+            [
+                "name",
+                "table",
+                "partition_key",
+                "sort_key",
+                "sum",
+                "count",
+                "where",
+                "remove",
+                "since",
+                "indexes",
+                "other",
+            ]
         ),
         VALUES,
     )

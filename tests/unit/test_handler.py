@@ -269,13 +269,43 @@ def test_lag__is_emitted_only_if_something_was_applied(function: Function) -> No
     assert "ApplyLag" not in function.metrics()
 
 
+def test_second_up_to_which_a_shard_is_counted__is_that_of_its_last_record(function: Function) -> None:
+    function.invoke(event(insert(), insert(created_at=CREATED_AT + 5)))
+
+    assert function.metrics()["CountedUpTo"] == CREATED_AT + 5
+
+
+def test_second_up_to_which_a_shard_is_counted__is_that_of_the_first_retried(function: Function) -> None:
+    function.place.sqs.faults.append(client_error("AccessDenied"))
+    broken = changed(insert(created_at=CREATED_AT + 5), "dynamodb.Keys")
+
+    function.invoke(event(insert(), broken, insert(created_at=CREATED_AT + 9)))
+
+    assert function.metrics()["CountedUpTo"] == CREATED_AT + 5
+
+
+@pytest.mark.parametrize(
+    "told_nothing",
+    [
+        event(),
+        event(insert()) | {"reportOutcomes": True},
+        event(changed(insert(), "dynamodb.ApproximateCreationDateTime")),
+    ],
+    ids=["nothing", "replay", "without a time"],
+)
+def test_what_is_no_part_of_a_shard_in_order__says_no_second(function: Function, told_nothing: dict[str, Any]) -> None:
+    function.invoke(told_nothing)
+
+    assert "CountedUpTo" not in function.metrics()
+
+
 def test_batch_that_fails__is_logged_raised_and_retried(function: Function) -> None:
     function.dynamodb.before.append(client_error("AccessDeniedException"))
 
     with pytest.raises(CommitError):
         function.invoke(event(insert(), remove(), BAD))
 
-    assert function.metrics() == {"RecordsReceived": 3, "RecordsRetried": 3}
+    assert function.metrics() == {"RecordsReceived": 3, "RecordsRetried": 3, "CountedUpTo": CREATED_AT}
     (log,) = function.logs()
     assert log["level"] == "ERROR"
     assert log["message"] == "the batch failed as a whole and will be delivered again"
@@ -396,7 +426,7 @@ def test_missing_environment_variable__is_named(name: str) -> None:
     ):
         function.invoke(event(insert(), insert()))
 
-    assert function.metrics() == {"RecordsReceived": 2, "RecordsRetried": 2}
+    assert function.metrics() == {"RecordsReceived": 2, "RecordsRetried": 2, "CountedUpTo": CREATED_AT}
     assert function.made == []
 
 
@@ -580,7 +610,8 @@ def test_event_that_shows_a_wrong_deployment__raises(
     with pytest.raises(error):
         function.invoke(payload)
 
-    assert function.metrics() == {"RecordsReceived": received, "RecordsRetried": received}
+    counts = {"RecordsReceived": received, "RecordsRetried": received, "CountedUpTo": CREATED_AT}
+    assert function.metrics() | {"CountedUpTo": CREATED_AT} == counts
     assert function.logs()[-1]["level"] == "ERROR"
     assert function.dynamodb.requests == []
 

@@ -24,7 +24,7 @@ from aggregation_worker.operations.letters import trusted_until
 from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import duration
 from aggregation_worker.operations.resources import Resources
-from aggregation_worker.operations.status import facts_of
+from aggregation_worker.operations.status import Fact, facts_of
 from aggregation_worker.operations.verify import canary_item, expectations_of
 from aggregation_worker.streams.range import StreamRangeError, read_range
 from tests.definition_texts import SOURCE, aggregation_text, definitions
@@ -153,14 +153,32 @@ def test_status_of_a_healthy_worker__has_nothing_to_look_at(monkeypatch: pytest.
         "RecordsDuplicate, last hour": "1",
         "RecordsNoticed, last hour": "0",
         "RecordsParked, last hour": "0",
+        "counted up to, in all shards": "no batches in the last hour",
         "alarms": "none",
     }
     assert all(fact.good for fact in facts)
-    (queries,) = (parameters for name, parameters in fake.calls if name == "get_metric_data")
+    queries, freshness = (parameters for name, parameters in fake.calls if name == "get_metric_data")
     dimensions = [query["MetricStat"]["Metric"]["Dimensions"] for query in queries["MetricDataQueries"]]
     assert dimensions == [[{"Name": "FunctionName", "Value": "the-function_name"}]] + 4 * [
         [{"Name": "service", "Value": "mine"}]
     ]
+    assert [query["MetricStat"]["Metric"]["Dimensions"] for query in freshness["MetricDataQueries"]] == [
+        [{"Name": "service", "Value": "mine"}],
+        [{"Name": "FunctionName", "Value": "the-function_name"}],
+    ]
+
+
+def test_status__says_up_to_which_second_all_shards_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    minutes = [NOW - timedelta(minutes=ago) for ago in (3, 2)]
+    told = [
+        {"Id": "counted_up_to", "Timestamps": minutes, "Values": [1_721_036_400.0, 1_721_036_460.0]},
+        {"Id": "newest_age", "Timestamps": minutes[1:], "Values": [1_000.0]},
+    ]
+    resources, _ = resources_with({}, healthy() | {"get_metric_data": {"MetricDataResults": told}}, monkeypatch)
+
+    facts = {fact.name: fact for fact in facts_of(resources, NOW)}
+
+    assert facts["counted up to, in all shards"] == Fact("counted up to, in all shards", "2024-07-15T09:40:00Z")
 
 
 @pytest.mark.parametrize(

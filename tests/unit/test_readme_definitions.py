@@ -8,9 +8,9 @@ import pytest
 
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
 from aggregation_worker.aggregations.definitions import KEYS_OF_A_KEY, KEYS_OF_AN_AGGREGATION
+from aggregation_worker.aggregations.expressions import Where
 from aggregation_worker.aggregations.numbers import canonical_text
 from aggregation_worker.aggregations.truncation import Epoch, Unit
-from aggregation_worker.aggregations.where import Where
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.operations.check import read_item
 from aggregation_worker.operations.cli import main

@@ -13,7 +13,7 @@ NAMES = [
     *("RecordsNoticed", "RecordsParked", "RecordsRetried"),
     *("RowAdds", "RowArchives", "LateWrites", "WriteConflicts"),
     *("ThrottledByKey", "ThrottledByTable", "ThrottledByAccount", "ThrottledOtherwise"),
-    *("ReceiptsDiffer", "ApplyLag", "AggregateDrift"),
+    *("ReceiptsDiffer", "ApplyLag", "CountedUpTo", "AggregateDrift"),
 ]
 
 
@@ -37,7 +37,7 @@ def test_metrics__are_one_line_in_the_embedded_metric_format(capsys: pytest.Capt
     assert directive["Dimensions"] == [["service"]]
     assert document["service"] == "aggregation-worker"
     units = {metric["Name"]: metric["Unit"] for metric in directive["Metrics"]}
-    assert units == dict.fromkeys(NAMES, "Count") | {"ApplyLag": "Milliseconds"}
+    assert units == dict.fromkeys(NAMES, "Count") | {"ApplyLag": "Milliseconds", "CountedUpTo": "Seconds"}
     assert [document[name] for name in NAMES] == [[float(number)] for number in range(len(NAMES))]
 
 

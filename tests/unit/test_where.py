@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jmespath.functions import Functions
 
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
-from aggregation_worker.aggregations.where import Where
+from aggregation_worker.aggregations.expressions import Where
 
 IMAGE: dict[str, Any] = {
     "status": {"S": "paid"},

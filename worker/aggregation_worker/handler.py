@@ -25,7 +25,7 @@ from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline
 from aggregation_worker.ledger.failures import Throttle
 from aggregation_worker.ledger.writes import Add, Archive, Late
 from aggregation_worker.settings import Settings, SettingsError, read_settings
-from aggregation_worker.streams.records import records_of, sequence_number_of
+from aggregation_worker.streams.records import created_at_of, records_of, sequence_number_of
 from aggregation_worker.telemetry import Metric, emit, new_logger, new_metrics
 
 # Seconds. A request that has no answer by then is given up and sent again; DynamoDB answers in milliseconds.
@@ -87,9 +87,10 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     deadline = deadline_of(context)
     try:
         records = records_of(event)
+        counts |= _counted_up_to(event, records, [0])
         worker = _worker(read_settings(os.environ))
         result = process(records, worker.definitions, worker.committer, worker.dead_letters, deadline)
-        counts = _counts(result)
+        counts = _counts(result) | _counted_up_to(event, records, result.indexes(RecordOutcome.RETRIED))
         _log(result, records)
         return _answer(event, result, records)
     except Exception:
@@ -184,6 +185,14 @@ def _counts(result: BatchResult) -> dict[Metric, float]:
     if result.commit.oldest_lag is not None:
         counts[Metric.APPLY_LAG] = result.commit.oldest_lag
     return counts
+
+
+def _counted_up_to(event: dict[str, Any], records: list[Any], retried: list[int]) -> dict[Metric, float]:
+    """The creation of the first record that comes again, or else of the last one; a replay tells nothing of a shard."""
+    if not records or event.get(REPORT_OUTCOMES) is True:
+        return {}
+    created_at = created_at_of(records[min(retried, default=-1)])
+    return {} if created_at is None else {Metric.COUNTED_UP_TO: created_at}
 
 
 def _log(result: BatchResult, records: list[Any]) -> None:

@@ -33,10 +33,14 @@ class Metric(StrEnum):
     THROTTLED_OTHERWISE = "ThrottledOtherwise"  # without a word why, or by an error of the service
     RECEIPTS_DIFFER = "ReceiptsDiffer"  # receipts that hold another amount than is computed now
     APPLY_LAG = "ApplyLag"  # milliseconds from the creation of a batch's oldest applied record to its commit
+    COUNTED_UP_TO = "CountedUpTo"  # the second, since 1970, before which a shard is counted or parked: its Minimum
     AGGREGATE_DRIFT = "AggregateDrift"  # aggregates that a reconcile found to differ from the source, and left so
 
 
-UNITS = dict.fromkeys(Metric, MetricUnit.Count) | {Metric.APPLY_LAG: MetricUnit.Milliseconds}
+UNITS = dict.fromkeys(Metric, MetricUnit.Count) | {
+    Metric.APPLY_LAG: MetricUnit.Milliseconds,
+    Metric.COUNTED_UP_TO: MetricUnit.Seconds,
+}
 
 
 def new_logger() -> Logger:

@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 from aggregation_worker.aggregations.attribute_paths import AttributePath, MalformedValueError
+from aggregation_worker.aggregations.expressions import Where
 from aggregation_worker.aggregations.measured import MeasuredExpression
 from aggregation_worker.aggregations.numbers import EXACT, Amounts, canonical_text, fits, parse_number, product
 from aggregation_worker.aggregations.truncation import Truncation
-from aggregation_worker.aggregations.where import Where
 from aggregation_worker.streams.records import EventName, Image, Origin, StreamRecord, StreamViewTypeError
 
 Group = tuple[str, ...]
@@ -161,6 +161,20 @@ class Measure:
 _ZERO, _ONE = Decimal(0), Decimal(1)
 
 
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A global secondary index of a target table. It holds the table's keys, too, and nothing else of a row.
+
+    Attributes:
+        keys: attribute name and type: partition key, then sort key if there is one.
+        measures: names of the measures that it holds beside its keys.
+    """
+
+    name: str
+    keys: tuple[tuple[str, KeyType], ...]
+    measures: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Aggregation:
     """One definition: which records, grouped how, summed into which table.
@@ -168,7 +182,8 @@ class Aggregation:
     `measures` are in the order of their names, and so are the amounts of every contribution and receipt.
     `definition` is all that the totals depend on, as canonical text (`definitions.describe`), by which a changed
     definition is noticed. `since`, in epoch seconds, is where the totals begin in a stream that is older than they are:
-    records created before it are not counted, whenever and however often they are delivered.
+    records created before it are not counted, whenever and however often they are delivered. `indexes` change nothing
+    of what is counted.
     """
 
     name: str
@@ -179,6 +194,7 @@ class Aggregation:
     where: Where | None = None
     definition: str = ""
     since: int | None = None
+    indexes: tuple[Index, ...] = ()
 
     def value(self, image: Image) -> tuple[Group, tuple[Decimal, ...]] | None:
         """The group an image belongs to and its amount for each measure.

@@ -28,10 +28,11 @@ from aggregation_worker.aggregations.contributions import (
     Source,
 )
 from aggregation_worker.aggregations.entries import DefinitionError, Entry, shown
+from aggregation_worker.aggregations.expressions import Where
+from aggregation_worker.aggregations.indexes import read_indexes
 from aggregation_worker.aggregations.measured import MeasuredExpression
 from aggregation_worker.aggregations.numbers import canonical_text
 from aggregation_worker.aggregations.truncation import Epoch, Truncation, Unit, read_date
-from aggregation_worker.aggregations.where import Where
 from aggregation_worker.streams.records import stream_of
 
 __all__ = [
@@ -66,7 +67,9 @@ _VIEW_TYPE = "NEW_AND_OLD_IMAGES"
 KEYS_OF_THE_FILE = ("source", "aggregations")
 KEYS_OF_THE_SOURCE = ("table", "partition_key", "sort_key", "stream_arn", "stream_view_type")
 KEYS_OF_A_SOURCE_KEY = ("name", "type")
-KEYS_OF_AN_AGGREGATION = ("name", "table", "partition_key", "sort_key", "sum", "count", "where", "remove", "since")
+KEYS_OF_AN_AGGREGATION = (
+    *("name", "table", "partition_key", "sort_key", "sum", "count", "where", "remove", "since", "indexes"),
+)
 KEYS_OF_A_SUM = ("jmespath",)
 KEYS_OF_A_KEY = ("name", "from", "value", "type", "truncate", "timezone", "epoch", "prefix")
 
@@ -230,7 +233,8 @@ def _aggregation(raw: object, index: int, source: Source, table_prefix: str) -> 
     remove = RemovePolicy(entry.choice("remove", list(RemovePolicy), RemovePolicy.KEEP))
     where = _where(entry)
     since = _since(entry)
-    aggregation = Aggregation(str(name), table, tuple(keys), measures, remove, where, since=since)
+    indexes = read_indexes(entry, tuple(keys), measures)
+    aggregation = Aggregation(str(name), table, tuple(keys), measures, remove, where, since=since, indexes=indexes)
     return replace(aggregation, definition=describe(aggregation, source))
 
 
@@ -394,6 +398,11 @@ def _check_together(aggregations: tuple[Aggregation, ...]) -> None:
                 f"{where}: sum: {', '.join(both)} is written by {first.name!r} to the same rows of table "
                 f"{second.table!r}; give it another name, or both partition keys a prefix, or value, with "
                 "which the other's does not begin"
+            )
+        if both := sorted({index.name for index in first.indexes} & {index.name for index in second.indexes}):
+            raise DefinitionError(
+                f"{where}: indexes: {first.name!r} has an index {', '.join(both)} of table {second.table!r}, too; a "
+                "table has the indexes of all its aggregations"
             )
 
 

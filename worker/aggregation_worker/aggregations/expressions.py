@@ -1,4 +1,4 @@
-"""JMESPath over images, with exact numbers: what `where` and measured expressions have in common.
+"""JMESPath over images, with exact numbers: `where`, and what measured expressions have in common with it.
 
 An expression sees the image as plain values: strings, booleans, null, maps, lists (sets too), binary values as base64
 text, and numbers exactly, whole ones as `int` and others as `Decimal`. An attribute that is absent or NULL is null, and
@@ -130,6 +130,32 @@ class Expression:
 
 
 _FUNCTIONS = _Functions()
+
+
+class Where(Expression):
+    """A compiled `where`.
+
+    An image counts if the result is true in JMESPath's sense: neither false, null nor empty. So one that lacks an
+    attribute, or has something else in its place, is mostly outside; only a function that cannot take what is there, or
+    a comparison of a text with a number by order, cannot be evaluated.
+    """
+
+    def __init__(self, expression: str) -> None:
+        """Compiles `expression`.
+
+        Raises:
+            ValueError: see `Expression`.
+        """
+        super().__init__(expression, "where")
+
+    def __call__(self, image: Image) -> bool:
+        """Whether an image counts.
+
+        Raises:
+            MalformedValueError: the expression cannot be evaluated on the image's values.
+        """
+        result = self.evaluate(image)
+        return not (result is None or result is False or result == "" or result in ([], {}))
 
 
 class _Parser(Parser):

@@ -7,7 +7,7 @@ between the two. Plain values and pure functions; the function itself never impo
 from dataclasses import dataclass
 from enum import StrEnum
 
-from aggregation_worker.aggregations.contributions import Definitions, KeyType, RemovePolicy
+from aggregation_worker.aggregations.contributions import Definitions, Index, KeyType, RemovePolicy
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.receipts import EXPIRES_AT, LEDGER_KEYS
 from aggregation_worker.streams.records import EventName
@@ -163,11 +163,18 @@ class TableDefinition:
         keys: attribute name and type: partition key, then sort key if there is one.
         stream_view_type: of its stream, or `None` for no stream.
         ttl_attribute: the attribute that holds an item's expiry in epoch seconds, or `None`.
+        indexes: its global secondary indexes.
     """
 
     keys: tuple[tuple[str, KeyType], ...]
     stream_view_type: str | None = None
     ttl_attribute: str | None = None
+    indexes: tuple[Index, ...] = ()
+
+    @property
+    def key_types(self) -> dict[str, KeyType]:
+        """The type of every attribute by which the table or an index finds its items."""
+        return dict((*self.keys, *(key for index in self.indexes for key in index.keys)))
 
 
 LEDGER = TableDefinition(LEDGER_KEYS, ttl_attribute=EXPIRES_AT)
@@ -181,11 +188,14 @@ def source_table(definitions: Definitions) -> TableDefinition | None:
 
 
 def target_tables(definitions: Definitions) -> dict[str, TableDefinition]:
-    """The target tables by name; aggregations that share one have the same keys."""
-    return {
-        aggregation.table: TableDefinition(tuple((key.name, key.type) for key in aggregation.keys))
-        for aggregation in definitions.aggregations
-    }
+    """The target tables by name; aggregations that share one have the same keys, and it has the indexes of them all."""
+    tables: dict[str, TableDefinition] = {}
+    for aggregation in definitions.aggregations:
+        before = tables.get(aggregation.table)
+        keys = tuple((key.name, key.type) for key in aggregation.keys)
+        indexes = (*(before.indexes if before else ()), *aggregation.indexes)
+        tables[aggregation.table] = TableDefinition(keys, indexes=indexes)
+    return tables
 
 
 def check_scheduled_reconcile(definitions: Definitions) -> None:

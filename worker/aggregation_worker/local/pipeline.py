@@ -5,13 +5,13 @@ that lives as long as the pipeline. The handler is the deployed one, `handler.la
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aggregation_worker.aggregations.contributions import Definitions
+from aggregation_worker.aggregations.contributions import Definitions, KeyType
 from aggregation_worker.aggregations.definitions import load_definitions
 from aggregation_worker.dead_letters import ON_FAILURE_PREFIX
 from aggregation_worker.deployment import settings as deployment
@@ -137,22 +137,42 @@ def _create_tables(dynamodb: "DynamoDBClient", definitions: Definitions) -> str:
 
 def create_table(dynamodb: "DynamoDBClient", name: str, table: TableDefinition) -> str | None:
     """Creates a table on demand; returns its stream's ARN, or `None` if it has no stream."""
-    kinds = ("HASH", "RANGE")
     view_type = table.stream_view_type
+    indexes: dict[str, Any] = {
+        "GlobalSecondaryIndexes": [
+            {
+                "IndexName": index.name,
+                "KeySchema": _key_schema(index.keys),
+                "Projection": (
+                    {"ProjectionType": "INCLUDE", "NonKeyAttributes": index.measures}
+                    if index.measures
+                    else {"ProjectionType": "KEYS_ONLY"}
+                ),
+            }
+            for index in table.indexes
+        ]
+    }
     description = dynamodb.create_table(
         TableName=name,
-        KeySchema=[{"AttributeName": key, "KeyType": kind} for (key, _), kind in zip(table.keys, kinds, strict=False)],  # type: ignore[typeddict-item]  # the kinds are DynamoDB's
-        AttributeDefinitions=[{"AttributeName": key, "AttributeType": kind.value} for key, kind in table.keys],
+        KeySchema=_key_schema(table.keys),
+        AttributeDefinitions=[
+            {"AttributeName": key, "AttributeType": kind.value} for key, kind in table.key_types.items()
+        ],
         BillingMode="PAY_PER_REQUEST",
         StreamSpecification=(
             {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"} if view_type else {"StreamEnabled": False}
         ),
+        **(indexes if table.indexes else {}),
     )["TableDescription"]
     if table.ttl_attribute is not None:
         dynamodb.update_time_to_live(
             TableName=name, TimeToLiveSpecification={"Enabled": True, "AttributeName": table.ttl_attribute}
         )
     return description.get("LatestStreamArn")
+
+
+def _key_schema(keys: Sequence[tuple[str, KeyType]]) -> list[Any]:
+    return [{"AttributeName": name, "KeyType": kind} for (name, _), kind in zip(keys, ("HASH", "RANGE"), strict=False)]
 
 
 def create_dead_letters(sqs: "SQSClient", s3: "S3Client") -> str:

@@ -80,8 +80,11 @@ def sentence(aggregation: Aggregation, source: Source) -> str:
     since = "" if aggregation.since is None else f", from {moment_text(aggregation.since)} on"
     keys = " and ".join(map(_key, aggregation.keys))
     measures = ", ".join(map(_measure, aggregation.measures))
+    indexes = "".join(
+        f", with index {index.name} by {' and '.join(name for name, _ in index.keys)}" for index in aggregation.indexes
+    )
     return (
-        f"{aggregation.name}: table {aggregation.table} has {measures} by {keys}, over the items of "
+        f"{aggregation.name}: table {aggregation.table} has {measures} by {keys}{indexes}, over the items of "
         f"{source.table}{where}{since}; {_REMOVED[aggregation.remove]}."
     )
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from aggregation_worker.aggregations.definitions import moment_text
 from aggregation_worker.deployment.settings import Output
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.operations.errors import message_of
+from aggregation_worker.operations.freshness import counted_up_to
 from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import duration, print_json, print_table
 from aggregation_worker.operations.resources import Resources
@@ -38,8 +40,8 @@ class Fact:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.description = (
-        "One screen: mapping, iterator age, dead letters, the last hour's records, alarms. Exit status 0 only if there "
-        "is nothing to look at."
+        "One screen: mapping, dead letters, iterator age, the last hour's records, up to which second all shards are "
+        "counted, alarms. Exit status 0 only if there is nothing to look at."
     )
     add_deployment_options(parser)
 
@@ -65,6 +67,7 @@ def facts_of(resources: Resources, now: datetime) -> list[Fact]:
         ("event source mapping", lambda: _mapping(resources)),
         ("dead letters", lambda: _dead_letters(resources)),
         ("metrics", lambda: _metrics(resources, now)),
+        ("counted up to", lambda: _counted_up_to(resources, now)),
         ("alarms", lambda: _alarms(resources)),
     )
     facts: list[Fact] = []
@@ -124,6 +127,13 @@ def _metrics(resources: Resources, now: datetime) -> list[Fact]:
             )
         )
     return facts
+
+
+def _counted_up_to(resources: Resources, now: datetime) -> list[Fact]:
+    second = counted_up_to(resources.client("cloudwatch"), resources.function, service_of(resources), now)
+    return [
+        Fact("counted up to, in all shards", "no batches in the last hour" if second is None else moment_text(second))
+    ]
 
 
 def _query(name: str, namespace: str, metric: str, dimensions: list[dict[str, str]], stat: str) -> dict[str, Any]:

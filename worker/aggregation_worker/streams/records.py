@@ -203,6 +203,14 @@ def sequence_number_of(raw: Any) -> str | None:
     return sequence_number if isinstance(sequence_number, str) and is_sequence_number(sequence_number) else None
 
 
+def created_at_of(raw: Any) -> int | None:
+    """A raw record's creation in epoch seconds; `None` if it has no valid one."""
+    try:
+        return _created_at(raw["dynamodb"]["ApproximateCreationDateTime"])
+    except (KeyError, TypeError, IndexError, MalformedRecordError):
+        return None
+
+
 def is_sequence_number(text: str) -> bool:
     """Whether a text has the form of a sequence number: ASCII digits, and not too many."""
     return text.isdecimal() and text.isascii() and len(text) <= _LONGEST_SEQUENCE_NUMBER
