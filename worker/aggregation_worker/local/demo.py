@@ -93,7 +93,7 @@ class Comparison:
 
     Attributes:
         source, worker, usual: the amounts of each group, by the source and in the two tables.
-        records, deliveries, invocations: how many distinct records were delivered how often, in how many calls.
+        records, deliveries: how many distinct records were delivered how often.
         duplicates: deliveries of which the worker said that their records were counted already.
         worker_cost, usual_cost: of the same deliveries.
         usual_failures: what the usual handler raised.
@@ -106,7 +106,6 @@ class Comparison:
     usual: Mapping[Group, Amounts]
     records: int
     deliveries: int
-    invocations: int
     duplicates: int
     worker_cost: Cost
     usual_cost: Cost
@@ -156,7 +155,6 @@ class Demo:
             usual=stored_totals(dynamodb, replace(aggregation, table=self.usual_table)),
             records=len(set(delivered)),
             deliveries=len(delivered),
-            invocations=len(self.invocations),
             duplicates=self.outcomes[RecordOutcome.DUPLICATE],
             worker_cost=self._cost(aggregation.table, LEDGER_TABLE),
             usual_cost=self._cost(self.usual_table),
@@ -245,7 +243,7 @@ def _put_malformed(pipeline: Pipeline) -> None:
 
 STEPS = (
     ("four orders; the answer to their batch is lost, so they are delivered again", _put_orders),
-    ("an order corrected and corrected back, another moved to an item and back", _correct_and_move),
+    ("an order corrected and corrected back, another moved to item123 and back", _correct_and_move),
     ("an order whose quantity is the text 'ten'", _put_malformed),
 )
 """What is done to the source table, and how."""

@@ -39,11 +39,11 @@ def run(options: argparse.Namespace) -> int:
         for title, step in STEPS:
             status.update(title)
             demo.take(step)
-            screen.print(shown("✓ ", _RIGHT) + shown(title))
+            screen.print(Text.assemble(shown("✓ ", _RIGHT), title))
         status.update("comparing every total with the source")
         comparison = demo.comparison()
     _print(screen, comparison)
-    screen.print(_verdict(comparison) + shown(f" ({time.monotonic() - started:.1f} s)."))
+    screen.print(Text.assemble(_verdict(comparison), f" ({time.monotonic() - started:.1f} s)."))
     if options.svg:
         screen.save_svg(str(options.svg), title="aggregator demo", unique_id="demo")
     return 0 if comparison.worker_is_right else 1
@@ -53,6 +53,7 @@ def _print(screen: Console, found: Comparison) -> None:
     aggregation = found.aggregation
     names = ("this worker", "the usual handler")
     (measure,) = aggregation.measures
+    screen.print()
     screen.print(
         table_of(
             f"{aggregation.name}: {measure.name}",
@@ -68,8 +69,8 @@ def _print(screen: Console, found: Comparison) -> None:
             right=3,
         ),
         shown(
-            f"{found.records} records were delivered {found.deliveries} times, in {found.invocations} calls of both; "
-            f"the worker skipped {found.duplicates} duplicates."
+            f"{found.records} records were delivered {found.deliveries} times; the worker skipped {found.duplicates} "
+            "duplicates.\n"
         ),
     )
     costs = found.worker_cost, found.usual_cost
@@ -86,15 +87,15 @@ def _print(screen: Console, found: Comparison) -> None:
         ),
         shown(
             "Write units as the emulator reports them; dollars on demand, in us-east-1. The worker writes a row once a "
-            "batch: a record that is alone in its batch costs it more than the usual handler, several of a row less."
+            "batch: a record that is alone in its batch costs it more than the usual handler, several of a row less.\n"
         ),
         table_of("Waiting in the dead-letter queue", ("order", "why"), found.letters),
     )
-    for failure in found.usual_failures:
+    for failure in found.usual_failures[:1]:
         screen.print(
             shown(
-                f"There the usual handler fails ({type(failure).__name__}), and with Lambda's defaults nothing behind "
-                "it is counted for up to a day."
+                f"On that order the usual handler fails ({type(failure).__name__}); with Lambda's defaults nothing "
+                "behind it would be counted for a day.\n"
             )
         )
 

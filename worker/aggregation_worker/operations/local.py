@@ -5,9 +5,10 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from itertools import groupby, islice
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -35,7 +36,7 @@ _INDENT = len("12:34:56  ")
 
 _WORDS = {
     RecordOutcome.APPLIED: "counted",
-    RecordOutcome.DUPLICATE: "counted before",
+    RecordOutcome.DUPLICATE: "duplicate",
     RecordOutcome.NOT_COUNTED: "contributing nothing",
     RecordOutcome.NOTICED: "noticed",
     RecordOutcome.PARKED: "parked",
@@ -63,8 +64,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Returns 0 when it was stopped."""
     # A shell starts what it runs in the background with SIGINT ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    _on_signals(signal.default_int_handler)
+    stop = threading.Event()
     most_totals = None if options.json else _MOST_TOTALS
     tell = print_json_line if options.json else _print
     results: dict[str, BatchResult] = {}
@@ -92,11 +93,16 @@ def run(options: argparse.Namespace) -> int:
             tell(_event("started", endpoint=pipeline.server.endpoint, environment=pipeline.environment))
         else:
             _introduce(pipeline, quiet=options.quiet)
-        try:
-            pipeline.mapping.run(threading.Event())
-        except KeyboardInterrupt:
-            tell(_event("stopped"))
+        # What is under way ends first, undisturbed by an exception in its middle.
+        _on_signals(lambda *_: stop.set())
+        pipeline.mapping.run(stop)
+        tell(_event("stopped"))
     return 0
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], Any]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _port(text: str) -> int:
@@ -153,7 +159,9 @@ def _changes(result: BatchResult) -> dict[Aggregate, Amounts]:
     for posting in result.commit.applied:
         contributions.setdefault(posting.aggregate, []).append(posting.amounts)
     changes = {aggregate: sum_of(amounts[1:], amounts[0]) for aggregate, amounts in contributions.items()}
-    return {aggregate: change for aggregate, change in changes.items() if any(change)}
+    changed = [aggregate for aggregate, change in changes.items() if any(change)]
+    changed.sort(key=lambda aggregate: (aggregate.aggregation.name, aggregate.row.group))
+    return {aggregate: changes[aggregate] for aggregate in changed}
 
 
 def _total(dynamodb: "DynamoDBClient", aggregate: Aggregate, change: Amounts) -> dict[str, Any]:
@@ -194,14 +202,14 @@ def _introduce(pipeline: Pipeline, *, quiet: bool) -> None:
 def _print(facts: Mapping[str, Any]) -> None:
     screen = console()
     if facts["event"] == "stopped":
-        screen.print("stopping; nothing is kept")
+        screen.print("stopped; nothing is kept")
         return
     clock = f"{datetime.fromisoformat(facts['time']):%H:%M:%S}"
     if facts["event"] == "given up":
         where = f"kept in the bucket as {facts['bucketKey']}" if facts["bucketKey"] else "dropped"
         screen.print(_records(clock, facts), shown("given up", "red"), shown(f"({facts['reason']}), {where}"))
         return
-    outcomes = ", ".join(f"{count} {_WORDS[RecordOutcome(name)]}" for name, count in facts["outcomes"].items())
+    outcomes = ", ".join(_number(count, _WORDS[RecordOutcome(name)]) for name, count in facts["outcomes"].items())
     line = _records(clock, facts) + shown(f" {outcomes or 'failed'}", "green" if outcomes else "red")
     attempt = f", attempt {facts['attempt']}" if facts["attempt"] > 1 else ""
     screen.print(line + shown(f" in {facts['milliseconds']} ms{attempt}"))
@@ -219,11 +227,15 @@ def _print(facts: Mapping[str, Any]) -> None:
 
 
 def _records(clock: str, facts: Mapping[str, Any]) -> Text:
-    return shown(f"{clock}  {facts['records']} record{'' if facts['records'] == 1 else 's'}:")
+    return shown(f"{clock}  {_number(facts['records'], 'record')}:")
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 and what in ('record', 'duplicate') else ''}"
 
 
 def _print_attention(screen: Console, attention: list[dict[str, Any]]) -> None:
-    """Each outcome and reason once, with some of the items."""
+    """Each outcome and reason once, with the keys of some of the items."""
 
     def why(one: Mapping[str, Any]) -> tuple[str, str]:
         return _WORDS[RecordOutcome(one["outcome"])], "; ".join(one["reasons"])
@@ -231,7 +243,8 @@ def _print_attention(screen: Console, attention: list[dict[str, Any]]) -> None:
     for (outcome, reason), found in groupby(sorted(attention, key=why), why):
         keys = [", ".join(f"{name} {value}" for name, value in one["key"].items()) for one in found]
         more = f"; and {len(keys) - _MOST_ITEMS} more" if len(keys) > _MOST_ITEMS else ""
-        _indented(screen, f"{outcome}: {reason}: {'; '.join(keys[:_MOST_ITEMS])}{more}", "yellow")
+        _indented(screen, f"{outcome}: {reason}", "yellow")
+        _indented(screen, f"of {'; '.join(keys[:_MOST_ITEMS])}{more}")
 
 
 def _indented(screen: Console, line: str, style: str = "") -> None:
