@@ -619,7 +619,7 @@ def surroundings(shop: Shop, dynamodb_local: DynamoDBLocal, tmp_path: Path, monk
 def test_command__finds_repairs_and_then_finds_nothing(
     shop: Shop, surroundings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("aggregation_worker.operations.reconcile.Letters.read", lambda _: NOTHING_WAITS())
+    monkeypatch.setattr("aggregation_worker.operations.reconcile.AllLetters.read", lambda _: NOTHING_WAITS())
     shop.add_unnoticed(("item1", "2024-07-01"), 5)
     run = ["reconcile", "--patience", str(BUSY), "--no-metric"]
 
@@ -664,7 +664,7 @@ def test_local_pipeline__worker_that_was_wrong_is_made_up_for(
 ) -> None:
     """Through SQS and CloudWatch, too: the bad deployment cannot use what it reads, and sends notices."""
     monkeypatch.setattr("aggregation_worker.operations.reconcile.StreamReader", PromptReader)
-    run = ["reconcile", "--repair", "--patience", str(QUIET), "--json"]
+    run = ["reconcile", "--repair", "--patience", str(QUIET), "--queue-lag", "0.1", "--json"]
 
     def report(status: int) -> Any:
         capsys.readouterr()

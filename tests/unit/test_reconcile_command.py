@@ -4,37 +4,30 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
-from moto import mock_aws
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.definitions import parse_definitions
-from aggregation_worker.dead_letters import Notice, ParkedRecord, message_body
 from aggregation_worker.operations import reconcile as command
-from aggregation_worker.operations.cli import build_parser, main
+from aggregation_worker.operations.cli import main
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.reconcile import (
-    Letters,
     Request,
     check_only_stream,
     publish,
     reconcile,
 )
-from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation.reconcile import OutOfTimeError
 from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 from aggregation_worker.reconciliation.snapshot import SnapshotError
 from aggregation_worker.streams.shards import TrimmedError
 from aggregation_worker.telemetry import NAMESPACE
-from tests.records import insert, order
 from tests.unit.test_operations import resources_with, stack_with
 
 DEFINITIONS = """
@@ -311,143 +304,6 @@ def test_metric_that_cannot_be_published__costs_a_line(
     publish(resources, 3)
 
     assert "AggregateDrift was not published" in capsys.readouterr().err
-
-
-# --- Dead letters -----------------------------------------------------------------------------------------------------
-
-
-class Queue:
-    """A dead-letter queue in moto, and the command's resources over it."""
-
-    def __init__(self) -> None:
-        self.sqs = boto3.client("sqs", region_name="us-east-1")
-        self.url = self.sqs.create_queue(QueueName="dead-letters")["QueueUrl"]
-        parser = build_parser()
-        options = parser.parse_args(["reconcile", "--region", "us-east-1", "--queue-url", self.url])
-        self.resources = Resources(options, {})
-        self.time = 0.0
-
-    def send(self, body: str) -> None:
-        self.sqs.send_message(QueueUrl=self.url, MessageBody=body)
-
-    def visible(self) -> int:
-        attributes = self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["ApproximateNumberOfMessages"])
-        return int(attributes["Attributes"]["ApproximateNumberOfMessages"])
-
-    def sleep(self, seconds: float) -> None:
-        self.time += seconds
-
-    def read(self, settled: Callable[[Notice], bool] = lambda _: False) -> list[Any]:
-        """The records that wait and the notices; deletes those that are settled."""
-        with ExitStack() as stack:
-            letters = Letters(self.resources, stack, clock=lambda: self.time, sleep=self.sleep)
-            found = letters.read()
-            letters.delete([notice for notice in found.notices if settled(notice)])
-        return [*found.records, *found.notices]
-
-
-@pytest.fixture
-def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setattr("aggregation_worker.operations.letters.HeldMessages.receive", _without_waiting)
-    with mock_aws():
-        yield Queue()
-
-
-def _without_waiting(held: Any, sent_before: datetime) -> Iterator[list[Any]]:
-    """As the real one, without a long poll for an empty queue."""
-    from aggregation_worker.operations.letters import _message
-
-    while messages := held.sqs.receive_message(
-        QueueUrl=held.queue_url,
-        MaxNumberOfMessages=10,
-        VisibilityTimeout=held.visibility_timeout,
-        MessageSystemAttributeNames=["SentTimestamp"],
-    ).get("Messages", []):
-        page = [_message(message) for message in messages]
-        held._held |= {message.message_id: message for message in page}
-        assert all(message.sent_at <= sent_before for message in page)
-        yield page
-
-
-def parked(record: Any) -> str:
-    return message_body(ParkedRecord(record, ("refused",)), STARTED)
-
-
-def test_letters__are_read_and_stay_in_the_queue(queue: Queue) -> None:
-    records = [insert(order(quantity=number)) for number in range(12)]
-    for record in records:
-        queue.send(parked(record))
-    queue.send(json.dumps({"Event": "s3:TestEvent", "Bucket": "dead-letters"}))
-
-    found = queue.read()
-
-    assert sorted(map(repr, found)) == sorted(map(repr, records))
-    assert queue.visible() == 13
-
-
-def test_notices__are_told_from_records_and_deleted_when_they_are_settled(queue: Queue) -> None:
-    notices = [Notice(insert(order(quantity=number)), ("why",), "sold") for number in range(12)]
-    for notice in notices:
-        queue.send(message_body(notice, STARTED))
-    queue.send(parked(insert()))
-
-    found = queue.read(lambda notice: notice.record["dynamodb"]["NewImage"]["quantity"] == {"N": "3"})
-
-    assert len(found) == 13
-    assert sorted(map(repr, found[1:])) == sorted(map(repr, notices))
-    assert queue.visible() == 12
-    assert all(one not in queue.read() for one in [notices[3]])
-
-
-def test_letter_that_comes_between_two_readings__is_in_the_second(queue: Queue) -> None:
-    queue.send(parked(insert(order(quantity=1))))
-    with ExitStack() as stack:
-        letters = Letters(queue.resources, stack, clock=lambda: queue.time, sleep=queue.sleep)
-        first = letters.read()
-        queue.send(parked(insert(order(quantity=2))))
-        second = letters.read()
-
-    assert (len(first.records), len(second.records)) == (1, 2)
-    assert queue.visible() == 2
-
-
-def test_letter_that_cannot_be_read__forbids_to_correct(queue: Queue) -> None:
-    queue.send(parked(insert()))
-    queue.send("rubbish")
-
-    with pytest.raises(CommandError, match=r"nothing was corrected: 1 of 2 dead letters cannot be read.*not JSON"):
-        queue.read()
-    assert queue.visible() == 2
-
-
-def test_letter_that_somebody_holds__forbids_to_correct(queue: Queue) -> None:
-    queue.send(parked(insert()))
-    queue.sqs.receive_message(QueueUrl=queue.url, VisibilityTimeout=600)
-    queue.send(parked(insert()))
-
-    with pytest.raises(CommandError, match="has 2 messages, but 1 could be read"):
-        queue.read()
-    assert queue.time >= 90
-
-
-def test_count_of_the_queue_that_lags__is_waited_for(queue: Queue) -> None:
-    """Its attributes are approximate."""
-    queue.send(parked(insert()))
-    (message,) = queue.sqs.receive_message(QueueUrl=queue.url, VisibilityTimeout=600)["Messages"]
-    queue.send(parked(insert()))
-    sleep = queue.sleep
-
-    def other_one_is_done(seconds: float) -> None:
-        sleep(seconds)
-        if queue.time > 10:
-            queue.sqs.delete_message(QueueUrl=queue.url, ReceiptHandle=message["ReceiptHandle"])
-
-    queue.sleep = other_one_is_done  # type: ignore[method-assign]  # a fake's method
-
-    assert len(queue.read()) == 1
-    assert 10 < queue.time < 20
 
 
 # --- Streams and arguments --------------------------------------------------------------------------------------------

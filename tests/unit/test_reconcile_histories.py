@@ -6,7 +6,7 @@ The same seed gives the same history.
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -36,7 +36,7 @@ from aggregation_worker.reconciliation.observer import Observer
 from aggregation_worker.reconciliation.reconcile import OutOfTimeError, Reconciliation, Repairs
 from aggregation_worker.reconciliation.report import Report, Verdict
 from aggregation_worker.reconciliation.spool import Spool
-from aggregation_worker.reconciliation.waiting_letters import Waiting
+from aggregation_worker.reconciliation.waiting_letters import Waiting, WaitingNotice
 from aggregation_worker.streams.records import Image, from_get_records
 from aggregation_worker.streams.shards import IncompleteDescriptionError
 from tests.busy_source import STREAM_ARN, BusySource, Written, _Datetime
@@ -375,13 +375,18 @@ def test_record_parked_while_the_totals_are_observed__is_known_before_anything_i
 # --- Images that cannot be used ---------------------------------------------------------------------------------------
 
 
+def told(notices: Iterable[Notice]) -> Waiting:
+    """Notices in the dead-letter queue."""
+    return Waiting([], [WaitingNotice(str(number), notice) for number, notice in enumerate(notices)])
+
+
 @seeds(2, long=24)
 def test_orders_that_cannot_be_used__are_no_drift_and_leave_none(seed: int | None) -> None:
     """They are worth nothing, and their corrections bring the totals right."""
     with a_world(chosen(seed), make_order_or_rubbish) as world:
         world.settle(100)
 
-        report = world.run(repair=True, letters=lambda: Waiting([], world.notices))
+        report = world.run(repair=True, letters=lambda: told(world.notices))
 
         assert world.notices
         assert (report.findings, report.settled) == ((), ())
@@ -405,7 +410,7 @@ def test_worker_that_was_wrong__is_made_up_for(seed: int | None) -> None:
         if forgotten:
             world.source.forget()
 
-        report = world.run(repair=True, letters=lambda: Waiting([], list(world.notices)))
+        report = world.run(repair=True, letters=lambda: told(world.notices))
         again = world.run(repair=True)
 
         assert len(report.settled) == len(world.notices)
@@ -459,7 +464,7 @@ def test_history_under_a_worker_that_was_wrong__ends_right(history: str, policy:
         if forgotten:
             world.source.forget()
 
-        report = world.run(repair=True, letters=lambda: Waiting([], list(world.notices)))
+        report = world.run(repair=True, letters=lambda: told(world.notices))
 
         assert len(report.settled) == len(world.notices) > 0
         assert (report.drifted, report.undecided) == (0, 0)
@@ -491,7 +496,7 @@ def test_replay_between_the_two_workers__loses_nothing_while_the_stream_knows(
         under_the_blind_worker(world, history)
         notices = {"the last": world.notices[-1:], "none": []}[left]
 
-        first = world.run(repair=True, letters=lambda: Waiting([], list(notices)))
+        first = world.run(repair=True, letters=lambda: told(notices))
 
         assert first.drifted == 0
         for finding in first.findings:

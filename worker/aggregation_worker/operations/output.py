@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -41,6 +42,23 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
     console().print(table)
+
+
+class _Done(ProgressColumn):
+    """How much is done of how much; where that is not known, how fast."""
+
+    def render(self, task: Task) -> Text:
+        """See `ProgressColumn`."""
+        if task.total is not None:
+            return Text(f"{task.completed:,.0f}/{task.total:,.0f}")
+        return Text(f"{task.completed:,.0f}, {task.speed or 0:,.0f}/s")
+
+
+def progress() -> Progress:
+    """Bars on standard error, while it is a terminal."""
+    terminal = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), _Done(), TimeRemainingColumn())
+    return Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal)
 
 
 def duration(time: timedelta) -> str:

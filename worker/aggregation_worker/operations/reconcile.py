@@ -6,19 +6,16 @@ correction, and the metric.
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from aggregation_worker.dead_letters import Notice
+from aggregation_worker.operations.all_letters import COUNT_LAG, AllLetters
 from aggregation_worker.operations.errors import CommandError, explain_aws_error
-from aggregation_worker.operations.letters import HeldMessages, Letter, resolve_letter
 from aggregation_worker.operations.options import add_deployment_options, positive
 from aggregation_worker.operations.output import print_json
 from aggregation_worker.operations.reconcile_report import print_report, report_as_json, write_csv
@@ -37,7 +34,6 @@ from aggregation_worker.reconciliation.observer import OBSERVED_AT_ONCE
 from aggregation_worker.reconciliation.reconcile import PATIENCE, Reconciliation, Repairs
 from aggregation_worker.reconciliation.report import Report
 from aggregation_worker.reconciliation.spool import Spool
-from aggregation_worker.reconciliation.waiting_letters import Waiting
 from aggregation_worker.streams.reader import STREAM_LAG, StreamReader
 from aggregation_worker.telemetry import NAMESPACE, SERVICE, Metric
 
@@ -45,12 +41,6 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodbstreams.client import DynamoDBStreamsClient
 
     from aggregation_worker.streams.shards import StartingPosition
-
-# Seconds that the letters are invisible to others, should this command be killed before it gives them back.
-_VISIBILITY_TIMEOUT = 60
-# Seconds in which the queue's own count of its messages, which lags, must agree with what was read.
-_COUNT_PATIENCE = 90
-_POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +51,14 @@ class Request(SourceRequest):
         patience: seconds that a difference must stay the same to be drift.
         metric: whether to publish `AggregateDrift`.
         stream_lag: seconds; see `StreamReader`.
+        queue_lag: seconds; see `AllLetters`.
     """
 
     repair: bool = False
     patience: float = PATIENCE
     metric: bool = True
     stream_lag: float = STREAM_LAG
+    queue_lag: float = COUNT_LAG
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +87,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=default.stream_lag,
         metavar="SECONDS",
         help=f"how long a record may take to appear in the stream (default: {default.stream_lag:.0f})",
+    )
+    parser.add_argument(
+        "--queue-lag",
+        type=positive(float),
+        default=default.queue_lag,
+        metavar="SECONDS",
+        help="how long the dead-letter queue's counts must agree with what was read before anything is corrected "
+        f"(default: {default.queue_lag:.0f})",
     )
     add_deployment_options(parser)
 
@@ -139,7 +139,7 @@ def _run(resources: Resources, request: Request) -> Report:
         Spool(None) as spool,
         ExitStack() as stack,
     ):
-        letters = Letters(resources, stack)
+        letters = AllLetters(resources, stack, request.queue_lag)
         report = Reconciliation(
             client=resources.dynamodb,
             definitions=resources.definitions,
@@ -172,65 +172,6 @@ def check_only_stream(streams: "DynamoDBStreamsClient", table: str, stream_arn: 
             f"nothing was corrected: table {table} had another stream until at most a day ago ({earlier[0]}), and "
             "records of it may still reach the totals; run this again when it is gone"
         )
-
-
-# --- Dead letters -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Letters:
-    """All dead letters that wait, held while totals are corrected, so that those which are settled can be deleted.
-
-    Attributes:
-        stack: on its end all that are left are given back.
-    """
-
-    resources: Resources
-    stack: ExitStack
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    _held: HeldMessages | None = None
-    _letters: dict[str, Letter] = field(default_factory=dict)
-
-    def read(self) -> Waiting:
-        """Receives all that is there, what was read before included; takes nothing out of the queue.
-
-        Raises:
-            CommandError: one cannot be read, or others hold some: a correction could count their records twice.
-        """
-        if self._held is None:
-            queue = HeldMessages(self.resources.sqs, self.resources.queue_url, _VISIBILITY_TIMEOUT)
-            self._held = self.stack.enter_context(queue)
-        held = self._held
-        soon = held.started_at() + timedelta(days=1)  # those that come while this reads, too
-        for message in (message for page in held.receive(soon) for message in page):
-            self._letters[message.message_id] = resolve_letter(message, self.resources)
-        letters = [*self._letters.values()]
-        unreadable = [letter for letter in letters if not letter.readable]
-        if unreadable:
-            reasons = "; ".join(unreadable[0].reasons)
-            raise CommandError(
-                f"nothing was corrected: {len(unreadable)} of {len(letters)} dead letters cannot be read, so it is "
-                f"not known which totals they change ({reasons}); discard or replay them first"
-            )
-        deadline = self.clock() + _COUNT_PATIENCE
-        while (waiting := held.waiting()) != len(letters):
-            if self.clock() >= deadline:
-                raise CommandError(
-                    f"nothing was corrected: the dead-letter queue has {waiting} messages, but {len(letters)} could be "
-                    "read; another command may hold the others: run this again when it is done"
-                )
-            self.sleep(_POLL_SECONDS)
-        return Waiting(
-            [record for letter in letters if letter.notice is None for record in letter.records],
-            [letter.notice for letter in letters if letter.notice is not None],
-        )
-
-    def delete(self, notices: Sequence[Notice]) -> None:
-        """Deletes notices that were made up for."""
-        settled = set(map(id, notices))
-        if self._held is not None:
-            self._held.delete(*(one.message for one in self._letters.values() if id(one.notice) in settled))
 
 
 # --- The metric -------------------------------------------------------------------------------------------------------

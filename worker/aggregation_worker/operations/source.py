@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from aggregation_worker.aggregations.contributions import Aggregation
 from aggregation_worker.deployment.settings import STREAM_VIEW_TYPE
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import positive
+from aggregation_worker.operations.output import progress
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.reconciliation.export import ExportSource
 from aggregation_worker.reconciliation.items import ItemSource
@@ -125,13 +125,8 @@ def items_of(resources: Resources, request: SourceRequest) -> ItemSource:
 @contextmanager
 def shown_progress() -> Iterator[Tell]:
     """Bars on a terminal; elsewhere a line when a stage begins. On standard error."""
-    terminal = Console(stderr=True, highlight=False)
-    if not terminal.is_terminal:
-        yield _Lines()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal, transient=True) as bars:
-        yield _Bars(bars)
+    with progress() as bars:
+        yield _Lines() if bars.disable else _Bars(bars)
 
 
 @dataclass(slots=True)
@@ -157,7 +152,7 @@ class _Bars:
 
     def __call__(self, stage: Stage, done: int, of: int | None) -> None:
         if self.task is None or stage is not self.stage:
-            self.stage, self.task = stage, self.bars.add_task(stage)
+            self.stage, self.task = stage, self.bars.add_task(stage, total=None)
         # DynamoDB counts a table's items every six hours or so: there can be more.
         total = None if of is None else max(of, done)
         self.bars.update(self.task, completed=done, total=total)

@@ -35,13 +35,11 @@ from aggregation_worker.reconciliation.repair import Repairer
 from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 from aggregation_worker.reconciliation.snapshot import Snapshot, take_snapshot
 from aggregation_worker.reconciliation.spool import Spool
-from aggregation_worker.reconciliation.waiting_letters import Notices, Waiting, groups_waiting, usable_notices
+from aggregation_worker.reconciliation.waiting_letters import Notices, Waiting, groups_waiting, read_notices
 from aggregation_worker.streams.reader import StreamReader
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
-
-    from aggregation_worker.dead_letters import Notice
 
 # Seconds that a difference must stay the same before it is drift: long enough for records in flight to arrive, batching
 # windows, throttling and a few retries included.
@@ -99,7 +97,8 @@ class Repairs:
     """What a run needs to repair.
 
     Attributes:
-        letters: reads what waits in the dead-letter queue, all of it, or raises; called twice.
+        letters: reads what waits in the dead-letter queue, all of it, or raises; called twice, and must be certain of
+            it the second time, before anything is corrected.
         retention_days: of the ledger's pages.
     """
 
@@ -109,7 +108,7 @@ class Repairs:
 
 @dataclass(frozen=True, slots=True)
 class _Letters:
-    """The notices of a run that repairs, and what of them cannot be counted, by the aggregation's name.
+    """The notices of a run that repairs.
 
     What else waits is read when it is known what drifts: a record that comes into the queue until then is known then.
     """
@@ -117,7 +116,6 @@ class _Letters:
     read: Callable[[], Waiting]
     notices: Notices
     committer: Committer
-    not_counted: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,12 +197,13 @@ class Reconciliation:
         aggregates, to_observe, findings = self._compare(compared, observer, not_numbers)
         findings += settle(observer, to_observe, patience=self.patience, progress=self.progress)
         unproved = tuple(one.name for one in compared if one.remove is RemovePolicy.IGNORE)
-        settled: tuple[Notice, ...] = ()
+        settled: tuple[str, ...] = ()
         if letters is not None:
             findings = self._repair(findings, letters, subjects, observer)
             open_ = {(one.aggregation.name, one.group) for one in findings if one.verdict is not Verdict.REPAIRED}
-            settled = tuple(letters.notices.made_up_for(set(names) - set(unproved) - letters.not_counted.keys(), open_))
-            hints += [f"{name}: what removed items keep: {why}" for name, why in letters.not_counted.items()]
+            not_counted = letters.notices.not_counted
+            settled = tuple(letters.notices.made_up_for(set(names) - set(unproved) - not_counted.keys(), open_))
+            hints += [f"{name}: what removed items keep: {why}" for name, why in not_counted.items()]
         findings.sort(key=lambda finding: (finding.aggregation.name, finding.group))
         hints += self._hints(subjects, observer, findings)
         return Report(
@@ -237,8 +236,8 @@ class Reconciliation:
         """Reads all dead letters, and counts what of notices no total can tell."""
         self.progress(Stage.LETTERS, 0, None)
         committer = Committer(self.client, self.ledger_table, repairs.retention_days, self.executor)
-        notices = usable_notices(self.definitions, repairs.letters().notices, names)
-        return _Letters(repairs.letters, notices, committer, notices.count_what_is_kept(committer))
+        notices = read_notices(self.definitions, repairs.letters().notices, names, committer)
+        return _Letters(repairs.letters, notices, committer)
 
     def _read_totals(self, aggregations: Sequence[Aggregation], snapshot: Snapshot) -> list[tuple[Aggregation, Group]]:
         """Spools the target tables; returns the aggregates whose totals are not numbers."""
@@ -299,15 +298,18 @@ class Reconciliation:
         observer: Observer,
     ) -> list[Finding]:
         """Corrects what drifts, except where a record that can still come has a say in it."""
-        if not any(finding.verdict in (Verdict.DRIFT, Verdict.UNSETTLED) for finding in findings):
+        may_wait = (Verdict.DRIFT, Verdict.UNSETTLED)
+        differing = {(one.aggregation.name, one.group) for one in findings if one.verdict in may_wait}
+        if not differing:
             return findings
         self.progress(Stage.LETTERS, 0, None)
-        waiting = groups_waiting(self.client, self.ledger_table, self.definitions, letters.read().records)
+        records = letters.read().records
+        waiting = groups_waiting(self.client, self.ledger_table, self.definitions, records, differing)
         obstacles: dict[str, str | None] = {}
         drifts, others = [], []
         for finding in findings:
             name = finding.aggregation.name
-            if finding.verdict in (Verdict.DRIFT, Verdict.UNSETTLED) and (name, finding.group) in waiting:
+            if finding.verdict in may_wait and (name, finding.group) in waiting:
                 note = "replay or discard the dead letter first"
                 others.append(replace(finding, verdict=Verdict.WAITS, note=note))
             elif finding.verdict is Verdict.DRIFT and finding.total is not None:

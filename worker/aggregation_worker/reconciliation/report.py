@@ -6,7 +6,6 @@ from enum import StrEnum
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.numbers import EXACT, Amounts
-from aggregation_worker.dead_letters import Notice
 from aggregation_worker.ledger.pages import Receipts
 
 
@@ -59,7 +58,7 @@ class Report:
         unproved: of these, the names of those that ignore what is removed, so that being equal proves nothing.
         left_out: the names of those of which nothing can be said.
         hints: sentences about whole aggregations.
-        settled: the notices that the run has made up for.
+        settled: the messages of the notices that the run has made up for.
     """
 
     findings: tuple[Finding, ...]
@@ -72,7 +71,7 @@ class Report:
     hints: tuple[str, ...]
     started_at: datetime
     seconds: float
-    settled: tuple[Notice, ...] = ()
+    settled: tuple[str, ...] = ()
 
     def count(self, *verdicts: Verdict) -> int:
         """How many findings have one of these verdicts."""
