@@ -1,4 +1,4 @@
-"""Messages of a dead-letter queue as a replay holds them, without a queue: one thread, and the order that a test says."""
+"""Messages of a dead-letter queue as a replay holds them, without a queue: in one thread, and in a given order."""
 
 from collections.abc import Callable, Collection, Generator, Mapping
 from datetime import UTC, datetime

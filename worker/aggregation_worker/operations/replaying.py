@@ -40,7 +40,7 @@ _PAUSE = 0.5
 # What the worker raises for what is in a record, and for what no record can be the reason of. Whatever else fails, an
 # event without records tells whether the function is at fault.
 _OF_RECORDS = frozenset(one.__name__ for one in (UnexpectedEventError, StreamViewTypeError))
-_OF_THE_FUNCTION = frozenset((CommitError.__name__,))
+_OF_THE_FUNCTION = frozenset(one.__name__ for one in (CommitError, ClientError))
 
 Send = Callable[[list[Any]], list[RecordOutcome]]
 """Sends records through the worker; gives an outcome for each. Raises `SendError`."""
