@@ -20,12 +20,14 @@ class SlowQueue:
         bodies: of the messages that wait.
         latency: seconds of each request.
         arrivals: messages sent after the start that appear with each request.
+        waits: seconds of a long poll at most.
     """
 
-    def __init__(self, bodies: Sequence[str], latency: float = 0.0, arrivals: int = 0) -> None:
+    def __init__(self, bodies: Sequence[str], latency: float = 0.0, arrivals: int = 0, waits: float = 0.0) -> None:
         self.bodies = {f"message-{number}": body for number, body in enumerate(bodies)}
         self.latency = latency
         self.arrivals = arrivals
+        self.waits = waits
         self.requests = dict.fromkeys(("receive", "change", "delete"), 0)
         self.given = 0
         self._lock = threading.Lock()
@@ -72,7 +74,7 @@ class SlowQueue:
                 )
             self.given += len(names)
         if not messages:
-            time.sleep(WaitTimeSeconds)
+            time.sleep(min(WaitTimeSeconds, self.waits))
         return {"Messages": messages}
 
     def change_message_visibility_batch(self, *, Entries: Sequence[Any], **_: Any) -> dict[str, Any]:  # noqa: N803 - boto3's names
@@ -110,6 +112,14 @@ class SlowQueue:
     def _hold(self, name: str, seconds: float) -> None:
         self._until[name] = time.monotonic() + seconds
         heapq.heappush(self._ends, (self._until[name], name))
+
+    def send(self, *bodies: str) -> None:
+        """More messages."""
+        with self._lock:
+            for body in bodies:
+                name = f"message-{len(self.bodies)}"
+                self.bodies[name] = body
+                self._visible.append(name)
 
 
 def parked_bodies(count: int) -> list[str]:

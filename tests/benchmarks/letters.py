@@ -69,7 +69,7 @@ def measured(letters: int, latency: float) -> dict[str, dict[str, float]]:
 
 
 def _run(work: Work, letters: int, latency: float, *, trace: bool = False) -> tuple[float, int]:
-    queue = SlowQueue(parked_bodies(letters), latency)
+    queue = SlowQueue(parked_bodies(letters), latency, waits=latency * 50)
     source = f'[source]\nstream_arn = "{STREAM_ARN}"\npartition_key = "orderid"\nsort_key = "order_date"\n'
     resources = SimpleNamespace(
         sqs=queue,

@@ -15,7 +15,7 @@ from tests.slow_queue import SlowQueue
 
 
 def held_from(queue: Any, **options: Any) -> HeldMessages:
-    return HeldMessages(queue, "queue", wait_seconds=0, **options)
+    return HeldMessages(queue, "queue", **options)
 
 
 def names(pages: Iterator[list[Message]]) -> list[str]:

@@ -27,7 +27,7 @@ from aggregation_worker.operations.letters import (
 )
 from aggregation_worker.operations.notices import described
 from aggregation_worker.operations.options import add_deployment_options
-from aggregation_worker.operations.output import duration, print_table, progress, say
+from aggregation_worker.operations.output import duration, progress, say
 from aggregation_worker.operations.queue import HeldMessages, Message
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.operations.selection import Selection, add_selection_options
@@ -146,10 +146,8 @@ class Listing:
         self.oldest_sent = min(sent_at, self.oldest_sent or sent_at)
         if created:
             self.oldest_record = min(*created, self.oldest_record or created[0])
-        why = "\n".join([*letter.reasons, *([facts["toDo"]] if facts["toDo"] else [])])
-        numbers, keys = _shortened(letter.sequence_numbers), _shortened(_key_texts(facts["keys"]))
-        example = "\n".join(text for text in (numbers, keys) if text) or letter.message.message_id
-        self.groups.add((letter.kind, why), example, sent_at, None if facts["toDo"] else _until(facts))
+        until = None if facts["toDo"] else _until(facts)
+        self.groups.add((letter.kind, _why(facts)), _named(facts), sent_at, until)
 
     def summary(self) -> str:
         """How many there are, and how old the oldest one is, for certain: SQS's own metric leaves some out."""
@@ -188,26 +186,35 @@ def _print(listing: Listing, options: argparse.Namespace) -> None:
 
 
 def print_groups(groups: Groups, now: datetime) -> None:
-    """A line for each group."""
-    if not groups.found:
-        return
-    rows = []
+    """Some lines for each group."""
     for group in groups.by_size():
         kind, why = group.what
-        age = "" if group.sent_at is None else duration(now - group.sent_at)
-        rows.append((group.count, f"{kind}: {why}", group.example, age, _within(group.until, now)))
-    print_table("Dead letters", ("count", "what and why", "for example", "oldest", "replay within"), rows)
+        times = [] if group.sent_at is None else [f"the oldest sent {duration(now - group.sent_at)} ago"]
+        times += [] if group.until is None else [f"replay within {_within(group.until, now)}"]
+        say(", ".join([f"{group.count} x {kind}", *times]))
+        say(indent(why, "  "))
+        say(f"  for example {group.example}")
 
 
 def _print_letter(facts: Mapping[str, Any]) -> None:
     within = "" if facts["toDo"] else f", replay within {facts['trustedFor']}"
     say(f"{facts['kind']}, sent {facts['age']} ago{within}, message {facts['messageId']}")
-    for line in [*facts["reasons"], *([facts["toDo"]] if facts["toDo"] else [])]:
-        say(f"  {line}")
-    numbers, keys = _shortened(facts["sequenceNumbers"], " "), _shortened(_key_texts(facts["keys"]), "; ")
-    say(f"  record {numbers or '?'}; item {keys or '?'}")
+    say(indent(_why(facts), "  "))
+    say(f"  {_named(facts)}")
     if "records" in facts:
         say(json.dumps(facts["records"], ensure_ascii=True, indent=2))
+
+
+def _why(facts: Mapping[str, Any]) -> str:
+    return "\n".join([*facts["reasons"], *([facts["toDo"]] if facts["toDo"] else [])])
+
+
+def _named(facts: Mapping[str, Any]) -> str:
+    """The records and the items that a letter is about."""
+    keys = [", ".join(f"{name}={value}" for name, value in key.items()) for key in facts["keys"]]
+    numbers, items = _shortened(facts["sequenceNumbers"], ", "), _shortened(keys, "; ")
+    parts = [f"record {numbers}" if numbers else f"message {facts['messageId']}", *([f"item {items}"] if items else [])]
+    return ", ".join(parts)
 
 
 def describe(letter: Letter, resources: Resources, now: datetime, *, with_images: bool) -> dict[str, Any]:
@@ -251,11 +258,7 @@ def _keys(record: Any) -> dict[str, str]:
         return {}
 
 
-def _key_texts(keys: list[dict[str, str]]) -> list[str]:
-    return [", ".join(f"{name}={value}" for name, value in key.items()) for key in keys]
-
-
-def _shortened(values: list[str], separator: str = "\n") -> str:
+def _shortened(values: list[str], separator: str) -> str:
     shown = [value for value in values if value][:_SHOWN]
     more = len(values) - len(shown)
     return separator.join([*shown, f"and {more} more"] if more > 0 and shown else shown)
