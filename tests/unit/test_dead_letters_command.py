@@ -1,6 +1,7 @@
 """`aggregator dead-letters`: what it says of many letters, and what it discards."""
 
 import json
+import re
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -10,17 +11,22 @@ from typing import Any
 
 import pytest
 
+from aggregation_worker.batch import RecordOutcome
 from aggregation_worker.dead_letters import Notice, ParkedRecord, message_body
+from aggregation_worker.ledger.commit import EXPIRED
 from aggregation_worker.operations import dead_letters as command
 from aggregation_worker.operations.cli import main
 from aggregation_worker.operations.notices import NoticeState
-from aggregation_worker.operations.queue import HeldMessages
+from aggregation_worker.operations.queue import HeldMessages, Message
+from aggregation_worker.operations.replay import print_summary
+from aggregation_worker.operations.replaying import Summary
 from aggregation_worker.operations.resources import Resources
 from tests.dead_letter_fakes import BUCKET, NOW
 from tests.definition_texts import definitions
-from tests.records import STREAM_ARN, insert, order
+from tests.records import CREATED_AT, STREAM_ARN, insert, order
 from tests.slow_queue import SENT, SlowQueue
 
+RUNBOOKS = Path(__file__).parents[2] / "runbooks"
 DEFINED = definitions(source=f'[source]\nstream_arn = "{STREAM_ARN}"\npartition_key = "orderid"\n')
 TODAY = datetime.fromtimestamp(int(SENT) / 1000, UTC) + timedelta(days=3)
 
@@ -45,14 +51,21 @@ def queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SlowQueue:
     return found
 
 
-def parked(number: int, why: str = "sold: refused") -> str:
-    return message_body(ParkedRecord(insert(order(str(number)), sequence_number=number), (why,)), NOW)
+def parked(number: int, why: str = "sold: refused", **options: Any) -> str:
+    return message_body(ParkedRecord(insert(order(str(number)), sequence_number=number, **options), (why,)), NOW)
 
 
 def notice(number: int) -> str:
     record = insert(order(str(number), quantity=None), sequence_number=number)  # type: ignore[arg-type]  # left out
     record["dynamodb"]["NewImage"]["quantity"] = {"S": "ten"}
-    return message_body(Notice(record, ("sold: quantity is a text",), "item_count_by_date"), NOW)
+    return message_body(
+        Notice(
+            record,
+            ("item_count_by_date: quantity: summed over a value of type S where N belongs",),
+            "item_count_by_date",
+        ),
+        NOW,
+    )
 
 
 def output(capsys: pytest.CaptureFixture[str]) -> str:
@@ -74,9 +87,8 @@ def test_500_letters__are_a_few_lines_at_80_columns(queue: SlowQueue, capsys: py
     assert len(lines) < 20
     assert all(len(line) <= 80 for line in lines)
     assert "480 x parked record, the oldest sent 3 d ago, replay within 57 d sold: 'item" in text
-    assert (
-        f"19 x notice, the oldest sent 3 d ago sold: quantity is a text {NoticeState.OVER} for example record" in text
-    )
+    assert "19 x notice, the oldest sent 3 d ago item_count_by_date: quantity: summed over a value of type S" in text
+    assert f"where N belongs {NoticeState.OVER} for example record" in text
     assert "1 x unreadable, the oldest sent 3 d ago the message is not JSON" in text
     assert "500 dead letters; the oldest was sent 3 d ago, and SQS deletes it in 11 d" in text
     assert "the oldest record is of 2024-07-15T09:40:00+00:00" in text
@@ -89,9 +101,7 @@ def test_all__lists_every_letter(queue: SlowQueue, capsys: pytest.CaptureFixture
     main(["dead-letters", "--all"])
 
     text = output(capsys)
-    assert all(
-        f"record {number}, item orderid=178526, order_date=2024-07-15" in text for number in range(1_000, 1_030)
-    )
+    assert all(f"record {number}, item orderid=178526, order_date=2024-07-15" in text for number in range(1_000, 1_030))
     assert text.count("replay within 57 d") == 30
 
 
@@ -223,7 +233,12 @@ def test_discard_confirmed_at_a_terminal__deletes(queue: SlowQueue, monkeypatch:
 
 
 def answered(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], str], *, is_terminal: bool) -> None:
-    monkeypatch.setattr("builtins.input", lambda _: answer())
+    def asked(question: str) -> str:
+        said = answer()
+        print(question + said)
+        return said
+
+    monkeypatch.setattr("builtins.input", asked)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: is_terminal))
 
 
@@ -275,3 +290,61 @@ def test_discard_of_a_failed_batch__warns_of_its_good_records(
     main(["dead-letters", "--discard", "--reason", "x", "--yes"])
 
     assert "2 records in 1 failed batches, good ones among them: replay these" in " ".join(output(capsys).split())
+
+
+# --- The runbooks -----------------------------------------------------------------------------------------------------
+
+
+def shown_in(page: str) -> list[str]:
+    """The outputs that a page shows."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (RUNBOOKS / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [text for language, text in blocks if not language]
+
+
+def test_page_on_replaying__shows_what_is_printed(
+    queue: SlowQueue, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aggregation_worker.operations.output._WIDTH_OF_A_PIPE", 120)
+    monkeypatch.setattr(HeldMessages, "receive", one_by_one)
+    first = 800000000003126276362
+    why = "item_count_by_date: An operand in the update expression has an incorrect data type"
+    queue.send(*(parked(first + number, why) for number in range(480)))
+    queue.send(*(notice(first + number) for number in range(480, 500)))
+
+    main(["dead-letters"])
+
+    assert lines_of(output(capsys)) == lines_of(shown_in("replay-dead-letters.md")[0])
+
+
+def test_page_on_replaying__shows_its_last_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = Summary(done=500)
+    summary.records |= {RecordOutcome.APPLIED: 477, RecordOutcome.DUPLICATE: 3}
+
+    print_summary(summary, as_json=False)
+
+    assert lines_of(output(capsys).replace("Records", "", 1)) == lines_of(shown_in("replay-dead-letters.md")[1])
+
+
+def test_page_on_discarding__shows_what_is_printed(
+    queue: SlowQueue, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aggregation_worker.operations.output._WIDTH_OF_A_PIPE", 120)
+    monkeypatch.setattr(HeldMessages, "receive", one_by_one)
+    first, then = 800000000003126276362, CREATED_AT - 70 * 86_400
+    why = f"item_count_by_date: {EXPIRED}"
+    queue.send(*(parked(first + number, why, created_at=then) for number in range(2)))
+    answered(monkeypatch, lambda: "yes", is_terminal=True)
+
+    main(["dead-letters", "--discard", "--reason", "older than the ledger's memory"])
+
+    assert lines_of(output(capsys)) == lines_of(shown_in("discard-a-dead-letter.md")[0])
+
+
+def one_by_one(held: HeldMessages, sent_before: datetime, read: Callable[[Message], Any]) -> Any:
+    """As `receive`, in the queue's order."""
+    while page := held._receive(sent_before, read)[1]:
+        yield page
+
+
+def lines_of(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]

@@ -34,6 +34,7 @@ from aggregation_worker.operations.selection import Selection, add_selection_opt
 from aggregation_worker.streams.records import Origin
 
 _SHOWN = 3
+_TOO_LATE = "may be too late"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -190,19 +191,23 @@ def print_groups(groups: Groups, now: datetime) -> None:
     for group in groups.by_size():
         kind, why = group.what
         times = [] if group.sent_at is None else [f"the oldest sent {duration(now - group.sent_at)} ago"]
-        times += [] if group.until is None else [f"replay within {_within(group.until, now)}"]
+        times += [] if group.until is None else [_replay(_within(group.until, now))]
         say(", ".join([f"{group.count} x {kind}", *times]))
-        say(indent(why, "  "))
-        say(f"  for example {group.example}")
+        say(why, indented=2)
+        say(f"for example {group.example}", indented=2)
 
 
 def _print_letter(facts: Mapping[str, Any]) -> None:
-    within = "" if facts["toDo"] else f", replay within {facts['trustedFor']}"
-    say(f"{facts['kind']}, sent {facts['age']} ago{within}, message {facts['messageId']}")
-    say(indent(_why(facts), "  "))
-    say(f"  {_named(facts)}")
+    replay = "" if facts["toDo"] else f", {_replay(facts['trustedFor'])}"
+    say(f"{facts['kind']}, sent {facts['age']} ago{replay}, message {facts['messageId']}")
+    say(_why(facts), indented=2)
+    say(_named(facts), indented=2)
     if "records" in facts:
         say(json.dumps(facts["records"], ensure_ascii=True, indent=2))
+
+
+def _replay(within: str) -> str:
+    return f"{within} to replay" if within == _TOO_LATE else f"replay within {within}"
 
 
 def _why(facts: Mapping[str, Any]) -> str:
@@ -247,7 +252,7 @@ def _until(facts: Mapping[str, Any]) -> datetime | None:
 def _within(until: datetime | None, now: datetime) -> str:
     if until is None:
         return "unknown"
-    return duration(until - now) if until > now else "may be too late"
+    return duration(until - now) if until > now else _TOO_LATE
 
 
 def _keys(record: Any) -> dict[str, str]:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -24,9 +25,10 @@ def console() -> Console:
     return Console(highlight=False, markup=False, emoji=False, width=_WIDTH_OF_A_PIPE)
 
 
-def say(sentence: str) -> None:
-    """A sentence on standard output."""
-    console().print(Text(visible(sentence)))
+def say(sentence: str, indented: int = 0) -> None:
+    """A sentence on standard output, so many columns in."""
+    text = Text(visible(sentence))
+    console().print(Padding(text, (0, 0, 0, indented), expand=False) if indented else text)
 
 
 def print_json(document: Any) -> None:

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
             task = bar.add_task("replaying letters", total=min(waiting, options.limit or waiting))
             replay.progress = lambda count: bar.advance(task, count)
         summary = replay.run()
-    _print(summary, as_json=options.json)
+    print_summary(summary, as_json=options.json)
     if summary.interrupted:
         return 130
     if summary.ended_by is not None:
@@ -93,7 +93,8 @@ def worker_environment(resources: Resources) -> dict[str, str]:
     }
 
 
-def _print(summary: Summary, *, as_json: bool) -> None:
+def print_summary(summary: Summary, *, as_json: bool) -> None:
+    """What a replay did."""
     if as_json:
         print_json(summary.as_json())
         return
