@@ -237,7 +237,8 @@ class Replay:
             self.summary.records[outcome] += 1
             job.open_records -= 1
             if outcome is RecordOutcome.RETRIED:
-                job.problem = f"record {sequence_number_of(record)} was not settled in time; replay it again"
+                number = sequence_number_of(record)
+                job.problem = f"record {number} was not settled in time, or could not be parked again; replay it again"
             job.told_anew |= outcome in (RecordOutcome.PARKED, RecordOutcome.NOTICED)
 
     def _outcomes(self, send: Send, records: list[Any]) -> list[RecordOutcome]:
