@@ -117,10 +117,18 @@ def _is_it_current(metrics: StackMetrics) -> list[cw.IWidget]:
 
 def _is_it_losing_anything(metrics: StackMetrics) -> list[cw.IWidget]:
     return [
+        # In each period with the one there should be the other.
+        _graph("Written to the source, and read of it", 6, [metrics.written, metrics.read], "in 5 minutes"),
         _graph(
-            "Dead letters waiting", 6, [metrics.dead_letter_queue("ApproximateNumberOfMessagesVisible")], "messages"
+            "Dead letters waiting",
+            6,
+            [
+                metrics.dead_letter_queue("ApproximateNumberOfMessagesVisible").with_(label="visible"),
+                metrics.dead_letter_queue("ApproximateNumberOfMessagesNotVisible").with_(label="being read"),
+            ],
+            "messages",
+            stacked=True,
         ),
-        _graph("Age of the oldest", 6, [metrics.dead_letter_queue("ApproximateAgeOfOldestMessage")], "s"),
         _graph(
             "Records put aside",
             6,
@@ -165,7 +173,7 @@ def _is_it_exact(metrics: StackMetrics) -> list[cw.IWidget]:
 
 def _what_does_it_cost(metrics: StackMetrics) -> list[cw.IWidget]:
     units = {
-        f"units{number}": metrics.table(table, "ConsumedWriteCapacityUnits").with_(label=label)
+        f"units{number}": metrics.table(table.table_name, "ConsumedWriteCapacityUnits").with_(label=label)
         for number, (label, table) in enumerate([("ledger", metrics.ledger), *metrics.targets.items()])
     }
     all_units = f"({' + '.join(units)})"

@@ -23,6 +23,11 @@ class DeadLetters(Construct):
     def __init__(self, scope: Construct, construct_id: str, *, throwaway: bool) -> None:
         super().__init__(scope, construct_id)
         stack = cdk.Stack.of(self)
+        # S3 checks, while it makes the bucket, that it may send to the queue; so the queue's policy must name the
+        # bucket, and the function's role, which names it too, before there is one. Its name cannot be left to
+        # CloudFormation.
+        bucket_name = f"{stack.stack_name.lower()}-dlq-{stack.account}-{stack.region}"
+        self.bucket_arn = f"arn:{stack.partition}:s3:::{bucket_name}"
         # These records have not been counted yet: they are kept when the stack is deleted.
         removal_policy = cdk.RemovalPolicy.DESTROY if throwaway else cdk.RemovalPolicy.RETAIN
         self.queue = sqs.Queue(
@@ -34,11 +39,11 @@ class DeadLetters(Construct):
             # event notification messages to a destination", Amazon S3 user guide).
             encryption=sqs.QueueEncryption.SQS_MANAGED,
             enforce_ssl=True,
+            # Whoever may change another queue of the account could name this one as its dead-letter queue, and SQS
+            # would move messages here without asking the policy.
+            redrive_allow_policy=sqs.RedriveAllowPolicy(redrive_permission=sqs.RedrivePermission.DENY_ALL),
             removal_policy=removal_policy,
         )
-        # S3 checks, while it makes the bucket, that it may send to the queue; so the queue's policy must name the
-        # bucket before there is one, and its name cannot be left to CloudFormation.
-        bucket_name = f"{stack.stack_name.lower()}-dlq-{stack.account}-{stack.region}"
         self.queue.add_to_resource_policy(
             iam.PolicyStatement(
                 sid="NotificationsOfTheBucket",
@@ -46,7 +51,7 @@ class DeadLetters(Construct):
                 actions=["sqs:SendMessage"],
                 resources=[self.queue.queue_arn],
                 conditions={
-                    "ArnEquals": {"aws:SourceArn": f"arn:{stack.partition}:s3:::{bucket_name}"},
+                    "ArnEquals": {"aws:SourceArn": self.bucket_arn},
                     # Bucket ARNs name no account: a bucket deleted here and made elsewhere has the same one.
                     "StringEquals": {"aws:SourceAccount": stack.account},
                 },
@@ -81,6 +86,37 @@ class DeadLetters(Construct):
                 id="AwsSolutions::AwsSolutions-S1",
                 reason="Two writers, both the function's role, and operators: CloudTrail's data events record who "
                 "read what, and an access log would need a second bucket that is kept and watched like this one.",
+            )
+        )
+
+    def admit_only(self, role: iam.IRole) -> None:
+        """Refuses letters of all but the function's role and the bucket, whatever a policy of theirs allows them.
+
+        A letter is counted as it is, so whoever writes one writes totals. A condition with `Not` also holds where its
+        key is missing, and both must hold ("Creating a condition with multiple keys or values", IAM user guide): a
+        session of the role has its `aws:PrincipalArn`, S3 on behalf of the bucket its `aws:SourceArn`, and all others
+        have neither. Whose bucket of this name it is, the allowing statement asks.
+        """
+        of_the_role = {"aws:PrincipalArn": role.role_arn}
+        self.queue.add_to_resource_policy(
+            iam.PolicyStatement(
+                sid="NobodyElseWritesLetters",
+                effect=iam.Effect.DENY,
+                principals=[iam.AnyPrincipal()],
+                actions=["sqs:SendMessage"],
+                resources=[self.queue.queue_arn],
+                conditions={"ArnNotEquals": {**of_the_role, "aws:SourceArn": self.bucket_arn}},
+            )
+        )
+        # Lambda writes the documents of failed batches with the same role.
+        self.bucket.add_to_resource_policy(
+            iam.PolicyStatement(
+                sid="NobodyElseWritesObjects",
+                effect=iam.Effect.DENY,
+                principals=[iam.AnyPrincipal()],
+                actions=["s3:PutObject"],
+                resources=[self.bucket.arn_for_objects("*")],
+                conditions={"ArnNotEquals": of_the_role},
             )
         )
 

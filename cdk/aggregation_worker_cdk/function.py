@@ -38,6 +38,7 @@ class AggregationFunction(Construct):
         super().__init__(scope, construct_id)
         self.log_group = log_of(self, throwaway=throwaway)
         self.role = self._role(tables, dead_letters)
+        dead_letters.admit_only(self.role)
         self.function = python_function(
             self,
             role=self.role,
@@ -103,7 +104,7 @@ class AggregationFunction(Construct):
         need none.
         """
         account = cdk.Stack.of(self).account
-        bucket_arn = dead_letters.bucket.bucket_arn
+        bucket_arn = dead_letters.bucket_arn
         statements = [
             iam.PolicyStatement(
                 sid="ReadStream",
@@ -180,7 +181,9 @@ class AggregationFunction(Construct):
 
 
 def _as_cdk_nag_writes_it(scope: Construct, resource: str) -> str:
-    """The name of a resource in a finding: attributes of other resources are written `<LogicalId.Arn>`."""
+    """The name of a resource in a finding: references are written `<LogicalId.Arn>` and `<AWS::Region>`."""
     resolved = cdk.Stack.of(scope).resolve(resource)
     parts = resolved["Fn::Join"][1] if isinstance(resolved, dict) else [resolved]
-    return "".join(part if isinstance(part, str) else f"<{'.'.join(part['Fn::GetAtt'])}>" for part in parts)
+    return "".join(
+        part if isinstance(part, str) else f"<{part.get('Ref') or '.'.join(part['Fn::GetAtt'])}>" for part in parts
+    )

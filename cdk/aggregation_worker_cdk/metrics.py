@@ -16,6 +16,7 @@ from aggregation_worker.telemetry import NAMESPACE, Metric
 
 ONE_MINUTE = cdk.Duration.minutes(1)
 FIVE_MINUTES = cdk.Duration.minutes(5)
+ONE_HOUR = cdk.Duration.hours(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,14 @@ class StackMetrics:
 
     Attributes:
         service: the dimension of the worker's own metrics.
+        source_table: the source's name.
         mapping_id: the event source mapping's UUID.
         targets: the target tables by name.
         reconcile: the function of the scheduled reconcile, where there is one.
     """
 
     service: str
+    source_table: str
     function: lambda_.IFunction
     mapping_id: str
     queue: sqs.IQueue
@@ -87,12 +90,52 @@ class StackMetrics:
             period=period,
         )
 
-    def table(self, table: dynamodb.ITable, name: str, operation: str | None = None) -> cw.Metric:
+    @property
+    def unread(self) -> cw.MathExpression:
+        """1 where the source was written and nothing was read of it, less where something was.
+
+        Metric math takes a missing value as 0 and gives none where it would divide by 0 ("Metric math syntax and
+        functions", Amazon CloudWatch user guide): a period in which nothing happened is as the one before.
+        """
+        return cw.MathExpression(
+            expression="FILL(written / (written + read), REPEAT)",
+            using_metrics={"written": self.written, "read": self.read},
+            label="written and not read",
+            period=FIVE_MINUTES,
+        )
+
+    @property
+    def written(self) -> cw.Metric:
+        """Write units of the source."""
+        return self.table(self.source_table, "ConsumedWriteCapacityUnits")
+
+    @property
+    def read(self) -> cw.Metric:
+        """Records that the mapping has read from the stream, those included that its filter leaves out."""
+        return self.event_source_mapping("PolledEventCount")
+
+    @property
+    def waiting(self) -> cw.MathExpression:
+        """Dead letters, also those that somebody is reading.
+
+        The age of the oldest is no measure: SQS leaves a message out that was received three times.
+        """
+        return cw.MathExpression(
+            expression="visible + hidden",
+            using_metrics={
+                "visible": self.dead_letter_queue("ApproximateNumberOfMessagesVisible", ONE_HOUR),
+                "hidden": self.dead_letter_queue("ApproximateNumberOfMessagesNotVisible", ONE_HOUR),
+            },
+            label="dead letters",
+            period=ONE_HOUR,
+        )
+
+    def table(self, name: str, metric: str, operation: str | None = None) -> cw.Metric:
         """See "DynamoDB metrics and dimensions", Amazon DynamoDB developer guide; some are given by operation only."""
-        dimensions = {"TableName": table.table_name} | ({"Operation": operation} if operation else {})
+        dimensions = {"TableName": name} | ({"Operation": operation} if operation else {})
         return cw.Metric(
             namespace="AWS/DynamoDB",
-            metric_name=name,
+            metric_name=metric,
             dimensions_map=dimensions,
             statistic="Sum",
             period=FIVE_MINUTES,

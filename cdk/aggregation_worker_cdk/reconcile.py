@@ -56,7 +56,7 @@ class ScheduledReconcile(Construct):
             },
             runtime_reason="The worker's runtime, for the worker's reasons: both are made of the same package.",
         )
-        events.Rule(
+        self.rule = events.Rule(
             self,
             "Schedule",
             description=f"When the totals of {tables.source.table_name} are compared with it",

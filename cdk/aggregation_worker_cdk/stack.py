@@ -71,6 +71,7 @@ class AggregationStack(cdk.Stack):
             )
         metrics = StackMetrics(
             service=self.stack_name,
+            source_table=tables.source.table_name,
             function=worker.function,
             mapping_id=worker.mapping.ref,
             queue=dead_letters.queue,
@@ -78,7 +79,7 @@ class AggregationStack(cdk.Stack):
             targets=tables.targets,
             reconcile=reconcile.function if reconcile is not None else None,
         )
-        alarms = Alarms(self, "Alarms", metrics=metrics, email=options.alarm_email)
+        alarms = Alarms(self, "Alarms", metrics=metrics, email=options.alarm_email, schedule=options.reconcile)
         dashboard = AggregationDashboard(self, "Dashboard", metrics=metrics, alarms=alarms.alarms)
 
         # Those of `Output` are read by the `aggregator` command, the others by people.
@@ -98,6 +99,7 @@ class AggregationStack(cdk.Stack):
         if reconcile is not None:
             name = reconcile.function.function_name
             self._output("ReconcileFunctionName", name, "What compares the totals with the source")
+            self._output("ReconcileRuleName", reconcile.rule.rule_name, "What starts it")
             self._output("ReconcileLogGroupName", reconcile.log_group.log_group_name, "Its log, with what it found")
         self._output("AlarmTopicArn", alarms.topic.topic_arn, "Where alarms go: subscribe to it")
         self._output("DashboardName", dashboard.name, "The dashboard in CloudWatch")

@@ -80,11 +80,44 @@ def test_cost__counts_the_writes_of_ledger_and_targets(other_stack: Stack) -> No
     )
 
 
+def test_dead_letters_that_somebody_reads__are_shown_with_the_others(stack: Stack) -> None:
+    metrics = metrics_of(stack, "Dead letters waiting")
+
+    assert [metric[1] for metric in metrics] == [
+        "ApproximateNumberOfMessagesVisible",
+        "ApproximateNumberOfMessagesNotVisible",
+    ]
+    # It leaves out what was received three times.
+    assert "ApproximateAgeOfOldestMessage" not in json.dumps(widgets(stack))
+
+
+def test_reading__is_shown_beside_writing(stack: Stack) -> None:
+    metrics = metrics_of(stack, "Written to the source, and read of it")
+
+    assert [metric[:4] for metric in metrics] == [
+        ["AWS/DynamoDB", "ConsumedWriteCapacityUnits", "TableName", "<TablesSource>"],
+        ["AWS/Lambda", "PolledEventCount", "EventSourceMappingUUID", "<WorkerMapping>"],
+    ]
+
+
+def test_throttling__is_shown_by_whose_limit(stack: Stack) -> None:
+    metrics = metrics_of(stack, "Writes in conflict, and throttled by whose limit")
+
+    assert [metric[1] for metric in metrics] == [
+        *("WriteConflicts", "ThrottledByKey", "ThrottledByTable", "ThrottledByAccount", "ThrottledOtherwise"),
+    ]
+
+
+def metrics_of(stack: Stack, title: str) -> list[Any]:
+    (widget,) = (widget for widget in widgets(stack) if widget["properties"].get("title") == title)
+    return list(widget["properties"]["metrics"])
+
+
 def test_many_target_tables__leave_alarms_out_of_the_widget() -> None:
     """CloudWatch refuses a dashboard with more than 100 alarms in one widget."""
     head, _, aggregation = SAMPLE_FILE.read_text().partition("[[aggregations]]")
     aggregations = [aggregation.replace('"item_count_by_date"', f'"counts{number}"') for number in range(50)]
     stack = synthesized("[[aggregations]]".join([head, *aggregations]))
 
-    assert len(stack.of_type("CloudWatch::Alarm")) == 116
+    assert len(stack.of_type("CloudWatch::Alarm")) == 117
     assert len(widgets(stack)[0]["properties"]["alarms"]) == 100

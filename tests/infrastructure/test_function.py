@@ -27,6 +27,8 @@ from tests.postings import postings
 from tests.records import CREATED_AT, insert, order
 
 BUCKET = "<DeadLettersBucket.Arn>"
+# By name, not by reference: the bucket waits for the queue's policy, which names the role.
+BUCKET_BY_NAME = "arn:<AWS::Partition>:s3:::dynamodbaggregationworker-dlq-<AWS::AccountId>-<AWS::Region>"
 ACCOUNT = {"StringEquals": {"s3:ResourceAccount": "<AWS::AccountId>"}}
 
 
@@ -185,8 +187,13 @@ def test_role__may_do_exactly_this(stack: Stack) -> None:
             {"ForAllValues:StringEquals": {"dynamodb:LeadingKeys": ["#catalogue"]}},
         ),
         ("ParkRecords", "sqs:SendMessage", "<DeadLettersQueue.Arn>", None),
-        ("StoreDeadLetters", "s3:PutObject", [f"{BUCKET}/aws/lambda/*", f"{BUCKET}/parked-records/*"], ACCOUNT),
-        ("FindOnFailureDestination", "s3:ListBucket", BUCKET, ACCOUNT),
+        (
+            "StoreDeadLetters",
+            "s3:PutObject",
+            [f"{BUCKET_BY_NAME}/aws/lambda/*", f"{BUCKET_BY_NAME}/parked-records/*"],
+            ACCOUNT,
+        ),
+        ("FindOnFailureDestination", "s3:ListBucket", BUCKET_BY_NAME, ACCOUNT),
         ("WriteLog", ["logs:CreateLogStream", "logs:PutLogEvents"], "<WorkerLog.Arn>", None),
         ("Trace", ["xray:PutTelemetryRecords", "xray:PutTraceSegments"], "*", None),
     ]

@@ -229,6 +229,7 @@ def test_outputs__name_what_its_runbook_asks_for(stack: Stack, reconcile_stack: 
 
     assert {name: plain(outputs[name]["Value"]) for name in outputs.keys() - stack.template["Outputs"].keys()} == {
         "ReconcileFunctionName": "<ReconcileFunction>",
+        "ReconcileRuleName": "<ReconcileSchedule>",
         "ReconcileLogGroupName": "<ReconcileLog>",
     }
 

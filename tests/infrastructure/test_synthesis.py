@@ -23,8 +23,11 @@ ACKNOWLEDGED = {
     "AwsSolutions-S1",
     "AwsSolutions-SQS3",
     "AwsSolutions-IAM5[Resource::*]",
-    "AwsSolutions-IAM5[Resource::<DeadLettersBucket.Arn>/aws/lambda/*]",
-    "AwsSolutions-IAM5[Resource::<DeadLettersBucket.Arn>/parked-records/*]",
+    *(
+        "AwsSolutions-IAM5[Resource::arn:<AWS::Partition>:s3:::dynamodbaggregationworker-dlq-<AWS::AccountId>-"
+        f"<AWS::Region>/{prefix}/*]"
+        for prefix in ("aws/lambda", "parked-records")
+    ),
 }
 
 
@@ -107,14 +110,31 @@ def report(folder: Path) -> dict[str, Any]:
     return dict(one)
 
 
+def told_by(folder: Path) -> str:
+    """What the CDK CLI prints about the stack."""
+    return "".join(file.read_text() for file in folder.glob("*.metadata.json"))
+
+
 def test_price_of_keeping__is_told_by_the_cdk(assemblies: dict[str, Assembly]) -> None:
-    told = {
-        name: next(one.folder.glob("*.metadata.json")).read_text() if [*one.folder.glob("*.metadata.json")] else ""
-        for name, one in assemblies.items()
-    }
+    told = {name: told_by(one.folder) for name, one in assemblies.items()}
 
     assert "(item_count_by_date): an item that is removed costs a second write unit" in told["shipped"]
     assert "(orders_by_customer, orders_by_hour): an item" in told["other"]
+
+
+def test_alarms_without_a_subscriber__are_told_by_the_cdk(assemblies: dict[str, Assembly]) -> None:
+    told = {name: told_by(one.folder) for name, one in assemblies.items()}
+
+    assert "this stack subscribes nobody to its alarms" in told["shipped"]
+    assert "subscribes nobody" not in told["other"]
+
+
+def test_schedule_that_no_alarm_can_watch__is_told_by_the_cdk(tmp_path: Path, assemblies: dict[str, Assembly]) -> None:
+    done = synth(tmp_path, reconcile="cron(0 3 ? * SUN *)")
+
+    assert done.returncode == 0
+    assert "reconcile=cron(0 3 ? * SUN *) can be over 166 hours apart" in told_by(tmp_path)
+    assert "hours apart" not in told_by(assemblies["other"].folder)
 
 
 def test_cdk_nag__finds_nothing_that_is_not_acknowledged(assembly: Assembly) -> None:

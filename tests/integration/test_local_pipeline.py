@@ -21,6 +21,7 @@ from aggregation_worker.local.recompute import scan, stored_totals, totals_of
 from aggregation_worker.operations.cli import main
 from tests.aggregator import aggregator, running_aggregator, without_settings
 from tests.aws_cli import commands_of, run_aws
+from tests.records import SOURCE_TABLE, STREAM_ARN
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +97,10 @@ def test_readme_definitions__can_be_read() -> None:
 def test_local__counts_what_is_put_until_it_is_ended(by: signal.Signals, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    environment = {**without_settings(), "AGGREGATIONS_FILE": str(SAMPLE_FILE), "TMPDIR": str(temporary)}
+    # Of a table that is in AWS; its records come from the stream of the one here.
+    definitions = tmp_path / "existing.toml"
+    definitions.write_text(SAMPLE_FILE.read_text().replace(f'table = "{SOURCE_TABLE}"', f'stream_arn = "{STREAM_ARN}"'))
+    environment = {**without_settings(), "AGGREGATIONS_FILE": str(definitions), "TMPDIR": str(temporary)}
     with running_aggregator("local", environment=environment, in_background=True) as process:
         assert process.stdout is not None
         lines: list[str] = []
@@ -104,6 +108,7 @@ def test_local__counts_what_is_put_until_it_is_ended(by: signal.Signals, tmp_pat
             line = process.stdout.readline()
             assert line, "".join(lines)
             lines.append(line)
+        assert f"export SOURCE_STREAM_ARN={STREAM_ARN.partition('123456789012')[0]}000000000000:" in "".join(lines)
         put, query = (line for line in lines if " aws dynamodb " in line)
         credentials, command = put.split("aws ", 1)
         boto = _client_of(credentials, command)

@@ -23,11 +23,14 @@ from aggregation_worker.operations.explain import Explanation, Receipt, receipts
 from aggregation_worker.operations.letters import trusted_until
 from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import duration
+from aggregation_worker.operations.replay import worker_environment
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.operations.status import facts_of
 from aggregation_worker.operations.verify import canary_item, expectations_of
 from aggregation_worker.streams.range import StreamRangeError, read_range
+from aggregation_worker.streams.records import Origin
 from tests.definition_texts import SOURCE, aggregation_text, definitions
+from tests.records import STREAM_ARN
 
 ALL_ITEMS = '{ name = "scope", value = "all" }'
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -97,6 +100,18 @@ def test_environment__comes_before_the_default_stack(monkeypatch: pytest.MonkeyP
 
     assert (resources.ledger_table, resources.function) == ("b", "worker-function")
     assert fake.calls == [("describe_stacks", {"StackName": STACK_NAME})]
+
+
+@pytest.mark.parametrize(("arguments", "stream_arn"), [((), STREAM_ARN), (("--stack", "another"), "")])
+def test_stream_of_the_source__reaches_a_worker_in_process(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], stream_arn: str
+) -> None:
+    """That of the environment, unless it is another deployment's."""
+    environment = {"SOURCE_STREAM_ARN": STREAM_ARN, "AGGREGATIONS_FILE": str(SAMPLE_FILE)}
+    resources, _ = resources_with(environment, healthy(), monkeypatch, *arguments)
+
+    assert worker_environment(resources)["SOURCE_STREAM_ARN"] == stream_arn
+    assert resources.definitions.source.origin == (Origin.of(STREAM_ARN) if stream_arn else Origin("Order_by_item"))
 
 
 def test_no_stack__says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:

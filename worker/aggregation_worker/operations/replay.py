@@ -87,6 +87,7 @@ def worker_environment(resources: Resources) -> dict[str, str]:
         "LEDGER_RETENTION_DAYS": str(resources.ledger_retention_days),
         "DEAD_LETTER_QUEUE_URL": resources.queue_url,
         "DEAD_LETTER_BUCKET": resources.bucket,
+        "SOURCE_STREAM_ARN": source.stream_arn or "",
         # The function's log and metrics belong to the function, not to this command's output.
         "POWERTOOLS_LOG_LEVEL": "CRITICAL",
         "POWERTOOLS_METRICS_DISABLED": "true",
