@@ -54,6 +54,7 @@ def print_report(report: Report) -> None:
         if finding.verdict is not Verdict.UNPROVABLE
         for line in _lines(finding)
     ]
+    rows += [(name, "all", "all", "?", "?", "?", "not compared") for name in report.left_out]
     if rows:
         columns = ("aggregation", "keys", "measure", "total", "expected", "difference", "verdict")
         print_table("Totals that are not simply right", columns, rows)
@@ -71,7 +72,7 @@ def _sentences(report: Report) -> Iterator[str]:
         yield "Nothing was compared."
     if report.unproved:
         yield (
-            f'Not proved, since they ignore what is removed (remove = "ignore"): {", ".join(report.unproved)}; '
+            f'Not proved by the source, since they ignore what is removed (remove = "ignore"): {", ".join(report.unproved)}; '
             f"{report.count(Verdict.UNPROVABLE):,} of their totals differ from the items that are left. --csv lists "
             "them."
         )

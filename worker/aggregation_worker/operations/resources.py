@@ -208,6 +208,15 @@ class Resources:
         return client
 
 
+def is_on_this_machine(client: Any) -> bool:
+    """Whether a client's endpoint is DynamoDB Local or a pipeline on this machine, and not AWS.
+
+    AWS is never behind a loopback address: it refuses requests that are signed for another host.
+    """
+    host = urlsplit(client.meta.endpoint_url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def name_missing_tables(session: boto3.Session) -> None:
     """Has errors of DynamoDB name the tables that were asked for: its own "Requested resource not found" does not."""
 
