@@ -344,8 +344,9 @@ def test_worker_that_stands_still__is_not_taken_for_healthy(shop: Shop, seed: in
         during = shop.reconcile(patience=0.8)
         whole = shop.repair(patience=0.8)
 
-    # With nothing after the cut, records in flight cannot be told from drift; with something, they can.
-    assert before.drifted
+    # Also with nothing after the cut: what the stream held before is read then.
+    assert (before.drifted, before.is_decided) == (0, False)
+    assert before.undecided
     assert (during.drifted, during.undecided > 0) == (0, True)
     assert (whole.drifted, whole.undecided > 0) == (0, True)
     shop.assert_exact()
@@ -611,7 +612,6 @@ def surroundings(shop: Shop, dynamodb_local: DynamoDBLocal, tmp_path: Path, monk
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("aggregation_worker.operations.reconcile.StreamReader", PromptReader)
     monkeypatch.setattr("aggregation_worker.reconciliation.scheduled.StreamReader", PromptReader)
     return file
 
@@ -663,7 +663,6 @@ def test_local_pipeline__worker_that_was_wrong_is_made_up_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through SQS and CloudWatch, too: the bad deployment cannot use what it reads, and sends notices."""
-    monkeypatch.setattr("aggregation_worker.operations.reconcile.StreamReader", PromptReader)
     run = ["reconcile", "--repair", "--patience", str(QUIET), "--json"]
 
     def report(status: int) -> Any:

@@ -89,7 +89,7 @@ def report(
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]:
     """Runs the command with a report in place of a run; gives its exit status and the metric's values."""
 
-    def run(found: Report | Exception, **options: bool) -> tuple[int, list[int]]:
+    def run(found: Report | Exception, **options: Any) -> tuple[int, list[int]]:
         published: list[int] = []
 
         def instead(*_: Any) -> Report:
@@ -101,7 +101,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]
         monkeypatch.setattr(command, "publish", lambda _, value: published.append(value))
         as_json, as_csv = options.pop("as_json", False), options.pop("as_csv", False)
         resources: Any = None
-        return reconcile(resources, Request(**options), as_json=as_json, as_csv=as_csv), published  # type: ignore[arg-type]  # options of the test's own
+        return reconcile(resources, Request(**options), as_json=as_json, as_csv=as_csv), published
 
     return run
 
@@ -116,13 +116,16 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]
         (report(finding(Verdict.REPAIRED)), 0, [0]),
         (report(finding(Verdict.DRIFT), finding(Verdict.DRIFT), finding(Verdict.REPAIRED)), 1, [2]),
         (report(finding(Verdict.WAITS)), 1, [1]),
-        (report(finding(Verdict.UNSETTLED)), 1, []),
+        (report(finding(Verdict.UNEXPLAINED)), 1, [1]),
+        (report(finding(Verdict.UNEXPLAINED), compared=("sold",), unproved=("sold",)), 1, [1]),
+        (report(finding(Verdict.UNSETTLED)), 3, []),
         (report(finding(Verdict.UNSETTLED), finding(Verdict.DRIFT)), 1, [1]),
         (report(finding(Verdict.UNPROVABLE), unproved=("sold",)), 0, [0]),  # the other aggregation is proved
         (report(finding(Verdict.UNPROVABLE), compared=("sold",), unproved=("sold",)), 0, []),
         (report(unproved=("sold", "customers")), 0, []),
-        (report(left_out=("customers",)), 1, []),
-        (report(compared=(), left_out=("sold", "customers")), 1, []),
+        (report(left_out=("customers",)), 3, []),
+        (report(finding(Verdict.DRIFT), left_out=("customers",)), 1, [1]),
+        (report(compared=(), left_out=("sold", "customers")), 3, []),
     ],
 )
 def test_status_and_metric__are_healthy_only_where_it_is_known(
@@ -130,6 +133,7 @@ def test_status_and_metric__are_healthy_only_where_it_is_known(
 ) -> None:
     assert run(found) == (status, published)
     assert run(found, metric=False) == (status, [])
+    assert run(found, names=("sold",)) == (status, [])  # of one aggregation only: it says nothing of the others
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,7 @@ def test_text__has_a_line_for_each_measure_that_differs(run: Any, capsys: pytest
     ]
     folded = re.sub(r"\s+", " ", text)
     assert "1,234 totals compared with 56,789 items in 12 s: 2 drift, 1 unsettled, 1 unprovable, 1 repaired." in folded
-    assert 'Not proved, since they ignore what is removed (remove = "ignore"): sold; 1 of their totals' in folded
+    assert 'since they ignore what is removed (remove = "ignore"): sold; 1 of their totals differ' in folded
     assert "replay it first" in folded
     assert "sold: cannot use 2 items" in folded
 
@@ -207,7 +211,9 @@ def test_text_of_what_cannot_be_proved__does_not_say_that_it_is_right(
 def test_text_where_nothing_was_compared__does_not_look_healthy(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run(report(compared=(), left_out=("sold",), hints=("sold: not compared",)))
 
-    assert capsys.readouterr().out == "Nothing was compared.\nsold: not compared\n"
+    out = capsys.readouterr().out
+    assert "not compared │\n" in out
+    assert out.endswith("\nNothing was compared.\nsold: not compared\n")
 
 
 def test_csv__has_a_line_for_each_measure_unprovable_ones_too(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,6 +253,7 @@ def test_json__has_every_fact(run: Any, capsys: pytest.CaptureFixture[str]) -> N
         "counts": {
             "drift": 2,
             "waits in the dead-letter queue": 0,
+            "differs from its receipts": 0,
             "unsettled": 1,
             "unprovable": 1,
             "repaired": 1,

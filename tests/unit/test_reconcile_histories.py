@@ -404,8 +404,8 @@ def test_total_that_its_receipts_do_not_explain__is_told_and_repaired(archived: 
         assert bool(world.totals.stored(world.aggregation, ("alone",)).pages) is archived
         right = world.run()
         world.totals.add(world.aggregation, ("alone",), (Decimal(0), Decimal(5)))
-        changed = world.source.items["order-0"] | {"quantity": {"N": str(quantity + 5)}}
-        world.source.items["order-0"] = changed  # and its record was lost with an earlier stream
+        # And its record was lost with an earlier stream.
+        world.source.items["order-0"] = order | {"quantity": {"N": str(quantity + 5)}}
         world.source.forget()
 
         wrong, repaired, after = world.run(), world.run(repair=True), world.run()

@@ -66,15 +66,17 @@ def _sentences(report: Report) -> Iterator[str]:
     compared = f"{report.aggregates:,} totals compared with {report.items:,} items in {report.seconds:.0f} s"
     found = [f"{report.count(verdict):,} {verdict}" for verdict in Verdict if report.count(verdict)]
     if report.compared:
-        right = "all are right" if not report.unproved else "all that can be proved are right"
+        right = "all are right"
+        if report.unproved or report.left_out:
+            right = "all that can be proved are right"
         yield f"{compared}: {', '.join(found) or right}."
     else:
         yield "Nothing was compared."
     if report.unproved:
         yield (
-            f'Not proved by the source, since they ignore what is removed (remove = "ignore"): {", ".join(report.unproved)}; '
-            f"{report.count(Verdict.UNPROVABLE):,} of their totals differ from the items that are left. --csv lists "
-            "them."
+            'Not proved by the source, since they ignore what is removed (remove = "ignore"): '
+            f"{', '.join(report.unproved)}; {report.count(Verdict.UNPROVABLE):,} of their totals differ from the items "
+            "that are left. --csv lists them."
         )
     if report.count(Verdict.DRIFT):
         yield "Drift includes what waits in the dead-letter queue: replay it first. --repair corrects the rest."
