@@ -1,7 +1,9 @@
 """The operators' commands where no queue is needed: names of resources, status, streams read back, explanations."""
 
 import argparse
+import json
 import re
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.aggregations.definitions import load_definitions
 from aggregation_worker.deployment.example import example_item, put_item_command, query_command
 from aggregation_worker.deployment.settings import STACK_NAME, Output
@@ -25,9 +28,11 @@ from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import duration
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.operations.status import facts_of
-from aggregation_worker.operations.verify import canary_item, expectations_of
+from aggregation_worker.operations.verify import Verification, canary_of, expectations_of
 from aggregation_worker.streams.range import StreamRangeError, read_range
 from tests.definition_texts import SOURCE, aggregation_text, definitions
+from tests.records import insert, modify, remove, validated
+from tests.totals_in_memory import TotalsInMemory
 
 ALL_ITEMS = '{ name = "scope", value = "all" }'
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -407,7 +412,7 @@ def test_canary__is_not_expected_before_an_aggregation_begins(
     file.write_text(SOURCE + aggregation_text(f'since = "{since}"') + aggregation_text(name="other", table="other"))
     resources, _ = resources_with({}, {"get_item": {}}, monkeypatch, "--definitions", str(file))
 
-    expectations = expectations_of(resources, canary_item(resources))
+    expectations = expectations_of(resources, canary_of(resources.definitions, example_item(resources.definitions)))
 
     assert len(expectations) == expected + 1
 
@@ -419,6 +424,93 @@ def test_example__is_counted_by_the_reference_definitions() -> None:
     assert aggregation.value(example_item(definitions)) == (("item123", "2024-07-15"), (Decimal(10),))
     assert put_item_command(definitions, "--endpoint-url", "http://x").startswith("aws dynamodb put-item --table-name")
     assert "item123" in query_command(definitions, aggregation)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "status == 'paid' && customer.country != 'XX'",
+        "'paid' == status || price > `10`",
+        "quantity > `100` && `5` < weight && quantity != `7`",
+        "paid && !cancelled && lines[0].ready",
+        "contains(tags, 'gift') && starts_with(shop, 'web')",
+        "gift == `true` && weight <= `1.5` && reason != `null`",
+    ],
+)
+def test_example__is_made_so_that_a_where_is_true(where: str) -> None:
+    defined = definitions(aggregation_text(f"where = {json.dumps(where)}"))
+
+    assert defined.aggregations[0].value(example_item(defined)) is not None
+
+
+class ShopInMemory:
+    """A source and a target table, of which the worker sees each change when `lag` more have been made."""
+
+    def __init__(self, defined: Definitions, lag: int) -> None:
+        self.definitions, self.lag = defined, lag
+        self.source: dict[str, Any] = {}
+        self.totals = TotalsInMemory(defined.aggregations)
+        self.todo: list[Any] = []
+        self.dynamodb, self.catalogue = self, None
+
+    def put_item(self, *, TableName: str, Item: Any) -> None:  # noqa: N803 - boto3's names
+        self._change(TableName, Item["orderid"]["S"], Item)
+
+    def delete_item(self, *, TableName: str, Key: Any) -> None:  # noqa: N803 - boto3's names
+        if TableName == self.definitions.source.table:
+            self._change(TableName, Key["orderid"]["S"], None)
+        else:
+            self.totals.tables[TableName].items.pop(tuple(value["S"] for value in Key.values()), None)
+
+    def get_item(self, **request: Any) -> Any:
+        return self.totals.undisturbed.get_item(**request)
+
+    def _change(self, table: str, order: str, new: Any) -> None:
+        assert table == self.definitions.source.table
+        old = self.source.pop(order, None)
+        if new is not None:
+            self.source[order] = new
+        if old is not None or new is not None:
+            make = remove if new is None else insert if old is None else modify
+            images = [image for image in (old, new) if image is not None]
+            self.todo.append(validated(make(*images)))
+        self.work(self.lag)
+
+    def work(self, keep: int = 0) -> None:
+        while len(self.todo) > keep:
+            self.totals.apply(self.definitions.aggregations, self.todo.pop(0))
+
+
+@pytest.mark.parametrize("policy", ["keep", "ignore", "retract", "retract_unless_expired"])
+def test_verify__leaves_no_row(policy: str) -> None:
+    shop: Any = ShopInMemory(definitions(aggregation_text(f'remove = "{policy}"')), lag=0)
+
+    Verification(shop, canary_of(shop.definitions, example_item(shop.definitions)), 60).run()
+
+    assert (shop.source, shop.totals.tables["item_count_by_date"].items) == ({}, {})
+
+
+@pytest.mark.parametrize("error", [CommandError, KeyboardInterrupt])
+@pytest.mark.parametrize("policy", ["keep", "ignore", "retract", "retract_unless_expired"])
+def test_verify_that_ends_before_the_worker_comes__leaves_no_total(
+    policy: str, error: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop: Any = ShopInMemory(definitions(aggregation_text(f'remove = "{policy}"')), lag=9)
+
+    def give_up(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    canary = canary_of(shop.definitions, example_item(shop.definitions))
+    sleep = give_up if error is KeyboardInterrupt else time.sleep
+    with pytest.raises(error):
+        Verification(shop, canary, 0.01, sleep=sleep).run()
+    shop.work()
+
+    assert shop.source == {}
+    (row,) = shop.totals.tables["item_count_by_date"].items.values()
+    assert row["quantity"] == {"N": "0"}
+    assert row.get("kept#item_count_by_date#quantity", {"N": "0"}) == {"N": "0"}
+    assert ("being removed" in capsys.readouterr().err) is (error is KeyboardInterrupt)
 
 
 VOCABULARY = """
@@ -458,7 +550,7 @@ def test_canary__has_a_row_of_its_own_whatever_the_vocabulary(tmp_path: Path, mo
     file.write_text(SOURCE + VOCABULARY)
     resources, _ = resources_with({}, {"get_item": {}}, monkeypatch, "--definitions", str(file))
 
-    expectations = expectations_of(resources, canary_item(resources))
+    expectations = expectations_of(resources, canary_of(resources.definitions, example_item(resources.definitions)))
 
     (all_items, lines) = (expectation.group for expectation in expectations)
     assert all_items[0] == "all"
@@ -466,16 +558,21 @@ def test_canary__has_a_row_of_its_own_whatever_the_vocabulary(tmp_path: Path, mo
     assert re.fullmatch(r"1[0-7]\d\d-\d\d-\d\d", lines[0])
 
 
-@pytest.mark.parametrize("remove", ["retract", "retract_unless_expired", "ignore"])
-def test_total_of_all_items__is_not_the_canarys(remove: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ['sum = { quantity = "quantity" }', 'count = "orders"'])
+@pytest.mark.parametrize("remove", ["retract", "retract_unless_expired", "keep", "ignore"])
+def test_total_of_all_items__is_not_the_canarys(
+    remove: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is changed to its keys alone is worth nothing any more, except where items are counted as such."""
     file = tmp_path / "aggregations.toml"
-    total = aggregation_text(f'remove = "{remove}"', name="total", partition_key=ALL_ITEMS, sort_key=None)
+    more = f'remove = "{remove}"\n{what}'
+    total = aggregation_text(more, name="total", partition_key=ALL_ITEMS, sort_key=None, sum=None)
     file.write_text(SOURCE + aggregation_text(name="other", table="other") + total)
     resources, _ = resources_with({}, {"get_item": {}}, monkeypatch, "--definitions", str(file))
 
-    if remove == "ignore":
+    if remove in ("keep", "ignore") and what.startswith("count"):
         with pytest.raises(CommandError, match=r"total is a total of all items, and would keep the canary's worth"):
-            expectations_of(resources, canary_item(resources))
+            expectations_of(resources, canary_of(resources.definitions, example_item(resources.definitions)))
     else:
-        expectations = expectations_of(resources, canary_item(resources))
+        expectations = expectations_of(resources, canary_of(resources.definitions, example_item(resources.definitions)))
         assert [expectation.aggregation.name for expectation in expectations] == ["other"]
