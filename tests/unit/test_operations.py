@@ -50,6 +50,7 @@ class FakeClients:
     def __init__(self, answers: Mapping[str, Any]) -> None:
         self.answers = answers
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.meta = argparse.Namespace(endpoint_url="https://aws")
 
     def __getattr__(self, operation: str) -> Any:
         def call(**parameters: Any) -> Any:
@@ -119,6 +120,19 @@ def test_output_that_the_stack_lacks__is_named_with_its_option(monkeypatch: pyte
         _ = resources.queue_url
 
 
+STREAM = "arn:aws:dynamodb:us-east-1:123456789012:table/Order_by_item/stream/2026-01-01T00:00:00.000"
+
+
+def queue_with(waiting: int, held: int = 0, delayed: int = 0) -> dict[str, Any]:
+    numbers = {"": waiting, "NotVisible": held, "Delayed": delayed}
+    return {"Attributes": {f"ApproximateNumberOfMessages{name}": str(number) for name, number in numbers.items()}}
+
+
+def sent(times: int, **ago: float) -> dict[str, Any]:
+    at = (NOW - timedelta(**ago)).timestamp()
+    return {"Attributes": {"SentTimestamp": f"{at * 1000:.0f}", "ApproximateReceiveCount": f"{times}"}}
+
+
 def healthy() -> dict[str, Any]:
     return {
         "describe_stacks": stack_with(
@@ -128,14 +142,17 @@ def healthy() -> dict[str, Any]:
                 if output != Output.LEDGER_RETENTION_DAYS
             }
         ),
-        "get_event_source_mapping": {"State": "Enabled", "LastProcessingResult": "OK"},
-        "get_queue_attributes": {
-            "Attributes": {"ApproximateNumberOfMessages": "0", "ApproximateNumberOfMessagesNotVisible": "0"}
-        },
+        "get_event_source_mapping": {"State": "Enabled", "LastProcessingResult": "OK", "EventSourceArn": STREAM},
+        "describe_table": {"Table": {"LatestStreamArn": STREAM, "StreamSpecification": {"StreamEnabled": True}}},
+        "get_queue_attributes": queue_with(0),
+        "receive_message": {"Messages": [sent(3, hours=2), sent(5, days=13), sent(1, minutes=1)]},
+        "list_subscriptions_by_topic": {"Subscriptions": [{"SubscriptionArn": "arn:aws:sns:x:1:topic:2"}]},
         "get_function_configuration": {"Environment": {"Variables": {"POWERTOOLS_SERVICE_NAME": "mine"}}},
         "get_metric_data": {
             "MetricDataResults": [
-                {"Id": "age", "Values": [100.0, 4_000.0]},
+                {"Id": "age", "Values": [100.0, 400_000.0]},
+                {"Id": "records_retried", "Values": [2.0]},
+                {"Id": "drift", "Values": [0.0, 7.0]},
                 {"Id": "records_applied", "Values": [10.0, 5.0]},
                 {"Id": "records_duplicate", "Values": [1.0]},
                 {"Id": "records_parked", "Values": []},
@@ -150,33 +167,79 @@ def test_status_of_a_healthy_worker__has_nothing_to_look_at(monkeypatch: pytest.
 
     facts = facts_of(resources, NOW)
 
-    assert {fact.name: fact.value for fact in facts} == {
-        "event source mapping": "Enabled, OK",
-        "dead letters": "0 waiting",
-        "iterator age, last hour's highest": "4 s",
-        "RecordsApplied, last hour": "15",
-        "RecordsDuplicate, last hour": "1",
-        "RecordsNoticed, last hour": "0",
-        "RecordsParked, last hour": "0",
-        "alarms": "none",
+    assert {fact.name: (fact.value, fact.text) for fact in facts} == {
+        "dead letters waiting": (0, "0"),
+        "dead letters that a command holds": (0, "0"),
+        "event source mapping": ("Enabled, OK", "Enabled, OK"),
+        "iterator age": (0.1, "0 s"),
+        "iterator age, last hour's highest": (400.0, "6 min"),
+        "RecordsApplied, last hour": (15, "15"),
+        "RecordsDuplicate, last hour": (1, "1"),
+        "RecordsRetried, last hour": (2, "2"),
+        "RecordsNoticed, last hour": (0, "0"),
+        "RecordsParked, last hour": (0, "0"),
+        "totals that differ, by the last reconcile": (0, "0"),
+        "alarms": ("", "none"),
+        "subscribers of the alarms' topic": (1, "1"),
     }
     assert all(fact.good for fact in facts)
-    (queries,) = (parameters for name, parameters in fake.calls if name == "get_metric_data")
+    queries, drift = (parameters for name, parameters in fake.calls if name == "get_metric_data")
     dimensions = [query["MetricStat"]["Metric"]["Dimensions"] for query in queries["MetricDataQueries"]]
-    assert dimensions == [[{"Name": "FunctionName", "Value": "the-function_name"}]] + 4 * [
+    assert dimensions == [[{"Name": "FunctionName", "Value": "the-function_name"}]] + 5 * [
         [{"Name": "service", "Value": "mine"}]
     ]
+    (query,) = drift["MetricDataQueries"]
+    assert query["MetricStat"]["Metric"]["Dimensions"] == [{"Name": "service", "Value": "mine"}]
+    (alarms,) = (parameters for name, parameters in fake.calls if name == "describe_alarms")
+    assert alarms == {"StateValue": "ALARM", "AlarmNamePrefix": f"{STACK_NAME}-"}
 
 
 @pytest.mark.parametrize(
     ("operation", "answer", "fact", "value"),
     [
-        ("get_event_source_mapping", {"State": "Disabled"}, "event source mapping", "Disabled"),
         (
-            "get_queue_attributes",
-            {"Attributes": {"ApproximateNumberOfMessages": "3", "ApproximateNumberOfMessagesNotVisible": "1"}},
-            "dead letters",
-            "3 waiting, 1 being replayed",
+            "get_event_source_mapping",
+            {"State": "Disabled", "EventSourceArn": STREAM},
+            "event source mapping",
+            "Disabled",
+        ),
+        (
+            "get_event_source_mapping",
+            {"State": "Enabled", "LastProcessingResult": "PROBLEM: Function call failed", "EventSourceArn": STREAM},
+            "event source mapping",
+            "Enabled, PROBLEM: Function call failed",
+        ),
+        (
+            "describe_table",
+            {"Table": {"LatestStreamArn": f"{STREAM}9", "StreamSpecification": {"StreamEnabled": True}}},
+            "event source mapping",
+            "its stream is disabled or not the newest one",
+        ),
+        (
+            "describe_table",
+            {"Table": {"LatestStreamArn": STREAM}},
+            "event source mapping",
+            "its stream is disabled or not the newest one",
+        ),
+        ("get_queue_attributes", queue_with(0, held=1), "dead letters that a command holds", "1"),
+        ("get_queue_attributes", queue_with(0, delayed=2), "dead letters waiting", "2"),
+        (
+            "get_metric_data",
+            {"MetricDataResults": [{"Id": "age", "Values": [400_000.0, 100.0]}]},
+            "iterator age",
+            "6 min",
+        ),
+        (
+            "get_metric_data",
+            {"MetricDataResults": [{"Id": "drift", "Values": [3.0, 0.0]}]},
+            "totals that differ, by the last reconcile",
+            "3",
+        ),
+        (
+            "list_subscriptions_by_topic",
+            {"Subscriptions": [{"SubscriptionArn": "PendingConfirmation"}]},
+            "subscribers of the alarms' topic",
+            "none: nobody is told",
         ),
         (
             "get_metric_data",
@@ -186,7 +249,7 @@ def test_status_of_a_healthy_worker__has_nothing_to_look_at(monkeypatch: pytest.
         ),
         (
             "describe_alarms",
-            {"MetricAlarms": [{"AlarmName": f"{STACK_NAME}-errors"}, {"AlarmName": "somebody-else"}]},
+            {"MetricAlarms": [{"AlarmName": f"{STACK_NAME}-errors"}]},
             "alarms",
             f"{STACK_NAME}-errors",
         ),
@@ -206,7 +269,44 @@ def test_status__shows_what_to_look_at(
     (bad,) = (found for found in facts_of(resources, NOW) if not found.good)
 
     assert bad.name == fact
-    assert value in bad.value
+    assert value in bad.text
+
+
+def test_status_where_letters_wait__tells_the_age_of_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one that was received so often that SQS's own metric leaves it out; it stays visible."""
+    resources, fake = resources_with({}, healthy() | {"get_queue_attributes": queue_with(3)}, monkeypatch)
+
+    waiting, oldest = (found for found in facts_of(resources, NOW) if not found.good)
+
+    assert (waiting.name, waiting.value) == ("dead letters waiting", 3)
+    assert (oldest.value, oldest.text) == (13 * 86_400.0, "13 d")
+    (request,) = (parameters for name, parameters in fake.calls if name == "receive_message")
+    assert request["VisibilityTimeout"] == 0
+
+
+def test_status_as_json__has_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    resources_with({}, healthy(), monkeypatch)
+
+    assert main(["status", "--json"]) == 0
+
+    facts = {fact["name"]: fact for fact in json.loads(capsys.readouterr().out)}
+    assert facts["RecordsApplied, last hour"]["value"] == 15
+    assert facts["iterator age"]["value"] == 0.1
+    assert facts["alarms"] == {"name": "alarms", "value": "", "text": "none", "good": True}
+
+
+@pytest.mark.parametrize("command", [["--ledger-table", "a"], ["--queue-url", "b"], ["--function", "c"]])
+def test_name_that_is_given__stands_alone(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = healthy() | {"put_metric_data": {}}
+    resources, fake = resources_with({"LEDGER_RETENTION_DAYS": ""}, answers, monkeypatch, *command)
+
+    facts = facts_of(resources, NOW)
+
+    assert resources.ledger_retention_days == 60
+    assert "describe_stacks" not in [name for name, _ in fake.calls]
+    assert not all(fact.good for fact in facts)
+    with pytest.raises(CommandError, match="give --stack or --bucket, too"):
+        _ = resources.bucket
 
 
 class FakeStream:

@@ -18,6 +18,7 @@ from moto import mock_aws
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.definitions import parse_definitions
 from aggregation_worker.dead_letters import Notice, ParkedRecord, message_body
+from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.operations import reconcile as command
 from aggregation_worker.operations.cli import build_parser, main
 from aggregation_worker.operations.errors import CommandError
@@ -29,6 +30,8 @@ from aggregation_worker.operations.reconcile import (
     reconcile,
 )
 from aggregation_worker.operations.resources import Resources
+from aggregation_worker.operations.source import shown_progress
+from aggregation_worker.reconciliation.progress import Stage
 from aggregation_worker.reconciliation.reconcile import OutOfTimeError
 from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 from aggregation_worker.reconciliation.snapshot import SnapshotError
@@ -57,6 +60,7 @@ partition_key = { name = "customer", from = "customer", type = "N" }
 sum = { quantity = "quantity" }
 """
 SOLD, CUSTOMERS = parse_definitions(DEFINITIONS).aggregations
+STREAM_ARN = "arn:aws:dynamodb:us-east-1:123456789012:table/Order_by_item/stream/2026-01-01T00:00:00.000"
 STARTED = datetime(2026, 11, 24, 4, 5, 6, tzinfo=UTC)
 
 
@@ -152,6 +156,46 @@ def test_error_of_a_run__is_one_line_and_no_metric(
     assert main(["reconcile"]) == 2
     assert capsys.readouterr().err == f"aggregator: {error}\n"
     assert published == []
+
+
+@pytest.mark.parametrize(
+    ("repair", "says"), [(False, "nothing was changed; run"), (True, "what was corrected stays corrected")]
+)
+def test_interrupted_run__says_what_is_done_and_how_to_go_on(
+    repair: bool, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(run: Any, spool: Any) -> Report:
+        run.progress(Stage.OBSERVING, 1, 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "chosen_aggregations", lambda *_: [SOLD])
+    monkeypatch.setattr(command, "items_of", lambda *_: None)
+    monkeypatch.setattr(command, "stream_arn_of", lambda *_: STREAM_ARN)
+    monkeypatch.setattr(command, "check_only_stream", lambda *_: None)
+    monkeypatch.setattr("aggregation_worker.operations.reconcile.Reconciliation.run", interrupted)
+    answers = {"describe_stacks": stack_with(LedgerTableName="ledger")}
+    resources_with({}, answers, monkeypatch)
+
+    assert main(["reconcile", "--definitions", str(SAMPLE_FILE), *(["--repair"] if repair else [])]) == 130
+
+    assert f"interrupted while {Stage.OBSERVING}: {says}" in capsys.readouterr().err
+
+
+def test_wait__is_counted_down(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown_progress("") as tell:
+        tell(Stage.ITEMS, 5, 10)
+        for done in (0, 1, 14, 16, 40, 59, 61):
+            tell(Stage.ON_THEIR_WAY, done, 60)
+        tell(Stage.TOTALS, 0, None)
+
+    assert capsys.readouterr().err.splitlines() == [
+        "aggregator: reading items",
+        "aggregator: waiting for records on their way to the totals, 60 s at most",
+        "aggregator: waiting for records on their way to the totals, 44 s at most",
+        "aggregator: waiting for records on their way to the totals, 20 s at most",
+        "aggregator: waiting for records on their way to the totals, 1 s at most",
+        "aggregator: reading the totals",
+    ]
 
 
 def test_json_and_csv_together__are_refused(run: Any) -> None:

@@ -118,7 +118,7 @@ def backfill(resources: Resources, request: Request, *, as_json: bool) -> int:
     reader = stream_reader(resources, stream_arn, "TRIM_HORIZON")
     with (
         ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="commit") as executor,
-        shown_progress() as tell,
+        shown_progress(_interrupted(request, state)) as tell,
         Spool(state) as spool,
     ):
         run = Backfill(
@@ -136,6 +136,11 @@ def backfill(resources: Resources, request: Request, *, as_json: bool) -> int:
         _remove(state)
     _report(found.finished, results, request, as_json=as_json)
     return 0
+
+
+def _interrupted(request: Request, state: Path) -> str:
+    done = "nothing was written" if request.dry_run else "what was added is in, and is not added again"
+    return f"{done}; run the command again, and it continues with what it has read, in {state}"
 
 
 def _state_file(stream_arn: str, ledger_table: str, targets: Sequence[Target], items: ItemSource) -> Path:

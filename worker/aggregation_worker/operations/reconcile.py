@@ -52,6 +52,8 @@ _VISIBILITY_TIMEOUT = 60
 # Seconds in which the queue's own count of its messages, which lags, must agree with what was read.
 _COUNT_PATIENCE = 90
 _POLL_SECONDS = 2.0
+_INTERRUPTED = "what was corrected stays corrected, each total wholly or not at all; run the command again for the rest"
+_INTERRUPTED_READING = "nothing was changed; run the command again"
 # Exit status where no total is wrong, but some could not be proved.
 _NOT_PROVED = 3
 
@@ -145,7 +147,7 @@ def _run(resources: Resources, request: Request) -> Report:
     reader = stream_reader(resources, stream_arn, start, request.stream_lag)
     with (
         ThreadPoolExecutor(OBSERVED_AT_ONCE, thread_name_prefix="observation") as executor,
-        shown_progress() as tell,
+        shown_progress(_INTERRUPTED if request.repair else _INTERRUPTED_READING) as tell,
         Spool(None) as spool,
         ExitStack() as stack,
     ):

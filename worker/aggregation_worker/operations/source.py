@@ -141,15 +141,22 @@ def items_of(resources: Resources, request: SourceRequest) -> ItemSource:
 
 
 @contextmanager
-def shown_progress() -> Iterator[Tell]:
-    """Bars on a terminal; elsewhere a line when a stage begins. On standard error."""
+def shown_progress(interrupted: str) -> Iterator[Tell]:
+    """Bars on a terminal; elsewhere a line when a stage begins. On standard error.
+
+    Args:
+        interrupted: what to say after Ctrl-C: what is done, and how to go on.
+    """
     terminal = Console(stderr=True, highlight=False)
-    if not terminal.is_terminal:
-        yield _Lines()
-        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal, transient=True) as bars:
-        yield _Bars(bars)
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bars:
+        shown = _Bars(bars) if terminal.is_terminal else _Lines()
+        try:
+            yield shown
+        except KeyboardInterrupt:
+            bars.stop()
+            sys.stderr.write(f"aggregator: interrupted while {shown.stage or 'beginning'}: {interrupted}\n")
+            raise
 
 
 @dataclass(slots=True)
