@@ -150,10 +150,9 @@ class Shop(shops.Shop):
         resources.__dict__.update(
             definitions=self.world.definitions,
             ledger_table=self.world.ledger_table,
-            ledger_retention_days=60,
             _clients={"dynamodb": self.world.client},
         )
-        (explanation,) = explanations_of(resources, self.sold.table, group, datetime.now(UTC))
+        (explanation,) = explanations_of(resources, self.sold.table, group)
         return explanation
 
     def assert_exact(self, *more: Aggregation) -> None:

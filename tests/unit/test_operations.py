@@ -32,7 +32,7 @@ from aggregation_worker.operations.verify import Verification, canary_of, expect
 from aggregation_worker.streams.range import StreamRangeError, read_range
 from tests.definition_texts import SOURCE, aggregation_text, definitions
 from tests.records import insert, modify, remove, validated
-from tests.totals_in_memory import TotalsInMemory
+from tests.totals_in_memory import LEDGER, TotalsInMemory
 
 ALL_ITEMS = '{ name = "scope", value = "all" }'
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -412,7 +412,41 @@ def test_measure_that_is_no_number__is_told() -> None:
     told = Explanation(aggregation, ("item1", "2026-01-02"), (), (None,), (Decimal(0),), True)
 
     assert not told.matches
+    assert told.is_wrong
     assert told.verdict().startswith("A measure is not a number")
+
+
+@pytest.mark.parametrize(
+    ("row", "status", "says"),
+    [
+        (None, 1, "neither a row with this key nor a receipt"),
+        ({"quantity": {"S": "5"}}, 1, "A measure is not a number"),
+        ({"quantity": {"N": "5"}}, 1, "something other than the worker"),
+        ({"quantity": {"N": "5"}, "archived#item_count_by_date": {"S": "6694ee5c2f84c6"}}, 0, "some of this total are"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_explain_of_a_row__ends_with_what_is_known_of_it(
+    row: Any,
+    status: int,
+    says: str,
+    as_json: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Not there; text where a number belongs; changed by hand; its pages have expired."""
+    (aggregation,) = load_definitions(SAMPLE_FILE).aggregations
+    totals = TotalsInMemory([aggregation])
+    if row is not None:
+        totals.set(aggregation, ("[/red]\x1b[2J", "2026-01-02"), row)
+    monkeypatch.setattr(Resources, "client", lambda self, service: totals.undisturbed)
+    command = ["explain", "item_count_by_date", "[/red]\x1b[2J", "2026-01-02", "--ledger-table", LEDGER]
+
+    assert main([*command, "--definitions", str(SAMPLE_FILE), *(["--json"] if as_json else [])]) == status
+
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    assert as_json or (says in " ".join(output.split()) and "[/red]\\x1b[2J" in output)
 
 
 def test_what_is_kept__must_be_what_the_receipts_keep() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from aggregation_worker.aggregations.numbers import Amounts, canonical_text
 from aggregation_worker.operations.output import print_table, say
+from aggregation_worker.operations.visible import visible
 from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 
 
@@ -97,17 +98,17 @@ def write_csv(report: Report) -> None:
             partition_key, *sort_key = map(_cell, finding.group)
             writer.writerow(
                 (
-                    *(finding.aggregation.name, partition_key, sort_key[0] if sort_key else "", line.measure),
-                    *(line.total, line.expected, line.difference, finding.verdict.value, finding.note),
+                    *(finding.aggregation.name, partition_key, sort_key[0] if sort_key else "", _cell(line.measure)),
+                    *(line.total, line.expected, line.difference, finding.verdict.value, _cell(finding.note)),
                 )
             )
     for hint in report.hints:
-        sys.stderr.write(f"aggregator: {hint}\n")
+        sys.stderr.write(f"aggregator: {visible(hint)}\n")
 
 
 def _cell(text: str) -> str:
-    """A key as a spreadsheet shows it: what it would take for a formula has an apostrophe before it."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    """A text as terminals and spreadsheets show it: what these would take for a formula has an apostrophe before it."""
+    return ("'" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else "") + visible(text)
 
 
 def report_as_json(report: Report) -> dict[str, Any]:
