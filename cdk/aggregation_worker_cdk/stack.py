@@ -101,7 +101,7 @@ class AggregationStack(cdk.Stack):
             self._output("ReconcileFunctionName", name, "What compares the totals with the source")
             self._output("ReconcileRuleName", reconcile.rule.rule_name, "What starts it")
             self._output("ReconcileLogGroupName", reconcile.log_group.log_group_name, "Its log, with what it found")
-        self._output("AlarmTopicArn", alarms.topic.topic_arn, "Where alarms go: subscribe to it")
+        self._output(Output.ALARM_TOPIC, alarms.topic.topic_arn, "Where alarms go: subscribe to it")
         self._output("DashboardName", dashboard.name, "The dashboard in CloudWatch")
         self._output("PutItemCommand", put_item_command(definitions), "Puts an order, to see the worker work")
         for number, aggregation in enumerate(definitions.aggregations, start=1):

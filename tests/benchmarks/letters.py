@@ -42,7 +42,7 @@ def _list(resources: Any, queue: Any) -> int:
 
 def _read_for_a_repair(resources: Any, _: Any) -> int:
     with ExitStack() as stack:
-        return sum(1 for _ in AllLetters(resources, stack).read().records)
+        return sum(1 for _ in AllLetters(resources, stack, count_lag=0).read().records)
 
 
 def _replay(resources: Any, queue: Any) -> int:

@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.definitions import parse_definitions
+from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.operations import reconcile as command
 from aggregation_worker.operations.cli import main
 from aggregation_worker.operations.errors import CommandError
@@ -23,6 +24,8 @@ from aggregation_worker.operations.reconcile import (
     publish,
     reconcile,
 )
+from aggregation_worker.operations.source import shown_progress
+from aggregation_worker.reconciliation.progress import Stage
 from aggregation_worker.reconciliation.reconcile import OutOfTimeError
 from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 from aggregation_worker.reconciliation.snapshot import SnapshotError
@@ -50,6 +53,7 @@ partition_key = { name = "customer", from = "customer", type = "N" }
 sum = { quantity = "quantity" }
 """
 SOLD, CUSTOMERS = parse_definitions(DEFINITIONS).aggregations
+STREAM_ARN = "arn:aws:dynamodb:us-east-1:123456789012:table/Order_by_item/stream/2026-01-01T00:00:00.000"
 STARTED = datetime(2026, 11, 24, 4, 5, 6, tzinfo=UTC)
 
 
@@ -82,7 +86,7 @@ def report(
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]:
     """Runs the command with a report in place of a run; gives its exit status and the metric's values."""
 
-    def run(found: Report | Exception, **options: bool) -> tuple[int, list[int]]:
+    def run(found: Report | Exception, **options: Any) -> tuple[int, list[int]]:
         published: list[int] = []
 
         def instead(*_: Any) -> Report:
@@ -94,7 +98,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]
         monkeypatch.setattr(command, "publish", lambda _, value: published.append(value))
         as_json, as_csv = options.pop("as_json", False), options.pop("as_csv", False)
         resources: Any = None
-        return reconcile(resources, Request(**options), as_json=as_json, as_csv=as_csv), published  # type: ignore[arg-type]  # options of the test's own
+        return reconcile(resources, Request(**options), as_json=as_json, as_csv=as_csv), published
 
     return run
 
@@ -109,13 +113,16 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]
         (report(finding(Verdict.REPAIRED)), 0, [0]),
         (report(finding(Verdict.DRIFT), finding(Verdict.DRIFT), finding(Verdict.REPAIRED)), 1, [2]),
         (report(finding(Verdict.WAITS)), 1, [1]),
-        (report(finding(Verdict.UNSETTLED)), 1, []),
+        (report(finding(Verdict.UNEXPLAINED)), 1, [1]),
+        (report(finding(Verdict.UNEXPLAINED), compared=("sold",), unproved=("sold",)), 1, [1]),
+        (report(finding(Verdict.UNSETTLED)), 3, []),
         (report(finding(Verdict.UNSETTLED), finding(Verdict.DRIFT)), 1, [1]),
         (report(finding(Verdict.UNPROVABLE), unproved=("sold",)), 0, [0]),  # the other aggregation is proved
         (report(finding(Verdict.UNPROVABLE), compared=("sold",), unproved=("sold",)), 0, []),
         (report(unproved=("sold", "customers")), 0, []),
-        (report(left_out=("customers",)), 1, []),
-        (report(compared=(), left_out=("sold", "customers")), 1, []),
+        (report(left_out=("customers",)), 3, []),
+        (report(finding(Verdict.DRIFT), left_out=("customers",)), 1, [1]),
+        (report(compared=(), left_out=("sold", "customers")), 3, []),
     ],
 )
 def test_status_and_metric__are_healthy_only_where_it_is_known(
@@ -123,6 +130,7 @@ def test_status_and_metric__are_healthy_only_where_it_is_known(
 ) -> None:
     assert run(found) == (status, published)
     assert run(found, metric=False) == (status, [])
+    assert run(found, names=("sold",)) == (status, [])  # of one aggregation only: it says nothing of the others
 
 
 @pytest.mark.parametrize(
@@ -141,6 +149,46 @@ def test_error_of_a_run__is_one_line_and_no_metric(
     assert main(["reconcile"]) == 2
     assert capsys.readouterr().err == f"aggregator: {error}\n"
     assert published == []
+
+
+@pytest.mark.parametrize(
+    ("repair", "says"), [(False, "nothing was changed; run"), (True, "what was corrected stays corrected")]
+)
+def test_interrupted_run__says_what_is_done_and_how_to_go_on(
+    repair: bool, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(run: Any, spool: Any) -> Report:
+        run.progress(Stage.OBSERVING, 1, 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "chosen_aggregations", lambda *_: [SOLD])
+    monkeypatch.setattr(command, "items_of", lambda *_: None)
+    monkeypatch.setattr(command, "stream_arn_of", lambda *_: STREAM_ARN)
+    monkeypatch.setattr(command, "check_only_stream", lambda *_: None)
+    monkeypatch.setattr("aggregation_worker.operations.reconcile.Reconciliation.run", interrupted)
+    answers = {"describe_stacks": stack_with(LedgerTableName="ledger")}
+    resources_with({}, answers, monkeypatch)
+
+    assert main(["reconcile", "--definitions", str(SAMPLE_FILE), *(["--repair"] if repair else [])]) == 130
+
+    assert f"interrupted while {Stage.OBSERVING}: {says}" in capsys.readouterr().err
+
+
+def test_wait__is_counted_down(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown_progress("") as tell:
+        tell(Stage.ITEMS, 5, 10)
+        for done in (0, 1, 14, 16, 40, 59, 61):
+            tell(Stage.ON_THEIR_WAY, done, 60)
+        tell(Stage.TOTALS, 0, None)
+
+    assert capsys.readouterr().err.splitlines() == [
+        "aggregator: reading items",
+        "aggregator: waiting for records on their way to the totals, 60 s at most",
+        "aggregator: waiting for records on their way to the totals, 44 s at most",
+        "aggregator: waiting for records on their way to the totals, 20 s at most",
+        "aggregator: waiting for records on their way to the totals, 1 s at most",
+        "aggregator: reading the totals",
+    ]
 
 
 def test_json_and_csv_together__are_refused(run: Any) -> None:
@@ -178,7 +226,7 @@ def test_text__has_a_line_for_each_measure_that_differs(run: Any, capsys: pytest
     ]
     folded = re.sub(r"\s+", " ", text)
     assert "1,234 totals compared with 56,789 items in 12 s: 2 drift, 1 unsettled, 1 unprovable, 1 repaired." in folded
-    assert 'Not proved, since they ignore what is removed (remove = "ignore"): sold; 1 of their totals' in folded
+    assert 'since they ignore what is removed (remove = "ignore"): sold; 1 of their totals differ' in folded
     assert "replay it first" in folded
     assert "sold: cannot use 2 items" in folded
 
@@ -200,7 +248,9 @@ def test_text_of_what_cannot_be_proved__does_not_say_that_it_is_right(
 def test_text_where_nothing_was_compared__does_not_look_healthy(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run(report(compared=(), left_out=("sold",), hints=("sold: not compared",)))
 
-    assert capsys.readouterr().out == "Nothing was compared.\nsold: not compared\n"
+    out = capsys.readouterr().out
+    assert "not compared │\n" in out
+    assert out.endswith("\nNothing was compared.\nsold: not compared\n")
 
 
 def test_csv__has_a_line_for_each_measure_unprovable_ones_too(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,6 +290,7 @@ def test_json__has_every_fact(run: Any, capsys: pytest.CaptureFixture[str]) -> N
         "counts": {
             "drift": 2,
             "waits in the dead-letter queue": 0,
+            "differs from its receipts": 0,
             "unsettled": 1,
             "unprovable": 1,
             "repaired": 1,

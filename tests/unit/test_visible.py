@@ -56,7 +56,8 @@ def test_json__is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(output) == document
 
 
-@pytest.mark.parametrize("text", ['=HYPERLINK("http://evil")', "+cmd", "-1", "@sum", "\tx"])
-def test_key_that_a_spreadsheet_would_run__has_an_apostrophe(text: str) -> None:
-    assert _cell(text) == f"'{text}"
+@pytest.mark.parametrize("text", ['=HYPERLINK("http://evil")', "+cmd", "-1", "@sum", "\tx", "=\x1b[2J"])
+def test_cell_that_a_spreadsheet_would_run__has_an_apostrophe(text: str) -> None:
+    assert _cell(text) == f"'{visible(text)}"
     assert _cell("item-1") == "item-1"
+    assert _cell("\x1b[2J") == "\\x1b[2J"

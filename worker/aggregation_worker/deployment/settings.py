@@ -128,6 +128,7 @@ class Output(StrEnum):
     DEAD_LETTER_BUCKET = "DeadLetterBucketName"
     FUNCTION_NAME = "FunctionName"
     EVENT_SOURCE_MAPPING = "EventSourceMappingUuid"
+    ALARM_TOPIC = "AlarmTopicArn"
 
 
 class DeploymentError(WorkerError):

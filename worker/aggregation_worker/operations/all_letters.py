@@ -13,7 +13,8 @@ from aggregation_worker.dead_letters import Notice
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.letters import Letter, LetterReader, source_of
 from aggregation_worker.operations.queue import HeldMessages
-from aggregation_worker.operations.resources import Resources
+from aggregation_worker.operations.resources import Resources, is_on_this_machine
+from aggregation_worker.reconciliation.progress import Stage, Tell
 from aggregation_worker.reconciliation.waiting_letters import Waiting, WaitingNotice
 
 # Seconds. What others have sent or received is in the queue's counts within a minute ("GetQueueAttributes", Amazon SQS
@@ -32,12 +33,14 @@ class AllLetters:
 
     Attributes:
         stack: on its end all that are left are given back.
-        count_lag: seconds until the queue's counts show what others have sent or received.
+        count_lag: seconds until the queue's counts show what others have sent or received; `None` for what the
+            endpoint needs: on this machine they show it at once.
     """
 
     resources: Resources
     stack: ExitStack
-    count_lag: float = COUNT_LAG
+    count_lag: float | None = None
+    progress: Tell = lambda *_: None
     wait_seconds: int = 1
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -57,6 +60,8 @@ class AllLetters:
             CommandError: one cannot be read, or others hold some: a correction could count their records twice.
         """
         steady = self.count_lag
+        if steady is None:
+            steady = 0.0 if is_on_this_machine(self.resources.sqs) else COUNT_LAG
         if self._reader is None:
             self._reader = LetterReader(self.resources, source_of(self.resources))
             self._file = self.stack.enter_context(TemporaryFile("w+", encoding="ascii"))  # noqa: SIM115 - the stack ends it
@@ -72,6 +77,7 @@ class AllLetters:
                 agreed_at, disagreed_at = now if agreed_at is None else agreed_at, None
                 if now - agreed_at >= steady:
                     return Waiting(_Again(self._records), _Again(self._notices))
+                self.progress(Stage.COUNTS, int(now - agreed_at), int(steady))
             else:
                 agreed_at, disagreed_at = None, now if disagreed_at is None else disagreed_at
                 if now - disagreed_at >= _COUNT_PATIENCE:

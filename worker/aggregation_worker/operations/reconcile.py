@@ -28,13 +28,14 @@ from aggregation_worker.operations.source import (
     request_of,
     shown_progress,
     stream_arn_of,
+    stream_reader,
 )
 from aggregation_worker.operations.status import service_of
 from aggregation_worker.reconciliation.observer import OBSERVED_AT_ONCE
 from aggregation_worker.reconciliation.reconcile import PATIENCE, Reconciliation, Repairs
 from aggregation_worker.reconciliation.report import Report
 from aggregation_worker.reconciliation.spool import Spool
-from aggregation_worker.streams.reader import STREAM_LAG, StreamReader
+from aggregation_worker.streams.reader import STREAM_LAG
 from aggregation_worker.telemetry import NAMESPACE, SERVICE, Metric
 
 if TYPE_CHECKING:
@@ -42,23 +43,28 @@ if TYPE_CHECKING:
 
     from aggregation_worker.streams.shards import StartingPosition
 
+_INTERRUPTED = "what was corrected stays corrected, each total wholly or not at all; run the command again for the rest"
+_INTERRUPTED_READING = "nothing was changed; run the command again"
+# Exit status where no total is wrong, but some could not be proved.
+_NOT_PROVED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Request(SourceRequest):
     """What the command line asks for.
 
     Attributes:
-        patience: seconds that a difference must stay the same to be drift.
-        metric: whether to publish `AggregateDrift`.
-        stream_lag: seconds; see `StreamReader`.
-        queue_lag: seconds; see `AllLetters`.
+        patience: seconds for which a record without a receipt is waited for.
+        metric: whether to publish `AggregateDrift`, where all aggregations are compared.
+        stream_lag: seconds; see `StreamReader`; `None` for what the endpoint needs.
+        queue_lag: seconds; see `AllLetters`; `None` for what the endpoint needs.
     """
 
     repair: bool = False
     patience: float = PATIENCE
     metric: bool = True
-    stream_lag: float = STREAM_LAG
-    queue_lag: float = COUNT_LAG
+    stream_lag: float | None = None
+    queue_lag: float | None = None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +73,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Recomputes every total from the source table while it is written to, and lists those that differ: drift is a "
         "difference that no record on its way accounts for. With --repair each is corrected, with a receipt that "
-        "explain shows. Exit status 0 only if every total is right by now."
+        "explain shows. Exit status: 0 only if every total is proved right, but for those of aggregations that ignore "
+        "what is removed; 1 if some are wrong; 3 if none is, but some could not be proved; 2 for an error."
     )
     parser.add_argument("names", metavar="AGGREGATION", nargs="*", help="only these (default: all)")
     parser.add_argument("--repair", action="store_true", help="correct what drifts")
@@ -76,25 +83,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=positive(float),
         default=default.patience,
         metavar="SECONDS",
-        help=f"how long a difference must stay the same to be drift (default: {default.patience:.0f})",
+        help=f"how long to wait for records on their way to the totals (default: {default.patience:.0f})",
     )
     add_source_options(parser)
     parser.add_argument("--csv", action="store_true", help="CSV on standard output: a line for each measure")
-    parser.add_argument("--no-metric", action="store_false", dest="metric", help="leave out the metric AggregateDrift")
+    parser.add_argument(
+        "--no-metric",
+        action="store_false",
+        dest="metric",
+        help="leave out the metric AggregateDrift, which only a run over all aggregations publishes",
+    )
     parser.add_argument(
         "--stream-lag",
         type=positive(float),
-        default=default.stream_lag,
         metavar="SECONDS",
-        help=f"how long a record may take to appear in the stream (default: {default.stream_lag:.0f})",
+        help=f"how long a record may take to appear in the stream (default: {STREAM_LAG:.0f}; 0 on this machine)",
     )
     parser.add_argument(
         "--queue-lag",
         type=positive(float),
-        default=default.queue_lag,
         metavar="SECONDS",
         help="how long the dead-letter queue's counts must agree with what was read before anything is corrected "
-        f"(default: {default.queue_lag:.0f})",
+        f"(default: {COUNT_LAG:.0f}; 0 on this machine)",
     )
     add_deployment_options(parser)
 
@@ -105,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def reconcile(resources: Resources, request: Request, *, as_json: bool, as_csv: bool) -> int:
-    """Compares, corrects if asked to, and reports; returns 0 if every total is right by now, else 1.
+    """Compares, corrects if asked to, and reports; returns the exit status, see `add_options`.
 
     Raises:
         WorkerError: nothing can be said about the totals, or nothing may be corrected.
@@ -113,7 +123,7 @@ def reconcile(resources: Resources, request: Request, *, as_json: bool, as_csv: 
     if as_json and as_csv:
         raise CommandError("--json and --csv: one of them at a time")
     report = _run(resources, request)
-    if request.metric and (report.drifted or report.is_decided):
+    if request.metric and not request.names and (report.drifted or report.is_decided):
         publish(resources, report.drifted)
     if as_json:
         print_json(report_as_json(report))
@@ -121,7 +131,9 @@ def reconcile(resources: Resources, request: Request, *, as_json: bool, as_csv: 
         write_csv(report)
     else:
         print_report(report)
-    return 1 if report.drifted or report.undecided or report.left_out else 0
+    if report.drifted:
+        return 1
+    return _NOT_PROVED if report.is_open else 0
 
 
 def _run(resources: Resources, request: Request) -> Report:
@@ -132,14 +144,14 @@ def _run(resources: Resources, request: Request) -> Report:
     if request.repair:
         check_only_stream(streams, resources.definitions.source.table, stream_arn)
     start: StartingPosition = "LATEST" if not request.repair and request.export is None else "TRIM_HORIZON"
-    reader = StreamReader(streams, stream_arn, start, stream_lag=request.stream_lag)
+    reader = stream_reader(resources, stream_arn, start, request.stream_lag)
     with (
         ThreadPoolExecutor(OBSERVED_AT_ONCE, thread_name_prefix="observation") as executor,
-        shown_progress() as tell,
+        shown_progress(_INTERRUPTED if request.repair else _INTERRUPTED_READING) as tell,
         Spool(None) as spool,
         ExitStack() as stack,
     ):
-        letters = AllLetters(resources, stack, request.queue_lag)
+        letters = AllLetters(resources, stack, request.queue_lag, progress=tell)
         report = Reconciliation(
             client=resources.dynamodb,
             definitions=resources.definitions,

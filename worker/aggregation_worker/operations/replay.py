@@ -82,7 +82,6 @@ def worker_environment(resources: Resources) -> dict[str, str]:
     return {
         **{name: value for name, value in chosen.items() if value},
         "AGGREGATIONS_FILE": str(resources.definitions_file),
-        "SOURCE_STREAM_ARN": source.stream_arn or "",
         "LEDGER_TABLE": resources.ledger_table,
         "LEDGER_RETENTION_DAYS": str(resources.ledger_retention_days),
         "DEAD_LETTER_QUEUE_URL": resources.queue_url,

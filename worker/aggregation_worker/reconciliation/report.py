@@ -14,6 +14,7 @@ class Verdict(StrEnum):
 
     DRIFT = "drift"
     WAITS = "waits in the dead-letter queue"  # a record of it does; replay or discard it first
+    UNEXPLAINED = "differs from its receipts"  # all of which are there; the source cannot say that it is wrong
     UNSETTLED = "unsettled"  # the worker is behind, or the difference kept changing
     UNPROVABLE = "unprovable"  # removed items, which the aggregation ignores, may account for it
     REPAIRED = "repaired"
@@ -37,6 +38,11 @@ class Finding:
     expected: Amounts | None
     note: str = ""
     lost: Receipts = field(default_factory=dict)
+
+    @property
+    def name_and_group(self) -> tuple[str, Group]:
+        """The aggregate's name."""
+        return self.aggregation.name, self.group
 
     @property
     def difference(self) -> Amounts | None:
@@ -80,7 +86,7 @@ class Report:
     @property
     def drifted(self) -> int:
         """Aggregates whose totals are wrong and stay so: the metric's value."""
-        return self.count(Verdict.DRIFT, Verdict.WAITS)
+        return self.count(Verdict.DRIFT, Verdict.WAITS, Verdict.UNEXPLAINED)
 
     @property
     def undecided(self) -> int:
@@ -88,6 +94,11 @@ class Report:
         return self.count(Verdict.UNSETTLED)
 
     @property
+    def is_open(self) -> bool:
+        """Whether there are totals of which nothing is proved, though their aggregations can be."""
+        return bool(self.undecided or self.left_out)
+
+    @property
     def is_decided(self) -> bool:
         """Whether `drifted` is the whole truth: something could be proved, and nothing of it is left open."""
-        return not self.undecided and not self.left_out and set(self.unproved) < set(self.compared)
+        return not self.is_open and set(self.unproved) < set(self.compared)
