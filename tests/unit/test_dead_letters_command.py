@@ -19,7 +19,7 @@ from aggregation_worker.operations.cli import main
 from aggregation_worker.operations.notices import NoticeState
 from aggregation_worker.operations.queue import HeldMessages, Message
 from aggregation_worker.operations.replay import print_summary
-from aggregation_worker.operations.replaying import Summary
+from aggregation_worker.operations.replaying import Left, Summary
 from aggregation_worker.operations.resources import Resources
 from tests.dead_letter_fakes import BUCKET, NOW
 from tests.definition_texts import definitions
@@ -164,7 +164,7 @@ def test_ctrl_c__says_how_to_go_on(
     status = main(["dead-letters", "--all"])
 
     assert status == 130
-    assert "Interrupted: 1 letters were read, and all go back to the queue" in " ".join(output(capsys).split())
+    assert "interrupted: 1 letters were read, and all go back to the queue; run it again" in capsys.readouterr().err
     assert queue.visible() == 100
 
 
@@ -323,6 +323,15 @@ def test_page_on_replaying__shows_its_last_lines(capsys: pytest.CaptureFixture[s
     print_summary(summary, as_json=False)
 
     assert lines_of(output(capsys).replace("Records", "", 1)) == lines_of(shown_in("replay-dead-letters.md")[1])
+
+
+def test_replay_that_was_interrupted__says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    left = Left("id", "parked record", ("1",), "record 1: as a whole")
+    print_summary(Summary(done=3, told_anew=2, left=[left], interrupted=True), as_json=False)
+
+    text = " ".join(output(capsys).split())
+    assert "3 letters done, 2 told of anew, 1 left." in text
+    assert "Interrupted: every other letter is still in the queue. Run the same command again to go on." in text
 
 
 def test_page_on_discarding__shows_what_is_printed(

@@ -81,9 +81,9 @@ def run(options: argparse.Namespace) -> int:
         try:
             _print(listing, options)
         except KeyboardInterrupt:
-            say(
-                f"Interrupted: {listing.count} letters were read, and all go back to the queue. Run it again; --limit "
-                "reads only some."
+            sys.stderr.write(
+                f"aggregator: interrupted: {listing.count} letters were read, and all go back to the queue; run it "
+                "again, --limit reads only some\n"
             )
             return 130
     return 0

@@ -32,6 +32,7 @@ from aggregation_worker.streams.records import (
     StreamViewTypeError,
     UnexpectedEventError,
     read_record,
+    sequence_number_of,
 )
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _read(raw: Any, definitions: Definitions) -> StreamRecord:
     try:
         return read_record(raw, definitions.source.origin)
     except (MalformedRecordError, UnexpectedEventError, StreamViewTypeError) as error:
-        raise UnreadableLetterError(f"a dead letter holds a record that cannot be read: {error}") from error
+        raise _unreadable(sequence_number_of(raw), error) from error
 
 
 def _contributions(
@@ -189,7 +190,14 @@ def _contributions(
     try:
         return contributions(aggregations, record)
     except StreamViewTypeError as error:
-        raise UnreadableLetterError(f"a dead letter holds a record that cannot be read: {error}") from error
+        raise _unreadable(record.sequence_number, error) from error
+
+
+def _unreadable(number: str | None, error: WorkerError) -> UnreadableLetterError:
+    return UnreadableLetterError(
+        f"nothing was corrected: a dead letter holds a record that cannot be read, {number or 'without a number'}: "
+        f"{error}; replay or discard it first"
+    )
 
 
 def _groups(aggregation: Aggregation, record: StreamRecord) -> set[Group]:
