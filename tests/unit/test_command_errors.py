@@ -199,6 +199,15 @@ def test_endpoint_that_cannot_be_reached__is_tried_once_and_told(
         tried.clear()
 
 
+def test_answer_that_is_not_of_aws__is_one_line(
+    aws: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a proxy's, which has no body."""
+    aws(lambda request: answer(request, 403, ""))
+
+    assert "what has answered is not AWS" in line_of(EXPLAIN, capsys)
+
+
 def test_connection_that_fails_once_there_were_answers__is_tried_again(aws: Callable[[Answer], None]) -> None:
     tried: list[str] = []
 

@@ -14,7 +14,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.contributions import Definitions
-from aggregation_worker.aggregations.definitions import load_definitions
+from aggregation_worker.aggregations.definitions import load_definitions, parse_definitions
 from aggregation_worker.deployment.example import example_item, put_item_command, query_command
 from aggregation_worker.deployment.settings import STACK_NAME, Output
 from aggregation_worker.ledger.reading import Stored
@@ -589,6 +589,28 @@ def test_example__is_made_so_that_a_where_is_true(where: str) -> None:
     defined = definitions(aggregation_text(f"where = {json.dumps(where)}"))
 
     assert defined.aggregations[0].value(example_item(defined)) is not None
+
+
+def test_definitions_of_the_readme__count_example_and_canary() -> None:
+    (block,) = re.findall(r"(?ms)^```toml\n(.*?)^```", (Path(__file__).parents[2] / "README.md").read_text())
+    shown = parse_definitions(block)
+    (aggregation,) = shown.aggregations
+
+    assert aggregation.value(example_item(shown)) is not None
+    assert aggregation.value(canary_of(shown, example_item(shown))) is not None
+
+
+def test_item_that_is_given__is_what_the_canary_is_made_of() -> None:
+    defined = definitions(aggregation_text("where = \"length(join('-', tags)) == `3`\""))
+    item = {"tags": {"L": [{"S": "a"}, {"S": "b"}]}, "quantity": {"N": "3"}, "orderid": {"S": "mine"}}
+
+    canary = canary_of(defined, item)
+
+    value = defined.aggregations[0].value(canary)
+    assert value is not None
+    assert value[1] == (Decimal(3),)
+    assert value[0][0].startswith("aggregator-verify-")
+    assert canary["orderid"]["S"].startswith("aggregator-verify-")
 
 
 class ShopInMemory:
