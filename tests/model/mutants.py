@@ -370,8 +370,8 @@ MUTANTS = (
     _mutant(
         "delete a dead letter although the worker failed",
         "worker/aggregation_worker/operations/replaying.py",
-        '            job.problem = f"record {sequence_number_of(record)}: {error}"\n',
-        "",
+        "                failures += 1\n",
+        "                return [RecordOutcome.DUPLICATE] * len(records)\n",
     ),
 )
 
