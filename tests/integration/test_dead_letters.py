@@ -584,7 +584,7 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
     broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
     chance = random.Random(seed)
-    command = ("replay", "--in-process", "--visibility-timeout", "1", "--rate", "400")
+    command = ("replay", "--in-process", "--visibility-timeout", "1", "--rate", "25")
     with pipeline_with() as pipeline:
         put_orders(pipeline, 400)
         pipeline.mapping.drain(60)
