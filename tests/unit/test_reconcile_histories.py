@@ -420,6 +420,23 @@ def test_total_that_its_receipts_do_not_explain__is_told_and_repaired(archived: 
         assert world.wrong() == {}
 
 
+def test_total_and_what_is_kept_of_it_changed_alike__is_told() -> None:
+    """The source sees nothing of it."""
+    with a_world(1) as world:
+        world.settle(30)
+        group = min(world.fold(world.source.items))
+        kept = {"N": str(world.kept(group)[1] + 5)}
+        world.totals.add(world.aggregation, group, (Decimal(0), Decimal(5)))
+        world.totals.set(world.aggregation, group, {"kept#sold#quantity": kept})
+
+        report = world.run()
+
+        (finding,) = report.findings
+        assert (finding.group, finding.verdict) == (group, Verdict.UNEXPLAINED)
+        assert finding.note == "what is kept of it by 0, 5, see aggregator explain"
+        assert world.wrong() == {}
+
+
 def test_total_of_which_pages_have_expired__is_not_compared_with_its_receipts() -> None:
     with a_world(0) as world:
         world.source.writes_per_request = 1e-9
