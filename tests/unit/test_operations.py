@@ -1,19 +1,23 @@
 """The operators' commands where no queue is needed: names of resources, status, streams read back, explanations."""
 
 import argparse
+import io
 import json
 import re
 import time
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import urllib3
 from botocore.exceptions import ClientError
 
-from aggregation_worker.aggregations.contributions import Definitions
+from aggregation_worker.aggregations.contributions import Definitions, KeyType
 from aggregation_worker.aggregations.definitions import load_definitions, parse_definitions
 from aggregation_worker.deployment.example import example_item, put_item_command, query_command
 from aggregation_worker.deployment.settings import STACK_NAME, Output
@@ -97,6 +101,131 @@ def test_stack_that_is_named__comes_before_the_environment(monkeypatch: pytest.M
 
     assert resources.ledger_table == "from-stack"
     assert fake.calls == [("describe_stacks", {"StackName": "mine"})]
+
+
+def test_worker_in_somebodys_stack__is_found_by_its_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CDK writes a construct's id before the name of an output, and a hash after it."""
+    of = {
+        "LedgerTableName": "ledger",
+        "FunctionName": "function",
+        "ReconcileFunctionName": "other",
+        "EventSourceMappingUuid": "mapping",
+    }
+    first = {f"Totals{name}0A1B2C3D": f"{value}-1" for name, value in of.items()}
+    second = {f"Other{name}99999999": f"{value}-2" for name, value in of.items()}
+
+    one, _ = resources_with({}, {"describe_stacks": stack_with(Url="x", **first)}, monkeypatch)
+    assert (one.ledger_table, one.function) == ("ledger-1", "function-1")
+
+    both = {"describe_stacks": stack_with(**first, **second)}
+    chosen, _ = resources_with({}, both, monkeypatch, "--worker", "Other")
+    assert (chosen.ledger_table, chosen.function) == ("ledger-2", "function-2")
+    for arguments, sentence in (
+        ((), "has several workers: give --worker Other or Totals"),
+        (("--worker", "Total"), "has no worker 'Total', only Other, Totals"),
+    ):
+        resources, _ = resources_with({}, both, monkeypatch, *arguments)
+        with pytest.raises(CommandError) as refused:
+            _ = resources.ledger_table
+        assert str(refused.value).endswith(sentence)
+
+
+# --- The deployed definitions ----------------------------------------------------------------------------------------
+
+FUNCTION = {
+    "CodeSha256": "a/b=",
+    "Environment": {"Variables": {"SOURCE_STREAM_ARN": STREAM_ARN, "TABLE_PREFIX": "dev-"}},
+}
+
+
+@pytest.fixture
+def bundle_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[bytes, int], list[str]]:
+    """Puts a bundle where the function's code is; returns the addresses that are fetched."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def put(data: bytes, status: int = 200) -> list[str]:
+        fetched: list[str] = []
+
+        def request(_: str, url: str, **__: Any) -> Any:
+            fetched.append(url)
+            return SimpleNamespace(status=status, data=data)
+
+        monkeypatch.setattr(urllib3, "request", request)
+        return fetched
+
+    return put
+
+
+def zipped(name: str, content: str) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr(name, content)
+    return made.getvalue()
+
+
+def deployed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Resources:
+    keys = {
+        "AttributeDefinitions": [
+            {"AttributeName": "order_date", "AttributeType": "N"},
+            {"AttributeName": "orderid", "AttributeType": "S"},
+        ],
+        "KeySchema": [
+            {"AttributeName": "order_date", "KeyType": "RANGE"},
+            {"AttributeName": "orderid", "KeyType": "HASH"},
+        ],
+    }
+    answers = {
+        "describe_stacks": stack_with(FunctionName="worker-function"),
+        "get_function": {"Configuration": FUNCTION, "Code": {"Location": "https://code"}},
+        "describe_table": {"Table": keys},
+    }
+    return resources_with({}, answers, monkeypatch, *arguments)[0]
+
+
+def test_definitions__are_those_of_the_deployed_function(
+    monkeypatch: pytest.MonkeyPatch, bundle_at: Callable[[bytes, int], list[str]]
+) -> None:
+    fetched = bundle_at(zipped("aggregations.toml", aggregation_text()), 200)
+
+    for _ in range(2):  # fetched once, and kept
+        found = deployed(monkeypatch).definitions
+        assert (found.source.table, found.source.stream_arn) == ("Order_by_item", STREAM_ARN)
+        assert found.source.keys == (("orderid", KeyType.STRING), ("order_date", KeyType.NUMBER))
+        assert [one.table for one in found.aggregations] == ["dev-item_count_by_date"]
+    assert fetched == ["https://code"]
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "sentence"),
+    [
+        (b"", 403, "the bundle of function worker-function cannot be fetched: HTTP status 403"),
+        (
+            b"not a zip",
+            200,
+            "cannot be read from its bundle (File is not a zip file): give --definitions FILE",
+        ),
+        (zipped("other.py", ""), 200, "give --definitions FILE"),
+    ],
+)
+def test_bundle_without_definitions__is_one_sentence(
+    data: bytes,
+    status: int,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    bundle_at: Callable[[bytes, int], list[str]],
+) -> None:
+    bundle_at(data, status)
+
+    with pytest.raises(CommandError) as refused:
+        _ = deployed(monkeypatch).definitions
+
+    assert sentence in str(refused.value)
+
+
+def test_file_that_is_given__takes_the_deployed_ones_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = deployed(monkeypatch, "--definitions", str(SAMPLE_FILE))
+
+    assert resources.definitions_file == SAMPLE_FILE
 
 
 def test_environment__comes_before_the_default_stack(monkeypatch: pytest.MonkeyPatch) -> None:
