@@ -32,7 +32,7 @@ MAPPING = replace(deployment.MAPPING, batch_size=25, maximum_batching_window_sec
 
 
 def losing_answers(chance: random.Random, seen: list[Any]) -> Handler:
-    """A worker of which a third of the answers are lost, and the first, so that batches come again, and are bisected."""
+    """A worker that loses its first answer and a third of the others, so that batches come again, and are bisected."""
     handler = deployed_handler()
 
     def handle(event: dict[str, Any], context: Any) -> Any:
