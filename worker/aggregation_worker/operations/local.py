@@ -11,8 +11,6 @@ from itertools import groupby, islice
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from aggregation_worker.aggregations.definitions import definitions_file
@@ -24,7 +22,7 @@ from aggregation_worker.local.delivery import DiscardedBatch, Invocation
 from aggregation_worker.local.demo import QUIET_FUNCTION, quiet_mapping
 from aggregation_worker.local.pipeline import Pipeline, deployed_handler, running_pipeline
 from aggregation_worker.operations.options import add_definitions_option
-from aggregation_worker.operations.output import console, print_json_line, shown
+from aggregation_worker.operations.output import console, print_json_line, say, shown
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -214,16 +212,16 @@ def _print(facts: Mapping[str, Any]) -> None:
     attempt = f", attempt {facts['attempt']}" if facts["attempt"] > 1 else ""
     screen.print(line + shown(f" in {facts['milliseconds']} ms{attempt}"))
     if facts["error"]:
-        _indented(screen, facts["error"], "red")
-    _print_attention(screen, facts["attention"])
+        say(facts["error"], _INDENT, "red")
+    _print_attention(facts["attention"])
     for total in facts["totals"]:
         measures = ", ".join(
             f"{name} {one['total']} ({'' if one['change'].startswith('-') else '+'}{one['change']})"
             for name, one in total["measures"].items()
         )
-        _indented(screen, f"{total['aggregation']}: {', '.join(total['group'])}: {measures}")
+        say(f"{total['aggregation']}: {', '.join(total['group'])}: {measures}", _INDENT)
     if more := facts["changed"] - len(facts["totals"]):
-        _indented(screen, f"and {more} more totals changed")
+        say(f"and {more} more totals changed", _INDENT)
 
 
 def _records(clock: str, facts: Mapping[str, Any]) -> Text:
@@ -234,7 +232,7 @@ def _number(count: int, what: str) -> str:
     return f"{count} {what}{'s' if count != 1 and what in ('record', 'duplicate') else ''}"
 
 
-def _print_attention(screen: Console, attention: list[dict[str, Any]]) -> None:
+def _print_attention(attention: list[dict[str, Any]]) -> None:
     """Each outcome and reason once, with the keys of some of the items."""
 
     def why(one: Mapping[str, Any]) -> tuple[str, str]:
@@ -243,9 +241,5 @@ def _print_attention(screen: Console, attention: list[dict[str, Any]]) -> None:
     for (outcome, reason), found in groupby(sorted(attention, key=why), why):
         keys = [", ".join(f"{name} {value}" for name, value in one["key"].items()) for one in found]
         more = f"; and {len(keys) - _MOST_ITEMS} more" if len(keys) > _MOST_ITEMS else ""
-        _indented(screen, f"{outcome}: {reason}", "yellow")
-        _indented(screen, f"of {'; '.join(keys[:_MOST_ITEMS])}{more}")
-
-
-def _indented(screen: Console, line: str, style: str = "") -> None:
-    screen.print(Padding(shown(line, style), (0, 0, 0, _INDENT), expand=False))
+        say(f"{outcome}: {reason}", _INDENT, "yellow")
+        say(f"of {'; '.join(keys[:_MOST_ITEMS])}{more}", _INDENT)

@@ -8,6 +8,8 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -30,9 +32,10 @@ def shown(value: object, style: str = "") -> Text:
     return Text(visible(value).encode(encoding, PLAIN).decode(encoding), style)
 
 
-def say(sentence: str) -> None:
-    """A sentence on standard output."""
-    console().print(shown(sentence))
+def say(sentence: str, indented: int = 0, style: str = "") -> None:
+    """A sentence on standard output, so many columns in."""
+    text = shown(sentence, style)
+    console().print(Padding(text, (0, 0, 0, indented), expand=False) if indented else text)
 
 
 def print_json(document: Any) -> None:
@@ -60,6 +63,23 @@ def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else shown(cell) for cell in row))
     return table
+
+
+class _Done(ProgressColumn):
+    """How much is done of how much; where that is not known, how fast."""
+
+    def render(self, task: Task) -> Text:
+        """See `ProgressColumn`."""
+        if task.total is not None:
+            return Text(f"{task.completed:,.0f}/{task.total:,.0f}")
+        return Text(f"{task.completed:,.0f}, {task.speed or 0:,.0f}/s")
+
+
+def progress() -> Progress:
+    """Bars on standard error, while it is a terminal."""
+    terminal = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), _Done(), TimeRemainingColumn())
+    return Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal)
 
 
 def duration(time: timedelta) -> str:
