@@ -17,13 +17,13 @@ def usual_handler(dynamodb: "DynamoDBClient", table: str) -> Handler:
 
     def handle(event: dict[str, Any], context: Any) -> None:  # noqa: ARG001 - as Lambda calls it
         for record in event["Records"]:
-            for key, amount in changes(record):
-                dynamodb.update_item(**add(table, key, amount))
+            for key, amount in changes_of(record):
+                dynamodb.update_item(**add_request(table, key, amount))
 
     return handle
 
 
-def changes(record: dict[str, Any]) -> list[tuple[dict[str, Any], int]]:
+def changes_of(record: dict[str, Any]) -> list[tuple[dict[str, Any], int]]:
     """What a record changes, as a handler for whole quantities finds it: a row's key and the number to add."""
     amounts: dict[tuple[str, str], int] = {}
     for name, sign in (("OldImage", -1), ("NewImage", 1)):
@@ -37,7 +37,7 @@ def changes(record: dict[str, Any]) -> list[tuple[dict[str, Any], int]]:
     ]
 
 
-def add(table: str, key: dict[str, Any], amount: int) -> dict[str, Any]:
+def add_request(table: str, key: dict[str, Any], amount: int) -> dict[str, Any]:
     """The parameters of the `UpdateItem` that adds an amount to a row."""
     return {
         "TableName": table,
