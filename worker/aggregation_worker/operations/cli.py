@@ -51,10 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=PLAIN)
-    parsed = build_parser().parse_args(arguments)
     try:
-        status = int(parsed.run(parsed))
-        sys.stdout.flush()
+        try:
+            parsed = build_parser().parse_args(arguments)
+            status = int(parsed.run(parsed))
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
