@@ -26,6 +26,7 @@ from aggregation_worker.streams.reader import HistoryLostError
 from aggregation_worker.streams.shards import IncompleteDescriptionError, TrimmedError
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, cancelled, client_error
+from tests.infrastructure.runbook_pages import check_output
 from tests.records import CREATED_AT, STREAM_ARN, STREAM_LABEL, insert, modify, order
 
 DEFINITIONS = definitions(
@@ -431,6 +432,12 @@ def test_dry_run__adds_up_and_writes_nothing(shop: Shop) -> None:
     assert second.totals == (Decimal(sum(range(10, 19))),)
     assert shop.database.requests == []
     assert shop.database.totals() == {TABLE: [], "by_day": []}
+
+
+def test_page_on_adopting_a_table__shows_what_a_dry_run_prints(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    command._report({}, shop.run(dry_run=True), command.Request(dry_run=True), as_json=False)
+
+    check_output("adopt-a-table", "aggregator backfill --dry-run", capsys.readouterr().out)
 
 
 def test_killed_after_reading_everything__posts_without_the_stream(

@@ -353,13 +353,15 @@ def test_aggregation_that_ignores_what_is_removed__is_proved_by_receipts_alone()
         for key in [*world.source.items][:6]:
             world.source.write(key, None)
         world.settle(0)
+        world.source.rest()
         planted = world.plant(2)
 
         report, repaired = world.run(), world.run(repair=True)
 
         assert set(found(report, Verdict.UNEXPLAINED)) == planted
         assert found(report, Verdict.UNPROVABLE)
-        assert found(repaired, *Verdict) == found(report, *Verdict)
+        assert found(repaired, Verdict.UNEXPLAINED) == found(report, Verdict.UNEXPLAINED)
+        assert repaired.count(Verdict.REPAIRED) == 0
         assert (report.drifted, report.undecided, report.unproved, report.is_decided) == (2, 0, ("sold",), False)
 
 
@@ -415,6 +417,23 @@ def test_total_that_its_receipts_do_not_explain__is_told_and_repaired(archived: 
         assert found(wrong, *Verdict) == found(wrong, Verdict.UNEXPLAINED) == {("alone",): (Decimal(0), Decimal(5))}
         assert wrong.drifted == 1
         assert found(repaired, *Verdict).keys() == found(repaired, Verdict.REPAIRED).keys() == {("alone",)}
+        assert world.wrong() == {}
+
+
+def test_total_and_what_is_kept_of_it_changed_alike__is_told() -> None:
+    """The source sees nothing of it."""
+    with a_world(1) as world:
+        world.settle(30)
+        group = min(world.fold(world.source.items))
+        kept = {"N": str(world.kept(group)[1] + 5)}
+        world.totals.add(world.aggregation, group, (Decimal(0), Decimal(5)))
+        world.totals.set(world.aggregation, group, {"kept#sold#quantity": kept})
+
+        report = world.run()
+
+        (finding,) = report.findings
+        assert (finding.group, finding.verdict) == (group, Verdict.UNEXPLAINED)
+        assert finding.note == "what is kept of it by 0, 5, see aggregator explain"
         assert world.wrong() == {}
 
 

@@ -231,11 +231,8 @@ class Observations:
             return VerdictSoFar.BEHIND if behind else VerdictSoFar.OPEN
         unchanged_for = self._seen_at - self.unchanged_since
         keeps_up = all(first > self.unchanged_since for first in self.waiting.values())
-        return (
-            VerdictSoFar.DIFFERENT
-            if unchanged_for > 0 and (keeps_up or unchanged_for >= patience)
-            else (VerdictSoFar.OPEN)
-        )
+        is_decided = unchanged_for > 0 and (keeps_up or unchanged_for >= patience)
+        return VerdictSoFar.DIFFERENT if is_decided else VerdictSoFar.OPEN
 
     def stuck(self, patience: float) -> list[str]:
         """The later records that have had no receipt for `patience` seconds."""

@@ -357,14 +357,12 @@ class Reconciliation:
         self.progress(Stage.RECEIPTS, 0, None)
         known = {one.name_and_group for one in findings if one.verdict is not Verdict.UNPROVABLE}
         found = check.findings(known)
-        if self.repairs is not None:
+        if self.repairs is not None and found:
             proved = [one for one in found if one.aggregation.remove is not RemovePolicy.IGNORE]
             give_receipts(proved, Repairer(self.client, self.ledger_table), observer)
-            left = {one.name_and_group: one for one in check.findings(known)} if proved else {}
+            left = {one.name_and_group for one in check.findings(known)}
             found = [
-                left.get(one.name_and_group) or replace(one, verdict=Verdict.REPAIRED, note=HAS_RECEIPTS)
-                if one in proved
-                else one
+                one if one.name_and_group in left else replace(one, verdict=Verdict.REPAIRED, note=HAS_RECEIPTS)
                 for one in found
             ]
         more = {one.name_and_group for one in found}
