@@ -42,7 +42,7 @@ def clone(tmp_path: Path) -> dict[str, str]:
     return {**without_settings(), "PYTHONPATH": str(folder)}
 
 
-def test_demo__is_right_beside_a_wrong_handler_and_as_its_picture_shows(clone: dict[str, str], tmp_path: Path) -> None:
+def test_demo__is_right_and_as_its_picture_shows(clone: dict[str, str], tmp_path: Path) -> None:
     """The picture's command (.github/CONTRIBUTING.md, "Pictures")."""
     picture = tmp_path / "demo.svg"
     command = aggregator("demo", "--svg", str(picture))

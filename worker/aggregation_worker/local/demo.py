@@ -18,7 +18,7 @@ import boto3
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.numbers import Amounts
 from aggregation_worker.batch import BatchResult, RecordOutcome
-from aggregation_worker.dead_letters import read_dead_letter
+from aggregation_worker.dead_letters import Notice, ParkedRecord, read_dead_letter
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.consumed import (
@@ -209,8 +209,10 @@ def quiet_mapping() -> Iterator[None]:
 
 
 def _letter(body: str) -> tuple[str, str]:
-    letter: Any = read_dead_letter(body)
-    return letter.record["dynamodb"]["Keys"]["orderid"]["S"], "; ".join(letter.reasons)
+    letter = read_dead_letter(body)
+    if isinstance(letter, Notice | ParkedRecord):
+        return letter.record["dynamodb"]["Keys"]["orderid"]["S"], "; ".join(letter.reasons)
+    return "", str(letter)
 
 
 def order(order_id: str, item: str, quantity: dict[str, str]) -> dict[str, Any]:
