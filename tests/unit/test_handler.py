@@ -506,7 +506,7 @@ def test_worker__is_made_once_and_kept(function: Function) -> None:
     assert function.made == ["dynamodb", "dynamodb"]
 
 
-def test_clients__have_short_timeouts_and_no_retries_of_their_own(function: Function) -> None:
+def test_clients__have_short_timeouts_no_retries_and_a_name(function: Function) -> None:
     function.invoke(event(insert(), BAD))
 
     attempts = [config.retries["total_max_attempts"] for config in function.configs]
@@ -514,6 +514,7 @@ def test_clients__have_short_timeouts_and_no_retries_of_their_own(function: Func
     for config in function.configs:
         assert (config.connect_timeout, config.read_timeout) == (handler.CONNECT_TIMEOUT, handler.READ_TIMEOUT)
         assert config.max_pool_connections == MAX_IN_FLIGHT
+        assert config.user_agent == "dynamodb-aggregation-worker"
         assert config.connect_timeout + config.read_timeout < handler.STOP_SENDING
 
 
