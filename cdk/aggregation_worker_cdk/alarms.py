@@ -15,7 +15,7 @@ from constructs import Construct
 
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.telemetry import Metric
-from aggregation_worker_cdk.metrics import ONE_HOUR, ONE_MINUTE, StackMetrics
+from aggregation_worker_cdk.metrics import FIVE_MINUTES, ONE_HOUR, ONE_MINUTE, StackMetrics
 from aggregation_worker_cdk.schedule import longest_gap
 
 # Milliseconds. Totals are usually two seconds behind their source; five minutes are more than a hiccup.
@@ -250,20 +250,21 @@ def _waiting(metrics: StackMetrics) -> list[AlarmSetting]:
             metrics.event_source_mapping("OnFailureDestinationDeliveredEventCount"),
             _NOTHING_HAPPENED,
         ),
-        # SQS gives values for as long as a message is in the queue; one that is empty and not used for six hours has
-        # none ("Available CloudWatch metrics for Amazon SQS", Amazon SQS developer guide).
+        # Also what is being read, so that no listing and no replay hides it. SQS gives values for as long as a message
+        # is in the queue; one that is empty and not used for six hours has none ("Available CloudWatch metrics for
+        # Amazon SQS", Amazon SQS developer guide).
         AlarmSetting(
             "dead-letters-visible",
             "Dead letters wait in the queue: records that are missing from totals, or items that cannot be used.",
-            metrics.dead_letter_queue("ApproximateNumberOfMessagesVisible"),
+            metrics.waiting(FIVE_MINUTES),
             _NOTHING_HAPPENED,
         ),
-        # The same. In no hour of these days the queue was empty: no listing and no replay hides that.
+        # The same. In no hour of these days the queue was empty.
         AlarmSetting(
             "oldest-dead-letter",
             f"The dead-letter queue has not been empty for {DAYS_WITH_LETTERS} days; SQS deletes each letter at "
             f"{deployment.QUEUE_RETENTION_DAYS}.",
-            metrics.waiting,
+            metrics.waiting(ONE_HOUR),
             _NOTHING_HAPPENED,
             periods=DAYS_WITH_LETTERS * 24,
         ),

@@ -122,7 +122,7 @@ def _is_it_current(metrics: StackMetrics) -> list[cw.IWidget]:
 
 def _is_it_losing_anything(metrics: StackMetrics) -> list[cw.IWidget]:
     return [
-        # In each period with the one there should be the other.
+        # A period that has the one should have the other.
         _graph("Written to the source, and read of it", 6, [metrics.written, metrics.read], "in 5 minutes"),
         _graph(
             "Dead letters waiting",

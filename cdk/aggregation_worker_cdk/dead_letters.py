@@ -98,9 +98,9 @@ class DeadLetters(Construct):
         """Refuses letters of all but the function's role and the bucket, whatever a policy of theirs allows them.
 
         A letter is counted as it is, so whoever writes one writes totals. A condition with `Not` also holds where its
-        key is missing, and both must hold ("Creating a condition with multiple keys or values", IAM user guide): a
-        session of the role has its `aws:PrincipalArn`, S3 on behalf of the bucket its `aws:SourceArn`, and all others
-        have neither. Whose bucket of this name it is, the allowing statement asks.
+        key is missing, and both of the queue's must hold ("Conditions with multiple context keys or values", IAM user
+        guide): a session of the role has its `aws:PrincipalArn`, S3 on behalf of the bucket its `aws:SourceArn`, and
+        all others have neither. The statement that lets S3 in asks for the bucket's account, too.
         """
         of_the_role = {"aws:PrincipalArn": role.role_arn}
         self.queue.add_to_resource_policy(

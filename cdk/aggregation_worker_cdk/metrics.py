@@ -114,8 +114,7 @@ class StackMetrics:
         """Records that the mapping has read from the stream, those included that its filter leaves out."""
         return self.event_source_mapping("PolledEventCount")
 
-    @property
-    def waiting(self) -> cw.MathExpression:
+    def waiting(self, period: cdk.Duration) -> cw.MathExpression:
         """Dead letters, also those that somebody is reading.
 
         The age of the oldest is no measure: SQS leaves a message out that was received three times.
@@ -123,11 +122,11 @@ class StackMetrics:
         return cw.MathExpression(
             expression="visible + hidden",
             using_metrics={
-                "visible": self.dead_letter_queue("ApproximateNumberOfMessagesVisible", ONE_HOUR),
-                "hidden": self.dead_letter_queue("ApproximateNumberOfMessagesNotVisible", ONE_HOUR),
+                "visible": self.dead_letter_queue("ApproximateNumberOfMessagesVisible", period),
+                "hidden": self.dead_letter_queue("ApproximateNumberOfMessagesNotVisible", period),
             },
             label="dead letters",
-            period=ONE_HOUR,
+            period=period,
         )
 
     def table(self, name: str, metric: str, operation: str | None = None) -> cw.Metric:

@@ -222,8 +222,8 @@ class AggregationWorker(Construct):
             self._output(
                 "ReconcileLogGroupName", self.reconcile.log_group.log_group_name, "Its log, with what it found"
             )
-        self._output("AlarmTopicArn", self.topic.topic_arn, "Where alarms go: subscribe to it")
-        self._output("DashboardName", self.name, "The dashboard in CloudWatch")
+        self._output(Output.ALARM_TOPIC, self.topic.topic_arn, "Where alarms go: subscribe to it")
+        self._output(Output.NAME, self.name, "The dashboard in CloudWatch")
         if self.definitions.source.keys:
             command = put_item_command(self.definitions)
             self._output("PutItemCommand", command, "Puts an item, to see the worker work")

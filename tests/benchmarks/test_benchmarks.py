@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import compare, concurrency, processor_time, write_units
+from tests.benchmarks import compare, concurrency, letters, processor_time, write_units
 from tests.benchmarks.contenders import NAMES
 from tests.benchmarks.workloads import REFERENCE, Delivered, Kind, Workload
 from tests.dynamodb_local import DynamoDBLocal
@@ -75,3 +75,9 @@ def test_processor_time__is_measured(capsys: pytest.CaptureFixture[str]) -> None
     processor_time.main(["--records", "20", "--rounds", "1"])
 
     assert "20 records" in capsys.readouterr().out
+
+
+def test_long_queue__is_listed_read_and_replayed(capsys: pytest.CaptureFixture[str]) -> None:
+    letters.main(["--letters", "200", "--latency", "0.001"])
+
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == list(letters.WORK)

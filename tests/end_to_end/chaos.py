@@ -57,13 +57,15 @@ from aggregation_worker.local.on_failure_destination import OnFailureDestination
 from aggregation_worker.local.pipeline import DEAD_LETTERS, LEDGER_TABLE, create_dead_letters, create_table
 from aggregation_worker.local.recompute import scan
 from aggregation_worker.operations.errors import CommandError
-from aggregation_worker.operations.letters import HeldMessages, resolve_letter
-from aggregation_worker.operations.replaying import Replay, Selection, SendError
+from aggregation_worker.operations.letters import LetterReader
+from aggregation_worker.operations.queue import HeldMessages
+from aggregation_worker.operations.replaying import Replay, SendError
+from aggregation_worker.operations.selection import Selection
 from tests.dynamodb_local import DynamoDBLocal, running_dynamodb_local
 from tests.end_to_end.chaos_worker import serve
 from tests.end_to_end.faulty_proxy import Fault, FaultyProxy
 from tests.model.orders import DEFINITIONS, RULES, TABLES, Amounts, Change, Order, Total, add_up, expected, whole
-from tests.records import STREAM_ARN, stream_record
+from tests.records import ORIGIN, STREAM_ARN, stream_record
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -463,17 +465,19 @@ class Chaos:
             return [RecordOutcome(outcome) for outcome in answer["outcomes"]]
 
         with HeldMessages(self.ministack.client("sqs"), self.queue_url) as held:
-            replay = Replay(self._resources(), held, Selection(), send)
+            resources = self._resources()
+            replay = Replay(resources, held, LetterReader(resources, ORIGIN), Selection(), send)
             try:
                 replay.run()
             finally:
-                self.replayed += replay.summary.deleted
+                self.replayed += replay.summary.done + replay.summary.told_anew
 
     def _resources(self) -> Any:
         return SimpleNamespace(
             ledger_retention_days=deployment.LEDGER_RETENTION_DAYS,
             definitions=parse_definitions(DEFINITIONS),
             dynamodb=self.source,
+            bucket=DEAD_LETTERS,
             s3=self.ministack.client("s3"),
             client=self.ministack.client,
         )
@@ -562,9 +566,8 @@ class Chaos:
         """The letters that still wait: event id and, of a notice, the aggregation."""
         found: list[tuple[str, str]] = []
         held = HeldMessages(self.ministack.client("sqs"), self.queue_url)
-        for page in held.receive(held.started_at()):
-            for message in page:
-                letter = resolve_letter(message, self._resources())
+        for page in held.receive(held.started_at(), LetterReader(self._resources(), ORIGIN)):
+            for letter in page:
                 name = "" if letter.notice is None else letter.notice.aggregation
                 found.extend((record["eventID"], name) for record in letter.records)
         return found

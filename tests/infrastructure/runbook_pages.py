@@ -1,6 +1,8 @@
 """Reads the runbooks: pages, their sections and their commands."""
 
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,3 +56,31 @@ def preamble() -> str:
 def index_rows(heading: str) -> list[str]:
     """The pages that a table of the index names, in its order."""
     return re.findall(r"^\| \[([\w-]+)\]\(\1\.md\) \|", read_page(INDEX).sections[heading], flags=re.MULTILINE)
+
+
+# What is another each time: in the pages it has these values.
+CHANGING: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"\b2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "2026-11-24T12:00:00Z"),
+    (r"\b2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\b", "2026-11-24T12:00:00.000"),
+    (r"\b\d{20,}\b", lambda number: "1" * len(number[0])),
+    (r"\bin \d+ s\b", "in 3 s"),
+    (r"\b\d+\.\d s after\b", "0.8 s after"),
+)
+
+
+def check_output(page: str, command: str, printed: str) -> None:
+    """Fails unless the page's `text` block after this command, the last of its block, holds what the command prints.
+
+    With `UPDATE_RUNBOOKS` in the environment the page is written anew.
+    """
+    for pattern, value in CHANGING:
+        printed = re.sub(pattern, value, printed)
+    printed = "".join(f"{line.rstrip()}\n" for line in printed.splitlines())
+    file = RUNBOOKS / f"{page}.md"
+    text = file.read_text()
+    block = rf"(```sh\n(?:(?!```).*\n)*{re.escape(command)}.*\n```\n\n```text\n)((?:(?!```).*\n)*)(```\n)"
+    (found,) = re.finditer(block, text)
+    if os.environ.get("UPDATE_RUNBOOKS"):
+        file.write_text(text[: found.start(2)] + printed + text[found.end(2) :])
+    else:
+        assert found[2] == printed

@@ -46,8 +46,12 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
         "on-failure-deliveries",
     ),
     "dead-letters-visible": (
-        *(QUEUE, "ApproximateNumberOfMessagesVisible", "Maximum", 300, 1, 1, 1, "notBreaching"),
-        "dead-letters-visible",
+        "visible + hidden",
+        {
+            "visible": (QUEUE, "ApproximateNumberOfMessagesVisible", "Maximum", 300),
+            "hidden": (QUEUE, "ApproximateNumberOfMessagesNotVisible", "Maximum", 300),
+        },
+        *(1, 1, 1, "notBreaching", "dead-letters-visible"),
     ),
     "oldest-dead-letter": (
         "visible + hidden",
@@ -253,9 +257,10 @@ def test_reading_stopped__rings_for_what_is_written_and_not_read(
     assert (len(breaching) == datapoints) is rings
 
 
-def test_old_letters__are_not_hidden_by_reading_them(stack: Stack) -> None:
-    """A letter is visible or being read: in each hour one of the two has its 1 as maximum."""
-    expression, *_ = alarms(stack)["DynamoDBAggregationWorker-oldest-dead-letter"]
+@pytest.mark.parametrize("name", ["dead-letters-visible", "oldest-dead-letter"])
+def test_letters__are_not_hidden_by_reading_them(stack: Stack, name: str) -> None:
+    """A letter is visible or being read: in each period one of the two has its 1 as maximum."""
+    expression, *_ = alarms(stack)[f"DynamoDBAggregationWorker-{name}"]
     visible, hidden = Series((1, NONE, 1, 0)), Series((NONE, 1, 1, 0))
 
     found = eval(expression, {"visible": visible, "hidden": hidden})

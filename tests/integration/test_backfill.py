@@ -34,7 +34,6 @@ from tests.dynamodb_local import DynamoDBLocal
 from tests.integration import shop as shops
 from tests.integration.busy_table import Follower, Orders, busy, drift, enable_stream
 from tests.integration.shop import SOLD, export_objects, local_environment
-from tests.prompt_reader import PromptReader
 from tests.sizes import size
 from tests.waiting import wait_for
 
@@ -116,7 +115,7 @@ class Shop(shops.Shop):
     def start(self, *arguments: str, state: str) -> "subprocess.Popen[str]":
         """Runs the command in a process of its own."""
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.backfill_process", *self.arguments(*arguments, state=state)],
+            [sys.executable, "-m", "aggregation_worker", *self.arguments(*arguments, state=state)],
             cwd=ROOT,
             env={**os.environ, **self.environment},
             stdout=subprocess.PIPE,
@@ -154,7 +153,6 @@ def a_shop(
         }
         for name, value in shop.environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr("aggregation_worker.operations.backfill.StreamReader", PromptReader)
         yield shop
 
 

@@ -584,9 +584,10 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
     broken_reading: Callable[[], None], capsys: pytest.CaptureFixture[str], seed: int
 ) -> None:
     chance = random.Random(seed)
-    command = ("replay", "--in-process", "--visibility-timeout", "1", "--rate", "400")
+    command = ("replay", "--in-process", "--visibility-timeout", "1", "--rate", "25")
+    letters = size(150, long=400)
     with pipeline_with() as pipeline:
-        put_orders(pipeline, 400)
+        put_orders(pipeline, letters)
         pipeline.mapping.drain(60)
         broken_reading()
 
@@ -598,11 +599,11 @@ def test_replay_killed_at_ten_moments__loses_and_doubles_nothing(
                     time.sleep(chance.random())
                 else:  # killed when it has replayed some letters
                     while waiting(pipeline) == before and process.poll() is None:
-                        time.sleep(0.01)
+                        time.sleep(0.05)
                     time.sleep(chance.random() * 0.1)
                 process.kill()
                 assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-        assert 0 < waiting(pipeline) <= 400 - later
+        assert 0 < waiting(pipeline) <= letters - later
         deadline = time.monotonic() + 60
         while waiting(pipeline) and time.monotonic() < deadline:
             main(["replay", "--in-process"])

@@ -1,5 +1,6 @@
 """The pipeline on one machine, as a newcomer meets it: the demo, the README's commands, `aggregator local`."""
 
+import json
 import os
 import random
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -15,12 +17,14 @@ from typing import Any
 import pytest
 
 from aggregation_worker.aggregations.definitions import parse_definitions
+from aggregation_worker.deployment.example import example_item
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.pipeline import Pipeline, running_pipeline
 from aggregation_worker.local.recompute import scan, stored_totals, totals_of
 from aggregation_worker.operations.cli import main
 from tests.aggregator import aggregator, running_aggregator, without_settings
 from tests.aws_cli import commands_of, run_aws
+from tests.records import SOURCE_TABLE, STREAM_ARN
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +81,76 @@ def test_totals_of_38_digits__are_exact() -> None:
     assert waiting == "1"
 
 
+def test_status_of_a_local_pipeline__is_green_once_all_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    with running_pipeline(SAMPLE_FILE) as pipeline:
+        empty = main(["status"])
+        pipeline.dynamodb.put_item(TableName=pipeline.definitions.source.table, Item=example_item(pipeline.definitions))
+        waiting = main(["status"])
+        pipeline.mapping.drain(20)
+        capsys.readouterr()
+        counted = main(["status", "--json"])
+        facts = json.loads(capsys.readouterr().out)
+        pipeline.sqs.send_message(QueueUrl=pipeline.queue_url, MessageBody="{}")
+        letter = main(["status"])
+
+    assert (empty, waiting, counted, letter) == (0, 1, 0, 1)
+    assert [(fact["name"], fact["value"]) for fact in facts] == [
+        ("dead letters waiting", 0),
+        ("dead letters that a command holds", 0),
+        ("worker", "has counted all there is"),
+    ]
+
+
+def test_reconcile_of_an_idle_local_table__takes_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    """With its default settings, and a difference; a paused worker is behind, and nothing else."""
+    with running_pipeline(SAMPLE_FILE) as pipeline:
+        item = example_item(pipeline.definitions)
+        pipeline.dynamodb.put_item(TableName=pipeline.definitions.source.table, Item=item)
+        pipeline.mapping.drain(20)
+        right = _reconcile(capsys)
+        (aggregation,) = pipeline.definitions.aggregations
+        pipeline.dynamodb.update_item(
+            TableName=aggregation.table,
+            Key={"item_number": item["item_number"], "order_date": item["order_date"]},
+            UpdateExpression="ADD quantity :five",
+            ExpressionAttributeValues={":five": {"N": "5"}},
+        )
+        wrong = _reconcile(capsys)
+        repaired = _reconcile(capsys, "--repair")
+        pipeline.dynamodb.put_item(TableName=pipeline.definitions.source.table, Item=item | {"orderid": {"S": "2"}})
+        behind = _reconcile(capsys, "--patience", "2")
+
+    assert [status for status, _ in (right, wrong, repaired, behind)] == [0, 1, 0, 3]
+    assert [one["verdict"] for _, report in (wrong, repaired, behind) for one in report["findings"]] == [
+        "drift",
+        "repaired",
+        "unsettled",
+    ]
+    assert max(report["seconds"] for _, report in (right, wrong, repaired)) < 10
+
+
+def _reconcile(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, Any]:
+    capsys.readouterr()
+    status = main(["reconcile", "--json", "--no-metric", *options])
+    output = capsys.readouterr().out
+    return status, json.loads(output[output.index('{\n  "startedAt"') :])
+
+
+def test_backfill_of_a_local_pipeline__waits_for_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with running_pipeline(SAMPLE_FILE) as pipeline:
+        pipeline.dynamodb.put_item(TableName=pipeline.definitions.source.table, Item=example_item(pipeline.definitions))
+        pipeline.mapping.drain(20)
+        began = time.monotonic()
+
+        assert main(["backfill"]) == 0
+
+    assert time.monotonic() - began < 10
+    assert "waiting for workers" not in capsys.readouterr().err
+
+
 def test_readme__names_the_two_commands_of_a_newcomer() -> None:
     commands = commands_of(ROOT / "README.md")
 
@@ -96,7 +170,10 @@ def test_readme_definitions__can_be_read() -> None:
 def test_local__counts_what_is_put_until_it_is_ended(by: signal.Signals, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    environment = {**without_settings(), "AGGREGATIONS_FILE": str(SAMPLE_FILE), "TMPDIR": str(temporary)}
+    # Of a table that is in AWS; its records come from the stream of the one here.
+    definitions = tmp_path / "existing.toml"
+    definitions.write_text(SAMPLE_FILE.read_text().replace(f'table = "{SOURCE_TABLE}"', f'stream_arn = "{STREAM_ARN}"'))
+    environment = {**without_settings(), "AGGREGATIONS_FILE": str(definitions), "TMPDIR": str(temporary)}
     with running_aggregator("local", environment=environment, in_background=True) as process:
         assert process.stdout is not None
         lines: list[str] = []
@@ -104,6 +181,7 @@ def test_local__counts_what_is_put_until_it_is_ended(by: signal.Signals, tmp_pat
             line = process.stdout.readline()
             assert line, "".join(lines)
             lines.append(line)
+        assert f"export SOURCE_STREAM_ARN={STREAM_ARN.partition('123456789012')[0]}000000000000:" in "".join(lines)
         put, query = (line for line in lines if " aws dynamodb " in line)
         credentials, command = put.split("aws ", 1)
         boto = _client_of(credentials, command)

@@ -57,9 +57,11 @@ from aggregation_worker.ledger.receipts import (
     receipt_name,
     row_receipts,
 )
-from aggregation_worker.operations.letters import HeldMessages
-from aggregation_worker.operations.replaying import Replay, Selection, SendError
+from aggregation_worker.operations.letters import LetterReader
+from aggregation_worker.operations.replaying import Replay, SendError
+from aggregation_worker.operations.selection import Selection
 from aggregation_worker.streams.records import read_record
+from tests.held_letters import HeldInOrder
 from tests.model.in_memory_dynamodb import (
     Dialect,
     InMemoryDynamoDB,
@@ -88,7 +90,7 @@ from tests.model.orders import (
     whole,
 )
 from tests.model.scheduler import AnswerWait, Call, Executor, KilledError, Process, Scheduler, Task, wait
-from tests.records import STREAM_ARN
+from tests.records import ORIGIN, STREAM_ARN
 
 LEDGER = "ledger"
 LEDGER_KEYS = (("aggregate", "S"), ("page", "S"))
@@ -344,19 +346,25 @@ class World:
         """Begins a replay of these messages, as the operator's command does it; others may replay them, too."""
         run = Run(Process(self.scheduler), seconds)
         chosen = [(letter, self.messages[letter]) for letter in dict.fromkeys(letters)]
-        held = HeldMessages(self._queue_for(run, chosen), "queue")
+        deleting = Client(run.process, {"delete_message": self.delete_message})
+        held = HeldInOrder(dict(chosen), lambda letter: deleting.delete_message(letter=letter))
         resources: Any = SimpleNamespace(
-            definitions=_PARSED, s3=self, dynamodb=Client(run.process, {"get_item": self.database.get_item})
+            definitions=_PARSED,
+            bucket=BUCKET,
+            s3=self,
+            dynamodb=Client(run.process, {"get_item": self.database.get_item}),
+            client=lambda _: None,
         )
+        read = LetterReader(resources, ORIGIN)
 
         def send(records: list[Any]) -> list[RecordOutcome]:
             try:
                 result = self._process(run, records)
             except Exception as error:
-                raise SendError(str(error)) from error
+                raise SendError(str(error), type(error).__name__) from error
             return self._checked(records, result)
 
-        return self._begin(run, lambda: Replay(resources, held, Selection(), send, sleep=run.sleep).run())
+        return self._begin(run, lambda: Replay(resources, held, read, Selection(), send, sleep=run.sleep).run())
 
     def _begin(self, run: Run, body: Callable[[], Any]) -> Run:
         def to_the_end() -> None:
@@ -523,22 +531,9 @@ class World:
         for record in records:
             self.unacknowledged.pop(record["eventID"], None)
 
-    def _queue_for(self, run: Run, chosen: Sequence[tuple[str, str]]) -> Any:
-        """The queue as a replay sees it: it receives these messages; to delete one is a stop."""
-        waiting = [
-            {"MessageId": letter, "ReceiptHandle": letter, "Body": body, "Attributes": {"SentTimestamp": "0"}}
-            for letter, body in chosen
-        ]
-        deleting = Client(run.process, {"delete_message": self.delete_message})
-        return SimpleNamespace(
-            get_queue_attributes=lambda **_: {"ResponseMetadata": {}},
-            receive_message=lambda **_: {"Messages": [waiting.pop(0)] if waiting else []},
-            delete_message=deleting.delete_message,
-        )
-
-    def delete_message(self, *, QueueUrl: str, ReceiptHandle: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
+    def delete_message(self, *, letter: str) -> dict[str, Any]:
         """A message leaves the queue."""
-        self.messages.pop(ReceiptHandle, None)
+        self.messages.pop(letter, None)
         return {}
 
     def _told_in(self, body: str) -> set[tuple[str, str]]:

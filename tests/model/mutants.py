@@ -35,11 +35,6 @@ WRITES, NEXT_WRITE, COMMIT, PAGES, RECEIPTS, CATALOGUE = (
     for name in ("writes", "next_write", "commit", "pages", "receipts", "catalogue")
 )
 _TIMEOUT = 600  # seconds
-# How a replay sends.
-_SEND_ALL = (
-    "        for event in _events((job, record) for job in jobs for record in job.letter.records):\n"
-    "            self._send(send, event)\n"
-)
 
 
 class MutantError(Exception):
@@ -288,11 +283,8 @@ MUTANTS = (
     _mutant(
         "delete a dead letter before its replay",
         "worker/aggregation_worker/operations/replaying.py",
-        f"{_SEND_ALL}        for job in jobs:\n"
-        "            if job.problem is None:\n                self._delete(job.letter)\n            else:\n",
-        "        for job in jobs:\n            if job.problem is None:\n                self._delete(job.letter)\n"
-        f"{_SEND_ALL}        for job in jobs:\n"
-        "            if job.problem is not None:\n",
+        "            self._send(send, event)\n",
+        "            self._delete([job for job, _ in event[:1]])\n            self._send(send, event)\n",
     ),
     _mutant(
         "delete a dead letter whose record was not settled",
@@ -365,8 +357,8 @@ MUTANTS = (
     _mutant(
         "delete the notice of an item that is as it was",
         "worker/aggregation_worker/operations/replaying.py",
-        "        if state is not NoticeState.OVER:\n",
-        "        if False:\n",
+        '        is_over = letter.kind == "notification test" or state == NoticeState.OVER\n',
+        '        is_over = letter.kind in ("notification test", "notice")\n',
     ),
     _mutant(
         "park nothing of what DynamoDB refuses",
@@ -378,8 +370,8 @@ MUTANTS = (
     _mutant(
         "delete a dead letter although the worker failed",
         "worker/aggregation_worker/operations/replaying.py",
-        "            jobs[0].problem = str(error)\n",
-        "",
+        "                failures += 1\n",
+        "                return [RecordOutcome.DUPLICATE] * len(records)\n",
     ),
 )
 

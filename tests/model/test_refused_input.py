@@ -6,8 +6,7 @@ whole worker, over a DynamoDB in memory, and the tables are looked at afterwards
 
 import json
 import urllib.parse
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from decimal import Decimal
 from io import BytesIO
 from types import SimpleNamespace
@@ -25,9 +24,9 @@ from aggregation_worker.batch import BatchResult, RecordOutcome, process
 from aggregation_worker.dead_letters import NOTICE_KIND, ON_FAILURE_PREFIX, PARKED_KIND
 from aggregation_worker.ledger.commit import Committer, Deadline
 from aggregation_worker.ledger.receipts import aggregate_name, receipt_name
-from aggregation_worker.operations.errors import CommandError
-from aggregation_worker.operations.letters import HeldMessages
-from aggregation_worker.operations.replaying import Replay, Selection, SendError
+from aggregation_worker.operations.letters import LetterReader
+from aggregation_worker.operations.replaying import Replay, SendError
+from aggregation_worker.operations.selection import Selection
 from aggregation_worker.streams.records import (
     MalformedRecordError,
     StreamViewTypeError,
@@ -37,9 +36,10 @@ from aggregation_worker.streams.records import (
 from tests.dead_letter_fakes import BUCKET, ParkingPlace
 from tests.definition_texts import SOURCE, aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, FaultyDynamoDB, ImmediateExecutor
+from tests.held_letters import HeldInOrder
 from tests.json_values import JSON
 from tests.model.in_memory_dynamodb import client_error
-from tests.records import ORIGIN, changed, insert, modify, order, remove
+from tests.records import ORIGIN, STREAM_ARN, changed, insert, modify, order, remove
 from tests.sizes import examples
 
 A_MINUTE = Deadline(lambda: 60.0, stop_sending=5.0, stop_waiting=1.0)
@@ -242,40 +242,15 @@ def test_any_definitions__are_refused_or_count_without_guessing(texts: list[str]
 # --- Dead letters ---------------------------------------------------------------------------------------------------
 
 
-class Queue:
-    """A queue whose messages are always visible, and a bucket."""
+class Bucket:
+    """A bucket."""
 
-    def __init__(self, bodies: Iterable[str], objects: dict[str, bytes]) -> None:
-        self.messages = {f"message-{number}": body for number, body in enumerate(bodies)}
+    def __init__(self, objects: dict[str, bytes]) -> None:
         self.objects = objects
-        self._waiting = [*self.messages]
-
-    def get_queue_attributes(self, **_: Any) -> dict[str, Any]:
-        """Nothing but an answer."""
-        return {"ResponseMetadata": {}}
-
-    def receive_message(self, **_: Any) -> dict[str, Any]:
-        """One message after the other, each once."""
-        if not self._waiting:
-            return {}
-        name = self._waiting.pop(0)
-        return {
-            "Messages": [
-                {
-                    "MessageId": name,
-                    "ReceiptHandle": name,
-                    "Body": self.messages[name],
-                    "Attributes": {"SentTimestamp": "0"},
-                }
-            ]
-        }
-
-    def delete_message(self, *, QueueUrl: str, ReceiptHandle: str) -> None:  # noqa: N803 - boto3's names
-        """A message leaves the queue."""
-        del self.messages[ReceiptHandle]
 
     def get_object(self, *, Bucket: str, Key: str, VersionId: str = "") -> dict[str, Any]:  # noqa: N803 - boto3's names
         """An object's content."""
+        assert Bucket == BUCKET
         if Key not in self.objects:
             raise client_error("NoSuchKey", "no such key", "GetObject")
         return {"Body": BytesIO(self.objects[Key])}
@@ -295,7 +270,7 @@ def _document(records: Any, size: Any, payload: Any) -> bytes:
             "startSequenceNumber": "1",
             "endSequenceNumber": "9",
             "batchSize": len(records) if size is None else size,
-            "streamArn": "stream",
+            "streamArn": STREAM_ARN,
         },
         "payload": json.dumps({"Records": records}) if payload is None else payload,
     }
@@ -336,29 +311,36 @@ def test_any_dead_letters__whole_records_count_and_others_stay(
     bodies: list[str], parked: bytes, document: bytes
 ) -> None:
     counted = Counted()
-    queue: Any = Queue(bodies, {"parked": parked, f"{ON_FAILURE_PREFIX}document": document})
-    resources: Any = SimpleNamespace(ledger_retention_days=60, s3=queue, client=_no_client)
+    messages = {f"message-{number}": body for number, body in enumerate(bodies)}
+    bucket: Any = Bucket({"parked": parked, f"{ON_FAILURE_PREFIX}document": document})
+    resources: Any = SimpleNamespace(
+        ledger_retention_days=60,
+        bucket=BUCKET,
+        s3=bucket,
+        definitions=counted.definitions,
+        dynamodb=SimpleNamespace(get_item=lambda **_: {}),
+        client=_no_client,
+    )
 
     def send(records: list[Any]) -> list[RecordOutcome]:
         try:
             return list(counted.deliver(records).outcomes)
         except (UnexpectedEventError, StreamViewTypeError) as error:
-            raise SendError(str(error)) from error
+            raise SendError(str(error), type(error).__name__) from error
 
-    replay = Replay(resources, HeldMessages(queue, "queue"), Selection(), send)
-    with suppress(CommandError):
-        replay.run()
+    held = HeldInOrder(messages, messages.pop)
+    replay = Replay(resources, held, LetterReader(resources, ORIGIN), Selection(), send)
+    replay.run()
 
     counted.assert_totals_are_the_sum_of_receipts()
     names = {receipt_of(raw): raw for raw in HEALTHY}
     counted_now = {name for _, _, name, _ in counted.client.receipts()}
     assert counted_now <= set(names)
-    kept = [*queue.messages.values(), *counted.place.sqs.taken]
+    kept = [*messages.values(), *counted.place.sqs.taken]
     for body in bodies:
         if body not in kept:
             assert all(receipt_of(raw) in counted_now for raw in HEALTHY if raw["eventID"] in body)
-    unread = [letter.message.body for letter, _ in replay.summary.left if not letter.readable]
-    assert all(body in queue.messages.values() for body in unread)
+    assert {one.message_id for one in replay.summary.left} == messages.keys()
 
 
 def _no_client(service: str) -> Any:

@@ -103,6 +103,11 @@ def test_value_that_is_not_typed_json__is_malformed(path: str, value: object) ->
         parse_path(path).find(image)
 
 
+def test_value_as_aws_lambda_go_writes_it__is_named() -> None:
+    with pytest.raises(MalformedValueError, match="it has the types BOOL, N, S side by side"):
+        parse_path("a").find({"a": {"N": None, "S": "data", "BOOL": None}})
+
+
 @pytest.mark.parametrize(("path", "value"), [("a.b", {"M": 5}), ("a.b", {"M": None}), ("a[0]", {"L": "text"})])
 def test_container_without_content_of_its_type__is_malformed(path: str, value: object) -> None:
     with pytest.raises(MalformedValueError, match="the path leads into"):

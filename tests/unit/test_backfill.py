@@ -13,17 +13,20 @@ import pytest
 
 from aggregation_worker.ledger.markers import MarkerError, cut_of, read_marker
 from aggregation_worker.ledger.receipts import backfill_attribute, backfill_value, read_backfill, second_of
+from aggregation_worker.operations import backfill as command
+from aggregation_worker.operations.cli import main
 from aggregation_worker.reconciliation import backfill as core
 from aggregation_worker.reconciliation.backfill import Backfill, Result
 from aggregation_worker.reconciliation.items import ItemPage, Pages
 from aggregation_worker.reconciliation.posting import PostingError
 from aggregation_worker.reconciliation.progress import Stage
 from aggregation_worker.reconciliation.spool import Spool
-from aggregation_worker.reconciliation.survey import BackfillError, Target
+from aggregation_worker.reconciliation.survey import BackfillError, Survey, Target
 from aggregation_worker.streams.reader import HistoryLostError
 from aggregation_worker.streams.shards import IncompleteDescriptionError, TrimmedError
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, cancelled, client_error
+from tests.infrastructure.runbook_pages import check_output
 from tests.records import CREATED_AT, STREAM_ARN, STREAM_LABEL, insert, modify, order
 
 DEFINITIONS = definitions(
@@ -51,6 +54,32 @@ LONG_AGO = CREATED_AT - 10_000
 
 class Killed(BaseException):
     """SIGKILL, as far as a process can play it to itself."""
+
+
+@pytest.mark.parametrize(("dry_run", "says"), [(True, "nothing was written"), (False, "is not added again")])
+def test_interrupted_command__says_how_to_go_on(
+    dry_run: bool, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(run: Backfill, *_: Any, **__: Any) -> list[Result]:
+        run.progress(Stage.WAITING, 1, 500)
+        raise KeyboardInterrupt
+
+    found = Survey((Target(DEFINITIONS.aggregations[0], cut_of(DEFINITIONS.aggregations[0], STREAM_ARN), 1),), {})
+    monkeypatch.setattr(command, "survey", lambda *_: found)
+    monkeypatch.setattr(command, "chosen_aggregations", lambda *_: [])
+    monkeypatch.setattr(command, "items_of", lambda *_: None)
+    monkeypatch.setattr(command, "stream_arn_of", lambda *_: STREAM_ARN)
+    monkeypatch.setattr("aggregation_worker.operations.backfill.Backfill.run", interrupted)
+    monkeypatch.setattr("aggregation_worker.operations.resources.Resources.definitions", DEFINITIONS)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    state = tmp_path / "spool"
+
+    assert main(["backfill", "--ledger-table", "x", "--state", str(state), *(["--dry-run"] if dry_run else [])]) == 130
+
+    waiting, told = capsys.readouterr().err.splitlines()
+    assert waiting.endswith(f"{Stage.WAITING}, 499 s at most")
+    assert says in told
+    assert f"run the command again, and it continues with what it has read, in {state}" in told
 
 
 class Ledger(FaultyDynamoDB):
@@ -403,6 +432,12 @@ def test_dry_run__adds_up_and_writes_nothing(shop: Shop) -> None:
     assert second.totals == (Decimal(sum(range(10, 19))),)
     assert shop.database.requests == []
     assert shop.database.totals() == {TABLE: [], "by_day": []}
+
+
+def test_page_on_adopting_a_table__shows_what_a_dry_run_prints(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    command._report({}, shop.run(dry_run=True), command.Request(dry_run=True), as_json=False)
+
+    check_output("adopt-a-table", "aggregator backfill --dry-run", capsys.readouterr().out)
 
 
 def test_killed_after_reading_everything__posts_without_the_stream(

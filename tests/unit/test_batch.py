@@ -331,6 +331,18 @@ def test_time_that_runs_out_while_committing__parks_nothing_more() -> None:
     assert worker.place.sqs.requests == []
 
 
+def test_batch_that_is_retried_30_times__parks_a_bad_record_once() -> None:
+    worker = Worker()
+    good, bad = insert(), changed(insert(), "dynamodb.Keys")
+    for _ in range(30):
+        worker.client.before.extend([client_error("ThrottlingException")] * 1_000)
+        assert worker.deliver(good, bad, seconds=10.0).outcomes[0] is RETRIED
+        worker.client.before.clear()
+
+    assert worker.deliver(good, bad).outcomes == (APPLIED, PARKED)
+    assert len(worker.parked()) == 1
+
+
 def test_record_with_an_unsettled_contribution__is_retried() -> None:
     worker = Worker(BOTH)
     worker.client.before.append(None)

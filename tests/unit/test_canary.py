@@ -1,24 +1,28 @@
 """Which items are canaries of `aggregator verify`."""
 
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 
-from aggregation_worker.aggregations.contributions import Definitions
-from aggregation_worker.operations.verify import canary_item
-from aggregation_worker.reconciliation.canary import is_canary
+from aggregation_worker.deployment.example import example_item
+from aggregation_worker.operations.verify import canary_of
+from aggregation_worker.reconciliation.canary import canary_number, canary_text, is_canary
 from tests.definition_texts import aggregation_text, definitions
 
 KEYS = ("orderid", "line")
+MARK = UUID("0123456789abcdef0123456789abcdef")
 
 
 @pytest.mark.parametrize(
     "item",
     [
-        {"orderid": {"S": "aggregator-verify-0123456789ab"}, "line": {"N": "1"}},
-        {"orderid": {"S": "178526"}, "line": {"N": "-1000000000000000000000012345678"}},
+        {"orderid": {"S": canary_text(MARK)}, "line": {"N": "1"}},
+        {"orderid": {"S": "178526"}, "line": {"N": canary_number(MARK)}},
+        {"orderid": {"S": "178526"}, "line": {"N": f"{Decimal(canary_number(MARK)):E}"}},
     ],
-    ids=["by a text", "by a number"],
+    ids=["by a text", "by a number", "by a number that is spelt otherwise"],
 )
 def test_item_with_a_canarys_key__is_one(item: dict[str, Any]) -> None:
     assert is_canary(item, KEYS)
@@ -31,7 +35,12 @@ def test_item_with_a_canarys_key__is_one(item: dict[str, Any]) -> None:
         {"orderid": {"S": "verify"}, "line": {"N": "-999999999999999999999999999999"}},
         {"orderid": {"S": ""}, "line": {"N": "1000000000000000000000012345678"}},
         {"orderid": {"B": "YWdncmVnYXRvci12ZXJpZnkt"}, "line": {"N": "-0.0000000000000000000000000000001"}},
-        {"orderid": {"S": "1"}, "note": {"S": "aggregator-verify-0123456789ab"}},
+        {"orderid": {"S": "1"}, "note": {"S": canary_text(MARK)}},
+        {"orderid": {"S": "aggregator-verify-is-my-order-id"}},
+        {"orderid": {"S": "aggregator-verify-0123456789ab"}},
+        {"orderid": {"S": canary_text(MARK)[:-1]}},
+        {"orderid": {"S": "178526"}, "line": {"N": "-1000000000000000000000000000012345678"}},
+        {"orderid": {"S": "178526"}, "line": {"N": "-1E+36"}},
     ],
     ids=lambda item: str(item["orderid"]),
 )
@@ -48,11 +57,6 @@ partition_key = {{ name = "orderid", type = "{key_type}" }}
 """
     defined = definitions(aggregation_text(), source=source)
 
-    item = canary_item(_Resources(defined))  # type: ignore[arg-type]  # the definitions are all that is asked for
+    item = canary_of(defined, example_item(defined))
 
     assert is_canary(item, ("orderid",))
-
-
-class _Resources:
-    def __init__(self, defined: Definitions) -> None:
-        self.definitions = defined

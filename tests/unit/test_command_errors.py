@@ -181,6 +181,52 @@ def test_missing_stack__is_named(
     assert line.startswith("aggregator: there is no stack 'mine' here: give --stack, --profile or --region")
 
 
+def test_endpoint_that_cannot_be_reached__is_tried_once_and_told(
+    aws: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A connection takes three seconds until it is given up; a whole command less than ten."""
+    tried: list[str] = []
+
+    def nobody(request: AWSPreparedRequest) -> AWSResponse:
+        tried.append(request.url)
+        raise botocore.exceptions.ConnectTimeoutError(endpoint_url=request.url)
+
+    aws(nobody)
+
+    for command in OF_A_DEPLOYMENT:
+        assert "AWS cannot be called: Connect timeout" in line_of(command, capsys)
+        assert len(tried) == 1
+        tried.clear()
+
+
+def test_answer_that_is_not_of_aws__is_one_line(
+    aws: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a proxy's, which has no body."""
+    aws(lambda request: answer(request, 403, ""))
+
+    assert "what has answered is not AWS" in line_of(EXPLAIN, capsys)
+
+
+def test_connection_that_fails_once_there_were_answers__is_tried_again(aws: Callable[[Answer], None]) -> None:
+    tried: list[str] = []
+
+    def fails(request: AWSPreparedRequest) -> AWSResponse:
+        tried.append(request.url)
+        if len(tried) == 1:
+            return answer(request, 200, "{}")
+        raise botocore.exceptions.ConnectTimeoutError(endpoint_url=request.url)
+
+    aws(fails)
+    client = Resources.of(build_parser().parse_args(["status"])).dynamodb
+    client.list_tables()
+
+    with pytest.raises(botocore.exceptions.ConnectTimeoutError):
+        client.list_tables()
+
+    assert len(tried) == 1 + 8
+
+
 def no_table(request: AWSPreparedRequest) -> AWSResponse:
     """DynamoDB's answer about a table that is not there."""
     code = "com.amazonaws.dynamodb.v20120810#ResourceNotFoundException"
@@ -190,7 +236,7 @@ def no_table(request: AWSPreparedRequest) -> AWSResponse:
 @pytest.mark.parametrize(
     ("command", "table"),
     [
-        (EXPLAIN, "item_count_by_date"),
+        (EXPLAIN, "the-ledger"),
         ("backfill", SOURCE),
         ("reconcile", SOURCE),
         ("retire x", "the-ledger"),

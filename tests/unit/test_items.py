@@ -397,7 +397,10 @@ def export_in(bucket: FakeBucket, prefix: str = "") -> ExportSource:
 
 
 @pytest.mark.usefixtures("small_pages")
-@pytest.mark.parametrize("prefix", ["", "AWSDynamoDB", "AWSDynamoDB/01-abc", "/AWSDynamoDB/01-abc/"])
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "AWSDynamoDB", "AWSDynamoDB/01-abc", "/AWSDynamoDB/01-abc/", "AWSDynamoDB/01-abc/manifest-summary.json"],
+)
 def test_export__has_every_item_once(bucket: FakeBucket, prefix: str) -> None:
     source = export_in(bucket, prefix)
 

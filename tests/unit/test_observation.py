@@ -27,6 +27,7 @@ from aggregation_worker.reconciliation.observation import (
     measures_in,
     observe,
     rows_of,
+    worth_in,
 )
 from aggregation_worker.streams.records import StreamRecord
 from tests.model.in_memory_dynamodb import InMemoryDynamoDB
@@ -331,7 +332,8 @@ def test_rows_of_a_shared_table__are_told_apart() -> None:
     client.page_size = 1
 
     def found(name: str) -> dict[Group, Any]:
-        return dict(rows_of(client, aggregations[name]))
+        rows = rows_of(client, aggregations[name])
+        return {group: worth_in(aggregations[name], row) for group, row in rows}
 
     assert found("by_item") == {("item#a", "1"): amounts(1)}
     assert found("by_customer") == {("customer#b", "10"): amounts(2), ("customer#c", "2.5"): amounts(3)}
@@ -434,10 +436,14 @@ def several(*seen: tuple[float, int | None, set[Any]]) -> Observations:
         ([(0, 0, {A}), (10, 0, {A, B})], VerdictSoFar.OPEN),
         ([(0, 0, {A}), (60, 0, {A, B})], VerdictSoFar.BEHIND),
         ([(0, 5, set())], VerdictSoFar.OPEN),
-        ([(0, 5, set()), (30, 5, set())], VerdictSoFar.OPEN),
+        ([(0, 5, set()), (1, 5, set())], VerdictSoFar.DIFFERENT),  # every record has its receipt
+        ([(0, 5, {A}), (30, 5, {A})], VerdictSoFar.OPEN),
+        ([(0, 5, {A}), (30, 5, {B})], VerdictSoFar.DIFFERENT),  # the worker keeps up
+        ([(0, 5, {A}), (30, 5, set())], VerdictSoFar.DIFFERENT),
         ([(0, 5, set()), (30, 5, set()), (60, 5, set())], VerdictSoFar.DIFFERENT),
-        ([(0, 5, set()), (30, 4, set()), (60, 4, set())], VerdictSoFar.OPEN),
-        ([(0, 5, set()), (30, 4, set()), (90, 4, set())], VerdictSoFar.DIFFERENT),
+        ([(0, 5, set()), (30, 4, set())], VerdictSoFar.OPEN),
+        ([(0, 5, {A}), (30, 4, {A}), (60, 4, {A})], VerdictSoFar.OPEN),
+        ([(0, 5, {A}), (30, 4, {A}), (90, 4, {A})], VerdictSoFar.DIFFERENT),
         ([(0, 5, set()), (59, 0, set())], VerdictSoFar.EQUAL),
         ([(0, 5, {A}), (60, 5, {A})], VerdictSoFar.DIFFERENT),  # whoever asks sees what is stuck
         ([(0, None, set()), (60, None, set())], VerdictSoFar.DIFFERENT),

@@ -1,17 +1,24 @@
 """The operators' commands where no queue is needed: names of resources, status, streams read back, explanations."""
 
 import argparse
+import io
+import json
 import re
-from collections.abc import Mapping
+import time
+import zipfile
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import urllib3
 from botocore.exceptions import ClientError
 
-from aggregation_worker.aggregations.definitions import load_definitions
+from aggregation_worker.aggregations.contributions import Definitions, KeyType
+from aggregation_worker.aggregations.definitions import load_definitions, parse_definitions
 from aggregation_worker.deployment.example import example_item, put_item_command, query_command
 from aggregation_worker.deployment.settings import STACK_NAME, Output
 from aggregation_worker.ledger.reading import Stored
@@ -23,11 +30,15 @@ from aggregation_worker.operations.explain import Explanation, Receipt, receipts
 from aggregation_worker.operations.letters import trusted_until
 from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import duration
+from aggregation_worker.operations.replay import worker_environment
 from aggregation_worker.operations.resources import Resources
-from aggregation_worker.operations.status import Fact, facts_of
-from aggregation_worker.operations.verify import canary_item, expectations_of
+from aggregation_worker.operations.status import facts_of
+from aggregation_worker.operations.verify import Verification, canary_of, expectations_of
 from aggregation_worker.streams.range import StreamRangeError, read_range
+from aggregation_worker.streams.records import Origin
 from tests.definition_texts import SOURCE, aggregation_text, definitions
+from tests.records import STREAM_ARN, insert, modify, remove, validated
+from tests.totals_in_memory import LEDGER, TotalsInMemory
 
 ALL_ITEMS = '{ name = "scope", value = "all" }'
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -45,6 +56,7 @@ class FakeClients:
     def __init__(self, answers: Mapping[str, Any]) -> None:
         self.answers = answers
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.meta = argparse.Namespace(endpoint_url="https://aws")
 
     def __getattr__(self, operation: str) -> Any:
         def call(**parameters: Any) -> Any:
@@ -91,12 +103,151 @@ def test_stack_that_is_named__comes_before_the_environment(monkeypatch: pytest.M
     assert fake.calls == [("describe_stacks", {"StackName": "mine"})]
 
 
+def test_worker_in_somebodys_stack__is_found_by_its_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CDK writes a construct's id before the name of an output, and a hash after it."""
+    of = {
+        "LedgerTableName": "ledger",
+        "FunctionName": "function",
+        "ReconcileFunctionName": "other",
+        "EventSourceMappingUuid": "mapping",
+    }
+    first = {f"Totals{name}0A1B2C3D": f"{value}-1" for name, value in of.items()}
+    second = {f"Other{name}99999999": f"{value}-2" for name, value in of.items()}
+
+    one, _ = resources_with({}, {"describe_stacks": stack_with(Url="x", **first)}, monkeypatch)
+    assert (one.ledger_table, one.function) == ("ledger-1", "function-1")
+
+    both = {"describe_stacks": stack_with(**first, **second)}
+    chosen, _ = resources_with({}, both, monkeypatch, "--worker", "Other")
+    assert (chosen.ledger_table, chosen.function) == ("ledger-2", "function-2")
+    for arguments, sentence in (
+        ((), "has several workers: give --worker Other or Totals"),
+        (("--worker", "Total"), "has no worker 'Total', only Other, Totals"),
+    ):
+        resources, _ = resources_with({}, both, monkeypatch, *arguments)
+        with pytest.raises(CommandError) as refused:
+            _ = resources.ledger_table
+        assert str(refused.value).endswith(sentence)
+
+
+# --- The deployed definitions ----------------------------------------------------------------------------------------
+
+FUNCTION = {
+    "CodeSha256": "a/b=",
+    "Environment": {"Variables": {"SOURCE_STREAM_ARN": STREAM_ARN, "TABLE_PREFIX": "dev-"}},
+}
+
+
+@pytest.fixture
+def bundle_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[bytes, int], list[str]]:
+    """Puts a bundle where the function's code is; returns the addresses that are fetched."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def put(data: bytes, status: int = 200) -> list[str]:
+        fetched: list[str] = []
+
+        def request(_: str, url: str, **__: Any) -> Any:
+            fetched.append(url)
+            return SimpleNamespace(status=status, data=data)
+
+        monkeypatch.setattr(urllib3, "request", request)
+        return fetched
+
+    return put
+
+
+def zipped(name: str, content: str) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr(name, content)
+    return made.getvalue()
+
+
+def deployed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Resources:
+    keys = {
+        "AttributeDefinitions": [
+            {"AttributeName": "order_date", "AttributeType": "N"},
+            {"AttributeName": "orderid", "AttributeType": "S"},
+        ],
+        "KeySchema": [
+            {"AttributeName": "order_date", "KeyType": "RANGE"},
+            {"AttributeName": "orderid", "KeyType": "HASH"},
+        ],
+    }
+    answers = {
+        "describe_stacks": stack_with(FunctionName="worker-function"),
+        "get_function": {"Configuration": FUNCTION, "Code": {"Location": "https://code"}},
+        "describe_table": {"Table": keys},
+    }
+    return resources_with({}, answers, monkeypatch, *arguments)[0]
+
+
+def test_definitions__are_those_of_the_deployed_function(
+    monkeypatch: pytest.MonkeyPatch, bundle_at: Callable[[bytes, int], list[str]]
+) -> None:
+    fetched = bundle_at(zipped("aggregations.toml", aggregation_text()), 200)
+
+    for _ in range(2):  # fetched once, and kept
+        found = deployed(monkeypatch).definitions
+        assert (found.source.table, found.source.stream_arn) == ("Order_by_item", STREAM_ARN)
+        assert found.source.keys == (("orderid", KeyType.STRING), ("order_date", KeyType.NUMBER))
+        assert [one.table for one in found.aggregations] == ["dev-item_count_by_date"]
+    assert fetched == ["https://code"]
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "sentence"),
+    [
+        (b"", 403, "the bundle of function worker-function cannot be fetched: HTTP status 403"),
+        (
+            b"not a zip",
+            200,
+            "cannot be read from its bundle (File is not a zip file): give --definitions FILE",
+        ),
+        (zipped("other.py", ""), 200, "give --definitions FILE"),
+    ],
+)
+def test_bundle_without_definitions__is_one_sentence(
+    data: bytes,
+    status: int,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    bundle_at: Callable[[bytes, int], list[str]],
+) -> None:
+    bundle_at(data, status)
+
+    with pytest.raises(CommandError) as refused:
+        _ = deployed(monkeypatch).definitions
+
+    assert sentence in str(refused.value)
+
+
+def test_file_that_is_given__takes_the_deployed_ones_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = deployed(monkeypatch, "--definitions", str(SAMPLE_FILE))
+
+    assert resources.definitions_file == SAMPLE_FILE
+
+
 def test_environment__comes_before_the_default_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"describe_stacks": stack_with(FunctionName="worker-function")}
     resources, fake = resources_with({"LEDGER_TABLE": "b"}, answers, monkeypatch)
 
     assert (resources.ledger_table, resources.function) == ("b", "worker-function")
     assert fake.calls == [("describe_stacks", {"StackName": STACK_NAME})]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stream_arn"), [((), STREAM_ARN), (("--stack", "another", "--definitions", str(SAMPLE_FILE)), "")]
+)
+def test_stream_of_the_source__reaches_a_worker_in_process(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], stream_arn: str
+) -> None:
+    """That of the environment, unless it is another deployment's."""
+    environment = {"SOURCE_STREAM_ARN": STREAM_ARN, "AGGREGATIONS_FILE": str(SAMPLE_FILE)}
+    resources, _ = resources_with(environment, healthy(), monkeypatch, *arguments)
+
+    assert worker_environment(resources)["SOURCE_STREAM_ARN"] == stream_arn
+    assert resources.definitions.source.origin == (Origin.of(STREAM_ARN) if stream_arn else Origin("Order_by_item"))
 
 
 def test_no_stack__says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +265,19 @@ def test_output_that_the_stack_lacks__is_named_with_its_option(monkeypatch: pyte
         _ = resources.queue_url
 
 
+STREAM = "arn:aws:dynamodb:us-east-1:123456789012:table/Order_by_item/stream/2026-01-01T00:00:00.000"
+
+
+def queue_with(waiting: int, held: int = 0, delayed: int = 0) -> dict[str, Any]:
+    numbers = {"": waiting, "NotVisible": held, "Delayed": delayed}
+    return {"Attributes": {f"ApproximateNumberOfMessages{name}": str(number) for name, number in numbers.items()}}
+
+
+def sent(times: int, **ago: float) -> dict[str, Any]:
+    at = (NOW - timedelta(**ago)).timestamp()
+    return {"Attributes": {"SentTimestamp": f"{at * 1000:.0f}", "ApproximateReceiveCount": f"{times}"}}
+
+
 def healthy() -> dict[str, Any]:
     return {
         "describe_stacks": stack_with(
@@ -123,14 +287,17 @@ def healthy() -> dict[str, Any]:
                 if output != Output.LEDGER_RETENTION_DAYS
             }
         ),
-        "get_event_source_mapping": {"State": "Enabled", "LastProcessingResult": "OK"},
-        "get_queue_attributes": {
-            "Attributes": {"ApproximateNumberOfMessages": "0", "ApproximateNumberOfMessagesNotVisible": "0"}
-        },
+        "get_event_source_mapping": {"State": "Enabled", "LastProcessingResult": "OK", "EventSourceArn": STREAM},
+        "describe_table": {"Table": {"LatestStreamArn": STREAM, "StreamSpecification": {"StreamEnabled": True}}},
+        "get_queue_attributes": queue_with(0),
+        "receive_message": {"Messages": [sent(3, hours=2), sent(5, days=13), sent(1, minutes=1)]},
+        "list_subscriptions_by_topic": {"Subscriptions": [{"SubscriptionArn": "arn:aws:sns:x:1:topic:2"}]},
         "get_function_configuration": {"Environment": {"Variables": {"POWERTOOLS_SERVICE_NAME": "mine"}}},
         "get_metric_data": {
             "MetricDataResults": [
-                {"Id": "age", "Values": [100.0, 4_000.0]},
+                {"Id": "age", "Values": [100.0, 400_000.0]},
+                {"Id": "records_retried", "Values": [2.0]},
+                {"Id": "drift", "Values": [0.0, 7.0]},
                 {"Id": "records_applied", "Values": [10.0, 5.0]},
                 {"Id": "records_duplicate", "Values": [1.0]},
                 {"Id": "records_parked", "Values": []},
@@ -145,27 +312,36 @@ def test_status_of_a_healthy_worker__has_nothing_to_look_at(monkeypatch: pytest.
 
     facts = facts_of(resources, NOW)
 
-    assert {fact.name: fact.value for fact in facts} == {
-        "event source mapping": "Enabled, OK",
-        "dead letters": "0 waiting",
-        "iterator age, last hour's highest": "4 s",
-        "RecordsApplied, last hour": "15",
-        "RecordsDuplicate, last hour": "1",
-        "RecordsNoticed, last hour": "0",
-        "RecordsParked, last hour": "0",
-        "counted up to, in all shards": "no batches in the last hour",
-        "alarms": "none",
+    assert {fact.name: (fact.value, fact.text) for fact in facts} == {
+        "dead letters waiting": (0, "0"),
+        "dead letters that a command holds": (0, "0"),
+        "event source mapping": ("Enabled, OK", "Enabled, OK"),
+        "iterator age": (0.1, "0 s"),
+        "iterator age, last hour's highest": (400.0, "6 min"),
+        "counted up to, in all shards": (None, "no batches in the last hour"),
+        "RecordsApplied, last hour": (15, "15"),
+        "RecordsDuplicate, last hour": (1, "1"),
+        "RecordsRetried, last hour": (2, "2"),
+        "RecordsNoticed, last hour": (0, "0"),
+        "RecordsParked, last hour": (0, "0"),
+        "totals that differ, by the last reconcile": (0, "0"),
+        "alarms": ("", "none"),
+        "subscribers of the alarms' topic": (1, "1"),
     }
     assert all(fact.good for fact in facts)
-    queries, freshness = (parameters for name, parameters in fake.calls if name == "get_metric_data")
+    queries, drift, freshness = (parameters for name, parameters in fake.calls if name == "get_metric_data")
     dimensions = [query["MetricStat"]["Metric"]["Dimensions"] for query in queries["MetricDataQueries"]]
-    assert dimensions == [[{"Name": "FunctionName", "Value": "the-function_name"}]] + 4 * [
+    assert dimensions == [[{"Name": "FunctionName", "Value": "the-function_name"}]] + 5 * [
         [{"Name": "service", "Value": "mine"}]
     ]
     assert [query["MetricStat"]["Metric"]["Dimensions"] for query in freshness["MetricDataQueries"]] == [
         [{"Name": "service", "Value": "mine"}],
         [{"Name": "FunctionName", "Value": "the-function_name"}],
     ]
+    (query,) = drift["MetricDataQueries"]
+    assert query["MetricStat"]["Metric"]["Dimensions"] == [{"Name": "service", "Value": "mine"}]
+    (alarms,) = (parameters for name, parameters in fake.calls if name == "describe_alarms")
+    assert alarms == {"StateValue": "ALARM", "AlarmNamePrefix": "the-name-"}
 
 
 def test_status__says_up_to_which_second_all_shards_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,18 +354,56 @@ def test_status__says_up_to_which_second_all_shards_are_counted(monkeypatch: pyt
 
     facts = {fact.name: fact for fact in facts_of(resources, NOW)}
 
-    assert facts["counted up to, in all shards"] == Fact("counted up to, in all shards", "2024-07-15T09:40:00Z")
+    counted = facts["counted up to, in all shards"]
+    assert (counted.value, counted.text, counted.good) == (1_721_036_400, "2024-07-15T09:40:00Z", True)
 
 
 @pytest.mark.parametrize(
     ("operation", "answer", "fact", "value"),
     [
-        ("get_event_source_mapping", {"State": "Disabled"}, "event source mapping", "Disabled"),
         (
-            "get_queue_attributes",
-            {"Attributes": {"ApproximateNumberOfMessages": "3", "ApproximateNumberOfMessagesNotVisible": "1"}},
-            "dead letters",
-            "3 waiting, 1 being replayed",
+            "get_event_source_mapping",
+            {"State": "Disabled", "EventSourceArn": STREAM},
+            "event source mapping",
+            "Disabled",
+        ),
+        (
+            "get_event_source_mapping",
+            {"State": "Enabled", "LastProcessingResult": "PROBLEM: Function call failed", "EventSourceArn": STREAM},
+            "event source mapping",
+            "Enabled, PROBLEM: Function call failed",
+        ),
+        (
+            "describe_table",
+            {"Table": {"LatestStreamArn": f"{STREAM}9", "StreamSpecification": {"StreamEnabled": True}}},
+            "event source mapping",
+            "its stream is disabled or not the newest one",
+        ),
+        (
+            "describe_table",
+            {"Table": {"LatestStreamArn": STREAM}},
+            "event source mapping",
+            "its stream is disabled or not the newest one",
+        ),
+        ("get_queue_attributes", queue_with(0, held=1), "dead letters that a command holds", "1"),
+        ("get_queue_attributes", queue_with(0, delayed=2), "dead letters waiting", "2"),
+        (
+            "get_metric_data",
+            {"MetricDataResults": [{"Id": "age", "Values": [400_000.0, 100.0]}]},
+            "iterator age",
+            "6 min",
+        ),
+        (
+            "get_metric_data",
+            {"MetricDataResults": [{"Id": "drift", "Values": [3.0, 0.0]}]},
+            "totals that differ, by the last reconcile",
+            "3",
+        ),
+        (
+            "list_subscriptions_by_topic",
+            {"Subscriptions": [{"SubscriptionArn": "PendingConfirmation"}]},
+            "subscribers of the alarms' topic",
+            "none: nobody is told",
         ),
         (
             "get_metric_data",
@@ -199,7 +413,7 @@ def test_status__says_up_to_which_second_all_shards_are_counted(monkeypatch: pyt
         ),
         (
             "describe_alarms",
-            {"MetricAlarms": [{"AlarmName": f"{STACK_NAME}-errors"}, {"AlarmName": "somebody-else"}]},
+            {"MetricAlarms": [{"AlarmName": f"{STACK_NAME}-errors"}]},
             "alarms",
             f"{STACK_NAME}-errors",
         ),
@@ -219,7 +433,44 @@ def test_status__shows_what_to_look_at(
     (bad,) = (found for found in facts_of(resources, NOW) if not found.good)
 
     assert bad.name == fact
-    assert value in bad.value
+    assert value in bad.text
+
+
+def test_status_where_letters_wait__tells_the_age_of_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one that was received so often that SQS's own metric leaves it out; it stays visible."""
+    resources, fake = resources_with({}, healthy() | {"get_queue_attributes": queue_with(3)}, monkeypatch)
+
+    waiting, oldest = (found for found in facts_of(resources, NOW) if not found.good)
+
+    assert (waiting.name, waiting.value) == ("dead letters waiting", 3)
+    assert (oldest.value, oldest.text) == (13 * 86_400.0, "13 d")
+    (request,) = (parameters for name, parameters in fake.calls if name == "receive_message")
+    assert request["VisibilityTimeout"] == 0
+
+
+def test_status_as_json__has_numbers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    resources_with({}, healthy(), monkeypatch)
+
+    assert main(["status", "--json"]) == 0
+
+    facts = {fact["name"]: fact for fact in json.loads(capsys.readouterr().out)}
+    assert facts["RecordsApplied, last hour"]["value"] == 15
+    assert facts["iterator age"]["value"] == 0.1
+    assert facts["alarms"] == {"name": "alarms", "value": "", "text": "none", "good": True}
+
+
+@pytest.mark.parametrize("command", [["--ledger-table", "a"], ["--queue-url", "b"], ["--function", "c"]])
+def test_name_that_is_given__stands_alone(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = healthy() | {"put_metric_data": {}}
+    resources, fake = resources_with({"LEDGER_RETENTION_DAYS": ""}, answers, monkeypatch, *command)
+
+    facts = facts_of(resources, NOW)
+
+    assert resources.ledger_retention_days == 60
+    assert "describe_stacks" not in [name for name, _ in fake.calls]
+    assert not all(fact.good for fact in facts)
+    with pytest.raises(CommandError, match="give --stack or --bucket, too"):
+        _ = resources.bucket
 
 
 class FakeStream:
@@ -325,7 +576,41 @@ def test_measure_that_is_no_number__is_told() -> None:
     told = Explanation(aggregation, ("item1", "2026-01-02"), (), (None,), (Decimal(0),), True)
 
     assert not told.matches
+    assert told.is_wrong
     assert told.verdict().startswith("A measure is not a number")
+
+
+@pytest.mark.parametrize(
+    ("row", "status", "says"),
+    [
+        (None, 1, "neither a row with this key nor a receipt"),
+        ({"quantity": {"S": "5"}}, 1, "A measure is not a number"),
+        ({"quantity": {"N": "5"}}, 1, "something other than the worker"),
+        ({"quantity": {"N": "5"}, "archived#item_count_by_date": {"S": "6694ee5c2f84c6"}}, 0, "some of this total are"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_explain_of_a_row__ends_with_what_is_known_of_it(
+    row: Any,
+    status: int,
+    says: str,
+    as_json: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Not there; text where a number belongs; changed by hand; its pages have expired."""
+    (aggregation,) = load_definitions(SAMPLE_FILE).aggregations
+    totals = TotalsInMemory([aggregation])
+    if row is not None:
+        totals.set(aggregation, ("[/red]\x1b[2J", "2026-01-02"), row)
+    monkeypatch.setattr(Resources, "client", lambda self, service: totals.undisturbed)
+    command = ["explain", "item_count_by_date", "[/red]\x1b[2J", "2026-01-02", "--ledger-table", LEDGER]
+
+    assert main([*command, "--definitions", str(SAMPLE_FILE), *(["--json"] if as_json else [])]) == status
+
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    assert as_json or (says in " ".join(output.split()) and "[/red]\\x1b[2J" in output)
 
 
 def test_what_is_kept__must_be_what_the_receipts_keep() -> None:
@@ -425,7 +710,7 @@ def test_canary__is_not_expected_before_an_aggregation_begins(
     file.write_text(SOURCE + aggregation_text(f'since = "{since}"') + aggregation_text(name="other", table="other"))
     resources, _ = resources_with({}, {"get_item": {}}, monkeypatch, "--definitions", str(file))
 
-    expectations = expectations_of(resources, canary_item(resources))
+    expectations = expectations_of(resources, canary_of(resources.definitions, example_item(resources.definitions)))
 
     assert len(expectations) == expected + 1
 
@@ -437,6 +722,115 @@ def test_example__is_counted_by_the_reference_definitions() -> None:
     assert aggregation.value(example_item(definitions)) == (("item123", "2024-07-15"), (Decimal(10),))
     assert put_item_command(definitions, "--endpoint-url", "http://x").startswith("aws dynamodb put-item --table-name")
     assert "item123" in query_command(definitions, aggregation)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "status == 'paid' && customer.country != 'XX'",
+        "'paid' == status || price > `10`",
+        "quantity > `100` && `5` < weight && quantity != `7`",
+        "paid && !cancelled && lines[0].ready",
+        "contains(tags, 'gift') && starts_with(shop, 'web')",
+        "gift == `true` && weight <= `1.5` && reason != `null`",
+    ],
+)
+def test_example__is_made_so_that_a_where_is_true(where: str) -> None:
+    defined = definitions(aggregation_text(f"where = {json.dumps(where)}"))
+
+    assert defined.aggregations[0].value(example_item(defined)) is not None
+
+
+def test_definitions_of_the_readme__count_example_and_canary() -> None:
+    (block,) = re.findall(r"(?ms)^```toml\n(.*?)^```", (Path(__file__).parents[2] / "README.md").read_text())
+    shown = parse_definitions(block)
+    (aggregation,) = shown.aggregations
+
+    assert aggregation.value(example_item(shown)) is not None
+    assert aggregation.value(canary_of(shown, example_item(shown))) is not None
+
+
+def test_item_that_is_given__is_what_the_canary_is_made_of() -> None:
+    defined = definitions(aggregation_text("where = \"length(join('-', tags)) == `3`\""))
+    item = {"tags": {"L": [{"S": "a"}, {"S": "b"}]}, "quantity": {"N": "3"}, "orderid": {"S": "mine"}}
+
+    canary = canary_of(defined, item)
+
+    value = defined.aggregations[0].value(canary)
+    assert value is not None
+    assert value[1] == (Decimal(3),)
+    assert value[0][0].startswith("aggregator-verify-")
+    assert canary["orderid"]["S"].startswith("aggregator-verify-")
+
+
+class ShopInMemory:
+    """A source and a target table, of which the worker sees each change when `lag` more have been made."""
+
+    def __init__(self, defined: Definitions, lag: int) -> None:
+        self.definitions, self.lag = defined, lag
+        self.source: dict[str, Any] = {}
+        self.totals = TotalsInMemory(defined.aggregations)
+        self.todo: list[Any] = []
+        self.dynamodb, self.catalogue = self, None
+
+    def put_item(self, *, TableName: str, Item: Any) -> None:  # noqa: N803 - boto3's names
+        self._change(TableName, Item["orderid"]["S"], Item)
+
+    def delete_item(self, *, TableName: str, Key: Any) -> None:  # noqa: N803 - boto3's names
+        if TableName == self.definitions.source.table:
+            self._change(TableName, Key["orderid"]["S"], None)
+        else:
+            self.totals.tables[TableName].items.pop(tuple(value["S"] for value in Key.values()), None)
+
+    def get_item(self, **request: Any) -> Any:
+        return self.totals.undisturbed.get_item(**request)
+
+    def _change(self, table: str, order: str, new: Any) -> None:
+        assert table == self.definitions.source.table
+        old = self.source.pop(order, None)
+        if new is not None:
+            self.source[order] = new
+        if old is not None or new is not None:
+            make = remove if new is None else insert if old is None else modify
+            images = [image for image in (old, new) if image is not None]
+            self.todo.append(validated(make(*images)))
+        self.work(self.lag)
+
+    def work(self, keep: int = 0) -> None:
+        while len(self.todo) > keep:
+            self.totals.apply(self.definitions.aggregations, self.todo.pop(0))
+
+
+@pytest.mark.parametrize("policy", ["keep", "ignore", "retract", "retract_unless_expired"])
+def test_verify__leaves_no_row(policy: str) -> None:
+    shop: Any = ShopInMemory(definitions(aggregation_text(f'remove = "{policy}"')), lag=0)
+
+    Verification(shop, canary_of(shop.definitions, example_item(shop.definitions)), 60).run()
+
+    assert (shop.source, shop.totals.tables["item_count_by_date"].items) == ({}, {})
+
+
+@pytest.mark.parametrize("error", [CommandError, KeyboardInterrupt])
+@pytest.mark.parametrize("policy", ["keep", "ignore", "retract", "retract_unless_expired"])
+def test_verify_that_ends_before_the_worker_comes__leaves_no_total(
+    policy: str, error: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop: Any = ShopInMemory(definitions(aggregation_text(f'remove = "{policy}"')), lag=9)
+
+    def give_up(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    canary = canary_of(shop.definitions, example_item(shop.definitions))
+    sleep = give_up if error is KeyboardInterrupt else time.sleep
+    with pytest.raises(error):
+        Verification(shop, canary, 0.01, sleep=sleep).run()
+    shop.work()
+
+    assert shop.source == {}
+    (row,) = shop.totals.tables["item_count_by_date"].items.values()
+    assert row["quantity"] == {"N": "0"}
+    assert row.get("kept#item_count_by_date#quantity", {"N": "0"}) == {"N": "0"}
+    assert ("being removed" in capsys.readouterr().err) is (error is KeyboardInterrupt)
 
 
 VOCABULARY = """
@@ -476,7 +870,7 @@ def test_canary__has_a_row_of_its_own_whatever_the_vocabulary(tmp_path: Path, mo
     file.write_text(SOURCE + VOCABULARY)
     resources, _ = resources_with({}, {"get_item": {}}, monkeypatch, "--definitions", str(file))
 
-    expectations = expectations_of(resources, canary_item(resources))
+    expectations = expectations_of(resources, canary_of(resources.definitions, example_item(resources.definitions)))
 
     (all_items, lines) = (expectation.group for expectation in expectations)
     assert all_items[0] == "all"
@@ -484,16 +878,21 @@ def test_canary__has_a_row_of_its_own_whatever_the_vocabulary(tmp_path: Path, mo
     assert re.fullmatch(r"1[0-7]\d\d-\d\d-\d\d", lines[0])
 
 
-@pytest.mark.parametrize("remove", ["retract", "retract_unless_expired", "ignore"])
-def test_total_of_all_items__is_not_the_canarys(remove: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ['sum = { quantity = "quantity" }', 'count = "orders"'])
+@pytest.mark.parametrize("remove", ["retract", "retract_unless_expired", "keep", "ignore"])
+def test_total_of_all_items__is_not_the_canarys(
+    remove: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is changed to its keys alone is worth nothing any more, except where items are counted as such."""
     file = tmp_path / "aggregations.toml"
-    total = aggregation_text(f'remove = "{remove}"', name="total", partition_key=ALL_ITEMS, sort_key=None)
+    more = f'remove = "{remove}"\n{what}'
+    total = aggregation_text(more, name="total", partition_key=ALL_ITEMS, sort_key=None, sum=None)
     file.write_text(SOURCE + aggregation_text(name="other", table="other") + total)
     resources, _ = resources_with({}, {"get_item": {}}, monkeypatch, "--definitions", str(file))
 
-    if remove == "ignore":
+    if remove in ("keep", "ignore") and what.startswith("count"):
         with pytest.raises(CommandError, match=r"total is a total of all items, and would keep the canary's worth"):
-            expectations_of(resources, canary_item(resources))
+            expectations_of(resources, canary_of(resources.definitions, example_item(resources.definitions)))
     else:
-        expectations = expectations_of(resources, canary_item(resources))
+        expectations = expectations_of(resources, canary_of(resources.definitions, example_item(resources.definitions)))
         assert [expectation.aggregation.name for expectation in expectations] == ["other"]

@@ -4,37 +4,33 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
-from moto import mock_aws
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.definitions import parse_definitions
-from aggregation_worker.dead_letters import Notice, ParkedRecord, message_body
+from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.operations import reconcile as command
-from aggregation_worker.operations.cli import build_parser, main
+from aggregation_worker.operations.cli import main
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.reconcile import (
-    Letters,
     Request,
     check_only_stream,
     publish,
     reconcile,
 )
-from aggregation_worker.operations.resources import Resources
+from aggregation_worker.operations.source import shown_progress
+from aggregation_worker.reconciliation.progress import Stage
 from aggregation_worker.reconciliation.reconcile import OutOfTimeError
 from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 from aggregation_worker.reconciliation.snapshot import SnapshotError
 from aggregation_worker.streams.shards import TrimmedError
 from aggregation_worker.telemetry import NAMESPACE
-from tests.records import insert, order
 from tests.unit.test_operations import resources_with, stack_with
 
 DEFINITIONS = """
@@ -57,6 +53,7 @@ partition_key = { name = "customer", from = "customer", type = "N" }
 sum = { quantity = "quantity" }
 """
 SOLD, CUSTOMERS = parse_definitions(DEFINITIONS).aggregations
+STREAM_ARN = "arn:aws:dynamodb:us-east-1:123456789012:table/Order_by_item/stream/2026-01-01T00:00:00.000"
 STARTED = datetime(2026, 11, 24, 4, 5, 6, tzinfo=UTC)
 
 
@@ -89,7 +86,7 @@ def report(
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]:
     """Runs the command with a report in place of a run; gives its exit status and the metric's values."""
 
-    def run(found: Report | Exception, **options: bool) -> tuple[int, list[int]]:
+    def run(found: Report | Exception, **options: Any) -> tuple[int, list[int]]:
         published: list[int] = []
 
         def instead(*_: Any) -> Report:
@@ -101,7 +98,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]
         monkeypatch.setattr(command, "publish", lambda _, value: published.append(value))
         as_json, as_csv = options.pop("as_json", False), options.pop("as_csv", False)
         resources: Any = None
-        return reconcile(resources, Request(**options), as_json=as_json, as_csv=as_csv), published  # type: ignore[arg-type]  # options of the test's own
+        return reconcile(resources, Request(**options), as_json=as_json, as_csv=as_csv), published
 
     return run
 
@@ -116,13 +113,16 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[int]]]
         (report(finding(Verdict.REPAIRED)), 0, [0]),
         (report(finding(Verdict.DRIFT), finding(Verdict.DRIFT), finding(Verdict.REPAIRED)), 1, [2]),
         (report(finding(Verdict.WAITS)), 1, [1]),
-        (report(finding(Verdict.UNSETTLED)), 1, []),
+        (report(finding(Verdict.UNEXPLAINED)), 1, [1]),
+        (report(finding(Verdict.UNEXPLAINED), compared=("sold",), unproved=("sold",)), 1, [1]),
+        (report(finding(Verdict.UNSETTLED)), 3, []),
         (report(finding(Verdict.UNSETTLED), finding(Verdict.DRIFT)), 1, [1]),
         (report(finding(Verdict.UNPROVABLE), unproved=("sold",)), 0, [0]),  # the other aggregation is proved
         (report(finding(Verdict.UNPROVABLE), compared=("sold",), unproved=("sold",)), 0, []),
         (report(unproved=("sold", "customers")), 0, []),
-        (report(left_out=("customers",)), 1, []),
-        (report(compared=(), left_out=("sold", "customers")), 1, []),
+        (report(left_out=("customers",)), 3, []),
+        (report(finding(Verdict.DRIFT), left_out=("customers",)), 1, [1]),
+        (report(compared=(), left_out=("sold", "customers")), 3, []),
     ],
 )
 def test_status_and_metric__are_healthy_only_where_it_is_known(
@@ -130,6 +130,7 @@ def test_status_and_metric__are_healthy_only_where_it_is_known(
 ) -> None:
     assert run(found) == (status, published)
     assert run(found, metric=False) == (status, [])
+    assert run(found, names=("sold",)) == (status, [])  # of one aggregation only: it says nothing of the others
 
 
 @pytest.mark.parametrize(
@@ -148,6 +149,46 @@ def test_error_of_a_run__is_one_line_and_no_metric(
     assert main(["reconcile"]) == 2
     assert capsys.readouterr().err == f"aggregator: {error}\n"
     assert published == []
+
+
+@pytest.mark.parametrize(
+    ("repair", "says"), [(False, "nothing was changed; run"), (True, "what was corrected stays corrected")]
+)
+def test_interrupted_run__says_what_is_done_and_how_to_go_on(
+    repair: bool, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(run: Any, spool: Any) -> Report:
+        run.progress(Stage.OBSERVING, 1, 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "chosen_aggregations", lambda *_: [SOLD])
+    monkeypatch.setattr(command, "items_of", lambda *_: None)
+    monkeypatch.setattr(command, "stream_arn_of", lambda *_: STREAM_ARN)
+    monkeypatch.setattr(command, "check_only_stream", lambda *_: None)
+    monkeypatch.setattr("aggregation_worker.operations.reconcile.Reconciliation.run", interrupted)
+    answers = {"describe_stacks": stack_with(LedgerTableName="ledger")}
+    resources_with({}, answers, monkeypatch)
+
+    assert main(["reconcile", "--definitions", str(SAMPLE_FILE), *(["--repair"] if repair else [])]) == 130
+
+    assert f"interrupted while {Stage.OBSERVING}: {says}" in capsys.readouterr().err
+
+
+def test_wait__is_counted_down(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown_progress("") as tell:
+        tell(Stage.ITEMS, 5, 10)
+        for done in (0, 1, 14, 16, 40, 59, 61):
+            tell(Stage.ON_THEIR_WAY, done, 60)
+        tell(Stage.TOTALS, 0, None)
+
+    assert capsys.readouterr().err.splitlines() == [
+        "aggregator: reading items",
+        "aggregator: waiting for records on their way to the totals, 60 s at most",
+        "aggregator: waiting for records on their way to the totals, 44 s at most",
+        "aggregator: waiting for records on their way to the totals, 20 s at most",
+        "aggregator: waiting for records on their way to the totals, 1 s at most",
+        "aggregator: reading the totals",
+    ]
 
 
 def test_json_and_csv_together__are_refused(run: Any) -> None:
@@ -185,7 +226,7 @@ def test_text__has_a_line_for_each_measure_that_differs(run: Any, capsys: pytest
     ]
     folded = re.sub(r"\s+", " ", text)
     assert "1,234 totals compared with 56,789 items in 12 s: 2 drift, 1 unsettled, 1 unprovable, 1 repaired." in folded
-    assert 'Not proved, since they ignore what is removed (remove = "ignore"): sold; 1 of their totals' in folded
+    assert 'since they ignore what is removed (remove = "ignore"): sold; 1 of their totals differ' in folded
     assert "replay it first" in folded
     assert "sold: cannot use 2 items" in folded
 
@@ -207,7 +248,9 @@ def test_text_of_what_cannot_be_proved__does_not_say_that_it_is_right(
 def test_text_where_nothing_was_compared__does_not_look_healthy(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run(report(compared=(), left_out=("sold",), hints=("sold: not compared",)))
 
-    assert capsys.readouterr().out == "Nothing was compared.\nsold: not compared\n"
+    out = capsys.readouterr().out
+    assert "not compared │\n" in out
+    assert out.endswith("\nNothing was compared.\nsold: not compared\n")
 
 
 def test_csv__has_a_line_for_each_measure_unprovable_ones_too(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,6 +290,7 @@ def test_json__has_every_fact(run: Any, capsys: pytest.CaptureFixture[str]) -> N
         "counts": {
             "drift": 2,
             "waits in the dead-letter queue": 0,
+            "differs from its receipts": 0,
             "unsettled": 1,
             "unprovable": 1,
             "repaired": 1,
@@ -311,143 +355,6 @@ def test_metric_that_cannot_be_published__costs_a_line(
     publish(resources, 3)
 
     assert "AggregateDrift was not published" in capsys.readouterr().err
-
-
-# --- Dead letters -----------------------------------------------------------------------------------------------------
-
-
-class Queue:
-    """A dead-letter queue in moto, and the command's resources over it."""
-
-    def __init__(self) -> None:
-        self.sqs = boto3.client("sqs", region_name="us-east-1")
-        self.url = self.sqs.create_queue(QueueName="dead-letters")["QueueUrl"]
-        parser = build_parser()
-        options = parser.parse_args(["reconcile", "--region", "us-east-1", "--queue-url", self.url])
-        self.resources = Resources(options, {})
-        self.time = 0.0
-
-    def send(self, body: str) -> None:
-        self.sqs.send_message(QueueUrl=self.url, MessageBody=body)
-
-    def visible(self) -> int:
-        attributes = self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["ApproximateNumberOfMessages"])
-        return int(attributes["Attributes"]["ApproximateNumberOfMessages"])
-
-    def sleep(self, seconds: float) -> None:
-        self.time += seconds
-
-    def read(self, settled: Callable[[Notice], bool] = lambda _: False) -> list[Any]:
-        """The records that wait and the notices; deletes those that are settled."""
-        with ExitStack() as stack:
-            letters = Letters(self.resources, stack, clock=lambda: self.time, sleep=self.sleep)
-            found = letters.read()
-            letters.delete([notice for notice in found.notices if settled(notice)])
-        return [*found.records, *found.notices]
-
-
-@pytest.fixture
-def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setattr("aggregation_worker.operations.letters.HeldMessages.receive", _without_waiting)
-    with mock_aws():
-        yield Queue()
-
-
-def _without_waiting(held: Any, sent_before: datetime) -> Iterator[list[Any]]:
-    """As the real one, without a long poll for an empty queue."""
-    from aggregation_worker.operations.letters import _message
-
-    while messages := held.sqs.receive_message(
-        QueueUrl=held.queue_url,
-        MaxNumberOfMessages=10,
-        VisibilityTimeout=held.visibility_timeout,
-        MessageSystemAttributeNames=["SentTimestamp"],
-    ).get("Messages", []):
-        page = [_message(message) for message in messages]
-        held._held |= {message.message_id: message for message in page}
-        assert all(message.sent_at <= sent_before for message in page)
-        yield page
-
-
-def parked(record: Any) -> str:
-    return message_body(ParkedRecord(record, ("refused",)), STARTED)
-
-
-def test_letters__are_read_and_stay_in_the_queue(queue: Queue) -> None:
-    records = [insert(order(quantity=number)) for number in range(12)]
-    for record in records:
-        queue.send(parked(record))
-    queue.send(json.dumps({"Event": "s3:TestEvent", "Bucket": "dead-letters"}))
-
-    found = queue.read()
-
-    assert sorted(map(repr, found)) == sorted(map(repr, records))
-    assert queue.visible() == 13
-
-
-def test_notices__are_told_from_records_and_deleted_when_they_are_settled(queue: Queue) -> None:
-    notices = [Notice(insert(order(quantity=number)), ("why",), "sold") for number in range(12)]
-    for notice in notices:
-        queue.send(message_body(notice, STARTED))
-    queue.send(parked(insert()))
-
-    found = queue.read(lambda notice: notice.record["dynamodb"]["NewImage"]["quantity"] == {"N": "3"})
-
-    assert len(found) == 13
-    assert sorted(map(repr, found[1:])) == sorted(map(repr, notices))
-    assert queue.visible() == 12
-    assert all(one not in queue.read() for one in [notices[3]])
-
-
-def test_letter_that_comes_between_two_readings__is_in_the_second(queue: Queue) -> None:
-    queue.send(parked(insert(order(quantity=1))))
-    with ExitStack() as stack:
-        letters = Letters(queue.resources, stack, clock=lambda: queue.time, sleep=queue.sleep)
-        first = letters.read()
-        queue.send(parked(insert(order(quantity=2))))
-        second = letters.read()
-
-    assert (len(first.records), len(second.records)) == (1, 2)
-    assert queue.visible() == 2
-
-
-def test_letter_that_cannot_be_read__forbids_to_correct(queue: Queue) -> None:
-    queue.send(parked(insert()))
-    queue.send("rubbish")
-
-    with pytest.raises(CommandError, match=r"nothing was corrected: 1 of 2 dead letters cannot be read.*not JSON"):
-        queue.read()
-    assert queue.visible() == 2
-
-
-def test_letter_that_somebody_holds__forbids_to_correct(queue: Queue) -> None:
-    queue.send(parked(insert()))
-    queue.sqs.receive_message(QueueUrl=queue.url, VisibilityTimeout=600)
-    queue.send(parked(insert()))
-
-    with pytest.raises(CommandError, match="has 2 messages, but 1 could be read"):
-        queue.read()
-    assert queue.time >= 90
-
-
-def test_count_of_the_queue_that_lags__is_waited_for(queue: Queue) -> None:
-    """Its attributes are approximate."""
-    queue.send(parked(insert()))
-    (message,) = queue.sqs.receive_message(QueueUrl=queue.url, VisibilityTimeout=600)["Messages"]
-    queue.send(parked(insert()))
-    sleep = queue.sleep
-
-    def other_one_is_done(seconds: float) -> None:
-        sleep(seconds)
-        if queue.time > 10:
-            queue.sqs.delete_message(QueueUrl=queue.url, ReceiptHandle=message["ReceiptHandle"])
-
-    queue.sleep = other_one_is_done  # type: ignore[method-assign]  # a fake's method
-
-    assert len(queue.read()) == 1
-    assert 10 < queue.time < 20
 
 
 # --- Streams and arguments --------------------------------------------------------------------------------------------

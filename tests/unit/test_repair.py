@@ -585,7 +585,20 @@ def put_marker(totals: TotalsInMemory, marker: Marker | None) -> None:
 
 
 def waiting(totals: Any, *raw: Any, definitions: Definitions = DEFINITIONS) -> set[tuple[str, Group]]:
-    return groups_waiting(totals, LEDGER, definitions, raw)
+    return groups_waiting(totals, LEDGER, definitions, raw, among=Everything())
+
+
+class Everything:
+    """All aggregates there are."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def test_letter_of_an_aggregate_that_is_right__costs_no_reading() -> None:
+    asked_for_nothing: Any = None
+
+    assert groups_waiting(asked_for_nothing, LEDGER, DEFINITIONS, [insert()], among=()) == set()
 
 
 def test_letter_without_its_receipt__holds_back_its_aggregate() -> None:

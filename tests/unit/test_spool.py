@@ -1,7 +1,8 @@
 """What a spool keeps, sums up and refuses."""
 
 import sqlite3
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -277,34 +278,50 @@ def test_spool_that_another_run_works_with__refused(tmp_path: Path) -> None:
             Spool(tmp_path / "spool")
 
 
-def test_file_of_something_else__refused(tmp_path: Path) -> None:
-    (tmp_path / "spool").write_text("a letter to my grandmother, longer than a header of sqlite3 would be" * 20)
-
-    with pytest.raises(SpoolError, match="file is not a database"):
-        Spool(tmp_path / "spool")
+def _a_letter(file: Path) -> None:
+    file.write_text("a letter to my grandmother, longer than a header of sqlite3 would be" * 20)
 
 
-def test_other_programs_database__refused_and_left_as_it_is(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "books")) as other:
-        other.execute("CREATE TABLE book (title TEXT)")
-    before = (tmp_path / "books").read_bytes()
-
-    with pytest.raises(SpoolError, match=r"books is another program's database: name another file"):
-        Spool(tmp_path / "books")
-
-    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
+def _a_database(file: Path, table: str = "book") -> None:
+    with closing(sqlite3.connect(file)) as other:
+        other.execute(f"CREATE TABLE {table} (title TEXT)")
 
 
-def test_database_with_a_table_of_the_same_name__refused(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "shop")) as other:
-        other.execute("CREATE TABLE item (name TEXT)")
+@pytest.mark.parametrize(
+    "write", [_a_letter, _a_database, lambda file: _a_database(file, "item"), lambda file: file.write_text("short")]
+)
+def test_file_of_something_else__refused_and_left_as_it_is(tmp_path: Path, write: Callable[[Path], object]) -> None:
+    file = tmp_path / "precious"
+    write(file)
+    file.chmod(0o644)
+    before = file.read_bytes()
 
-    with (  # noqa: PT012
-        pytest.raises(SpoolError, match=r"shop is not a spool, or is damaged: .*: name another file"),
-        Spool(tmp_path / "shop") as spool,
-    ):
+    with pytest.raises(SpoolError, match=r"precious is not a spool of this version, .*: name another file"):
+        Spool(file)
+
+    assert [found.read_bytes() for found in tmp_path.iterdir()] == [before]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("before", [None, 0o644])
+def test_spool__is_readable_by_its_owner_only(tmp_path: Path, before: int | None) -> None:
+    file = tmp_path / "spool"
+    if before is not None:
+        Spool(file).close()
+        file.chmod(before)
+
+    with Spool(file) as spool:
         spool.begin(RUN, {"one": 0})
-        spool.add_items(0, {}, 1, [(key(1), 0, '["a"]', "1")])
+        modes = {stat.S_IMODE(found.stat().st_mode) for found in tmp_path.iterdir()}
+
+    assert modes == {0o600}
+
+
+def test_spool_killed_before_it_was_begun__is_taken_up(tmp_path: Path) -> None:
+    (tmp_path / "spool").touch()
+
+    with Spool(tmp_path / "spool") as spool:
+        spool.begin(RUN, {"one": 0})
 
 
 @pytest.mark.parametrize("name", ["nowhere/spool", "folder"])

@@ -195,6 +195,27 @@ def test_record_that_is_not_an_object__is_malformed(raw: object) -> None:
         validated(raw)
 
 
+@pytest.mark.parametrize(
+    ("moment", "shape"), [(1_721_037_600_000, "it is in milliseconds"), ("2024-07-15T10:00:00Z", "it is a text")]
+)
+def test_creation_time_as_other_tools_write_it__is_named(moment: object, shape: str) -> None:
+    with pytest.raises(MalformedRecordError, match=f"in epoch seconds, .*: {shape}"):
+        validated(changed(insert(), "dynamodb.ApproximateCreationDateTime", moment))
+
+
+@pytest.mark.parametrize(
+    ("raw", "image"),
+    [
+        (stream_record("INSERT", new={}), "NewImage"),
+        (stream_record("MODIFY", old={}, new=order()), "OldImage"),
+        (stream_record("MODIFY", old=order(), new={}), "NewImage"),
+    ],
+)
+def test_needed_image_that_is_empty__is_this_records_mistake(raw: dict[str, Any], image: str) -> None:
+    with pytest.raises(MalformedRecordError, match=f"{image} is empty"):
+        validated(raw)
+
+
 @pytest.mark.parametrize("moment", [0, 0.0, 2**32 - 1])  # in 2106: what a receipt's position can hold
 def test_creation_time_at_the_ends_of_the_calendar__is_read(moment: float) -> None:
     assert validated(insert(created_at=moment)).created_at == moment
@@ -207,7 +228,6 @@ def test_creation_time_at_the_ends_of_the_calendar__is_read(moment: float) -> No
     ("raw", "missing"),
     [
         (stream_record("INSERT"), "INSERT record .* has no NewImage"),
-        (stream_record("INSERT", new={}), "INSERT record .* has no NewImage"),
         (stream_record("MODIFY", old=order()), "MODIFY record .* has no NewImage"),
         (stream_record("MODIFY", new=order()), "MODIFY record .* has no OldImage"),
         (stream_record("MODIFY"), "MODIFY record .* has no NewImage"),

@@ -1,13 +1,14 @@
 """What stands in items is shown as it is, and harms no terminal, spreadsheet or program."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregation_worker.operations.output import print_json, print_table, say
+from aggregation_worker.operations.output import print_json, print_table, progress, say
 from aggregation_worker.operations.reconcile_report import _cell
 from aggregation_worker.operations.visible import visible
 
@@ -56,7 +57,21 @@ def test_json__is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(output) == document
 
 
-@pytest.mark.parametrize("text", ['=HYPERLINK("http://evil")', "+cmd", "-1", "@sum", "\tx"])
-def test_key_that_a_spreadsheet_would_run__has_an_apostrophe(text: str) -> None:
-    assert _cell(text) == f"'{text}"
+@pytest.mark.parametrize("text", ['=HYPERLINK("http://evil")', "+cmd", "-1", "@sum", "\tx", "=\x1b[2J"])
+def test_cell_that_a_spreadsheet_would_run__has_an_apostrophe(text: str) -> None:
+    assert _cell(text) == f"'{visible(text)}"
     assert _cell("item-1") == "item-1"
+    assert _cell("\x1b[2J") == "\\x1b[2J"
+
+
+@pytest.mark.parametrize(("total", "shown"), [(None, r"1,500, [\d,]+/s"), (2_000, "1,500/2,000")])
+def test_progress__shows_a_rate_where_the_total_is_not_known(
+    total: int | None, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress() as bars:
+        bars.live.transient = False
+        bars.update(bars.add_task("[reading]", total=total), completed=1_500)
+
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert re.search(rf"\[reading\].* {shown}", text)

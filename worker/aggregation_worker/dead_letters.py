@@ -39,10 +39,9 @@ ON_FAILURE_PREFIX = "aws/lambda/"
 MAX_MESSAGE_BYTES = 262_144
 _MAX_BATCH_ENTRIES = 10
 _NO_TIME = "no time was left to park it"
-
-
-class UnreadableDeadLetterError(WorkerError):
-    """A message in the dead-letter queue not of this worker or Lambda, or damaged; it must be left in the queue."""
+# Levels of JSON. An item has at most 32 levels of attributes ("Constraints", Amazon DynamoDB developer guide), two of
+# JSON each; what is nested far deeper is no record, and ends whoever works on it with a RecursionError.
+_MAX_LEVELS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +94,19 @@ class RecordReference:
     reasons: tuple[str, ...]
     aggregation: str | None = None
     sequence_number: str | None = None
+
+
+class UnreadableDeadLetterError(WorkerError):
+    """A message in the dead-letter queue not of this worker or Lambda, or damaged; it must be left in the queue.
+
+    Attributes:
+        reasons, sequence_number: what is known of it all the same.
+    """
+
+    def __init__(self, message: str, reasons: tuple[str, ...] = (), sequence_number: str | None = None) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+        self.sequence_number = sequence_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,18 +188,27 @@ def _of_record(document: Mapping[str, Any]) -> ParkedRecord | Notice | RecordRef
     aggregation = document.get("aggregation") if document["kind"] == NOTICE_KIND else None
     if document["kind"] == NOTICE_KIND and not isinstance(aggregation, str):
         raise UnreadableDeadLetterError("a notice without its aggregation")
+    number = document.get("sequenceNumber")
+    number = number if isinstance(number, str) and is_sequence_number(number) else None
     if "record" in document:
-        return letter_of(document["record"], tuple(reasons), aggregation)
+        try:
+            record = _not_too_deep(document["record"], "the record")
+        except UnreadableDeadLetterError as error:
+            raise UnreadableDeadLetterError(str(error), tuple(reasons), number) from error
+        return letter_of(record, tuple(reasons), aggregation)
     content = document.get("recordObject")
     if isinstance(content, dict) and isinstance(content.get("bucket"), str) and isinstance(content.get("key"), str):
-        number = document.get("sequenceNumber")
-        return RecordReference(
-            ObjectReference(content["bucket"], content["key"]),
-            tuple(reasons),
-            aggregation,
-            number if isinstance(number, str) and is_sequence_number(number) else None,
-        )
-    raise UnreadableDeadLetterError(f"a {kind} without the record")
+        return RecordReference(ObjectReference(content["bucket"], content["key"]), tuple(reasons), aggregation, number)
+    raise UnreadableDeadLetterError(f"a {kind} without the record", tuple(reasons), number)
+
+
+def read_record_object(text: str) -> Any:
+    """Reads a record that is in the bucket.
+
+    Raises:
+        UnreadableDeadLetterError: it is damaged.
+    """
+    return _not_too_deep(_json(text, "the record in the bucket"), "the record in the bucket")
 
 
 def _notification(records: Sequence[Any]) -> FailedBatchReference:
@@ -216,7 +237,8 @@ def read_failed_batch(text: str) -> FailedBatch:
     payload = document.get("payload")
     records: tuple[Any, ...] | None = None
     if payload is not None:
-        event = _json_object(payload, "the on-failure document's payload")
+        what = "the on-failure document's payload"
+        event = _not_too_deep(_json_object(payload, what), what)
         if not isinstance(event.get("Records"), list):
             raise UnreadableDeadLetterError("the on-failure document's payload has no Records")
         records = tuple(event["Records"])
@@ -254,13 +276,27 @@ def _sequence_number(info: Mapping[str, Any], name: str) -> str:
 def _json_object(text: object, what: str) -> dict[str, Any]:
     if not isinstance(text, str):
         raise UnreadableDeadLetterError(f"{what} is not a text")
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UnreadableDeadLetterError(f"{what} is not JSON: {error}") from error
+    document = _json(text, what)
     if not isinstance(document, dict):
         raise UnreadableDeadLetterError(f"{what} is not a JSON object")
     return document
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableDeadLetterError(f"{what} is not JSON: {error}") from error
+
+
+def _not_too_deep(value: Any, what: str) -> Any:
+    level = [value]
+    for _ in range(_MAX_LEVELS):
+        values = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [inner for inners in values for inner in inners]
+    if level:
+        raise UnreadableDeadLetterError(f"{what} is nested more than {_MAX_LEVELS} levels deep")
+    return value
 
 
 @dataclass(slots=True)

@@ -74,7 +74,11 @@ class AttributePath:
             for kind, content in value.items():
                 if kind in VALUE_TYPES:
                     return kind, content
-        raise MalformedValueError(f"{self.text}: not a DynamoDB attribute value, such as {{'N': '10'}}")
+        several = ""
+        if isinstance(value, dict) and len(value) > 1 and value.keys() <= VALUE_TYPES:
+            # Of types that are not the value's, aws-lambda-go writes a null.
+            several = f": it has the types {', '.join(sorted(value))} side by side, where Lambda delivers one"
+        raise MalformedValueError(f"{self.text}: not a DynamoDB attribute value, such as {{'N': '10'}}{several}")
 
 
 def parse_path(text: str) -> AttributePath:

@@ -5,12 +5,15 @@ Made from the definitions, so that README, `aggregator local` and the deployed s
 
 import json
 import shlex
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
 
-from aggregation_worker.aggregations.attribute_paths import AttributePath
+from aggregation_worker.aggregations.attribute_paths import AttributePath, MalformedValueError
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions, GroupKey, KeyType
+from aggregation_worker.aggregations.expressions import Where
 from aggregation_worker.aggregations.truncation import Epoch, Truncation
 
 # What the reference scenario calls things; attributes of other definitions get a value made from their name.
@@ -20,19 +23,22 @@ _EXAMPLE_TIME = datetime(2024, 7, 15, 9, 30, tzinfo=UTC)
 
 
 def example_item(definitions: Definitions) -> dict[str, Any]:
-    """An item, in DynamoDB's typed JSON, that every aggregation without a `where` counts.
+    """An item, in DynamoDB's typed JSON, that every aggregation counts, as far as one can be made.
 
-    Of expressions it gives those a number that are made of paths and sums.
+    Of expressions it gives those a number that are made of paths and sums, and those a truth that compare paths with
+    literals.
     """
     item: dict[str, Any] = {}
     for aggregation in definitions.aggregations:
         for measure in aggregation.measures:
             of_expression = () if measure.measured is None else _numbers_of(measure.measured.tree)
             for path in (*measure.factors, *of_expression):
-                _set(item, path, {"N": _EXAMPLES.get(_name(path), "10")})
+                set_at(item, path, {"N": _EXAMPLES.get(_name(path), "10")})
         for key in aggregation.keys:
             if key.path is not None:
-                _set(item, key.path, _example_of(key, _name(key.path)))
+                set_at(item, key.path, _example_of(key, _name(key.path)))
+        if aggregation.where is not None:
+            _satisfy(item, aggregation.where)
     for name, kind in definitions.source.keys:
         item.setdefault(name, {kind.value: _example(name, kind)})
     return item
@@ -114,7 +120,50 @@ def _example(name: str, kind: KeyType) -> str:
     return _EXAMPLES.get(name, "1" if kind is KeyType.NUMBER else f"{name}-1")
 
 
-def _set(item: dict[str, Any], path: AttributePath, value: dict[str, str]) -> None:
+def _satisfy(item: dict[str, Any], where: Where) -> None:
+    """Gives an item what a `where` asks for, if it asks for anything."""
+    with suppress(MalformedValueError):
+        if where(item):
+            return
+    for path, value in _wanted(where.tree):
+        set_at(item, path, value)
+
+
+def _wanted(node: Any) -> Iterator[tuple[AttributePath, dict[str, Any]]]:
+    """Where which values make an expression true."""
+    kind, children = node["type"], node["children"]
+    if kind == "and_expression":
+        for child in children:
+            yield from _wanted(child)
+    elif kind == "or_expression":
+        yield from _wanted(children[0])
+    elif kind in ("field", "subexpression", "index_expression"):
+        yield from ((path, {"BOOL": True}) for path in _numbers_of(node))
+    elif kind == "comparator" or (kind == "function_expression" and node["value"] in _OF_TEXTS):
+        operator, (left, right) = node["value"], children
+        if left["type"] == "literal":
+            operator, left, right = _SWAPPED.get(operator, operator), right, left
+        if right["type"] == "literal" and (value := _compared(operator, right["value"])) is not None:
+            yield from ((path, value) for path in _numbers_of(left))
+
+
+_OF_TEXTS = ("contains", "starts_with", "ends_with")
+_SWAPPED = {"lt": "gt", "lte": "gte", "gt": "lt", "gte": "lte"}
+_STEPS = {"gt": 1, "lt": -1}
+
+
+def _compared(operator: str, literal: Any) -> dict[str, Any] | None:
+    """A value of which the comparison with a literal is true; `None` where it is left to what is absent."""
+    if operator == "ne":
+        return None if literal is not None else {"BOOL": True}
+    if isinstance(literal, bool):
+        return {"BOOL": literal}
+    if isinstance(literal, str):
+        return {"S": literal}
+    return None if literal is None else {"N": str(literal + _STEPS.get(operator, 0))}
+
+
+def set_at(item: dict[str, Any], path: AttributePath, value: dict[str, str]) -> None:
     """Puts a value at a path, making the maps and lists on the way; a map or a list that is there already stays."""
     container: Any = item
     for step, following in zip(path.steps, (*path.steps[1:], None), strict=True):

@@ -141,6 +141,7 @@ STACK_NAME = "DynamoDBAggregationWorker"
 class Output(StrEnum):
     """The outputs that the `aggregator` command and the CDK app read, so that ARNs need not be copied by hand."""
 
+    NAME = "DashboardName"  # the worker's, with which the names of its alarms begin
     SOURCE_TABLE = "SourceTableName"
     TARGET_TABLES = "TargetTableNames"
     LEDGER_TABLE = "LedgerTableName"
@@ -149,6 +150,7 @@ class Output(StrEnum):
     DEAD_LETTER_BUCKET = "DeadLetterBucketName"
     FUNCTION_NAME = "FunctionName"
     EVENT_SOURCE_MAPPING = "EventSourceMappingUuid"
+    ALARM_TOPIC = "AlarmTopicArn"
 
 
 class DeploymentError(WorkerError):

@@ -9,7 +9,7 @@ transaction is not one moment for reads of several items ("Isolation levels", Am
 what is seen can be half a late write. Therefore no single reading decides anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ class Stored:
         pages: for each receipt that is not in the row, the key of its page.
         starting_value: a backfill's, and where the aggregation begins to count; `None` if there is none.
         corrections: the receipts of repairs, by their page's number and their name.
+        is_whole: no receipt of a stream record is missing, since no page has expired and all were asked for.
     """
 
     item: Mapping[str, Any]
@@ -59,6 +60,7 @@ class Stored:
     pages: Mapping[str, str]
     starting_value: tuple[str, Amounts] | None
     corrections: Mapping[tuple[int, str], Amounts]
+    is_whole: bool = False
 
 
 def read_stored(client: "DynamoDBClient", ledger_table: str, aggregate: Aggregate, first: str = "") -> Stored:
@@ -70,10 +72,10 @@ def read_stored(client: "DynamoDBClient", ledger_table: str, aggregate: Aggregat
     """
     row = _read_row(client, aggregate)
     for _ in range(_MOST_READINGS):
-        pages = _read_pages(client, ledger_table, aggregate, row, first)
+        pages = read_pages(client, ledger_table, aggregate, row, first)
         again = _read_row(client, aggregate)
         if _version(aggregate, again) == _version(aggregate, row):
-            return _stored(aggregate, again, pages, first)
+            return stored_of(aggregate, again, pages, first)
         row = again
     name = f"{aggregate.aggregation.name} {', '.join(aggregate.row.group)}"
     raise ChangesTooFastError(f"{name}: its receipts moved {_MOST_READINGS} times while they were read")
@@ -91,8 +93,8 @@ def _version(aggregate: Aggregate, item: Mapping[str, Any]) -> tuple[str, str, A
     return receipts.generation, receipts.archived, item.get(late_attribute(name))
 
 
-def _read_pages(
-    client: "DynamoDBClient", ledger_table: str, aggregate: Aggregate, item: Mapping[str, Any], first: str
+def read_pages(
+    client: "DynamoDBClient", ledger_table: str, aggregate: Aggregate, item: Mapping[str, Any], first: str = ""
 ) -> list[Mapping[str, Any]]:
     """Pages whose spans end at `first` or after it, and repairs, which sort after all of them."""
     name = aggregate.aggregation.name
@@ -112,12 +114,16 @@ def _read_pages(
     return [item for answer in answers for item in answer["Items"]]
 
 
-def _stored(aggregate: Aggregate, item: Mapping[str, Any], pages: list[Mapping[str, Any]], first: str) -> Stored:
+def stored_of(
+    aggregate: Aggregate, item: Mapping[str, Any], pages: Sequence[Mapping[str, Any]], first: str = ""
+) -> Stored:
+    """An aggregate whose row and pages were read."""
     name = aggregate.aggregation.name
     seen = row_receipts(item, name)
     receipts = {one: read_receipt(value) for one, value in (seen.values or {}).items() if position_in(one) >= first}
     page_keys: dict[str, str] = {}
     corrections: dict[tuple[int, str], Amounts] = {}
+    spans = []
     for found in pages:
         key = found[PAGE_KEY]["S"]
         if key.startswith(REPAIR_PAGE_PREFIX):
@@ -128,8 +134,14 @@ def _stored(aggregate: Aggregate, item: Mapping[str, Any], pages: list[Mapping[s
                 if one not in (AGGREGATE_KEY, PAGE_KEY)
             }
         elif key <= seen.archived:
-            on_page = {one: held for one, held in page_of(found).receipts().items() if position_in(one) >= first}
+            page = page_of(found)
+            spans.append((page.after, page.key))
+            on_page = {one: held for one, held in page.receipts().items() if position_in(one) >= first}
             receipts |= on_page
             page_keys |= dict.fromkeys(on_page, key)
     backfill = item.get(backfill_attribute(name))
-    return Stored(item, receipts, page_keys, None if backfill is None else read_backfill(backfill), corrections)
+    starting_value = None if backfill is None else read_backfill(backfill)
+    # Each page begins after the one before it, the first after nothing.
+    ends = ["", *(key for _, key in spans)]
+    is_whole = not first and ends[-1] == seen.archived and [after for after, _ in spans] == ends[:-1]
+    return Stored(item, receipts, page_keys, starting_value, corrections, is_whole)

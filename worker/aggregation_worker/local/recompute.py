@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group, worth
 from aggregation_worker.aggregations.numbers import EXACT, Amounts
-from aggregation_worker.reconciliation.observation import rows_of
+from aggregation_worker.reconciliation.observation import rows_of, worth_in
 from aggregation_worker.streams.records import Image
 
 if TYPE_CHECKING:
@@ -44,4 +44,8 @@ def stored_totals(client: "DynamoDBClient", aggregation: Aggregation) -> dict[Gr
 
     A total that is not a number is none.
     """
-    return {group: amounts for group, amounts in rows_of(client, aggregation) if amounts is not None}
+    return {
+        group: amounts
+        for group, row in rows_of(client, aggregation)
+        if (amounts := worth_in(aggregation, row)) is not None
+    }

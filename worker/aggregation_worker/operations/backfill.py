@@ -23,7 +23,7 @@ from aggregation_worker.ledger.markers import Marker
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import print_json, print_table, say
-from aggregation_worker.operations.resources import Resources
+from aggregation_worker.operations.resources import Resources, is_on_this_machine
 from aggregation_worker.operations.source import (
     SourceRequest,
     add_source_options,
@@ -32,13 +32,13 @@ from aggregation_worker.operations.source import (
     request_of,
     shown_progress,
     stream_arn_of,
+    stream_reader,
 )
-from aggregation_worker.reconciliation.backfill import Backfill, Result
+from aggregation_worker.reconciliation.backfill import TAKEOVER, Backfill, Result
 from aggregation_worker.reconciliation.items import ItemSource
 from aggregation_worker.reconciliation.snapshot import fingerprint
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.reconciliation.survey import Target, survey
-from aggregation_worker.streams.reader import StreamReader
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -115,10 +115,10 @@ def backfill(resources: Resources, request: Request, *, as_json: bool) -> int:
         return 0
     items = items_of(resources, request)
     state = request.state or _state_file(stream_arn, resources.ledger_table, found.targets, items)
-    reader = StreamReader(resources.client("dynamodbstreams"), stream_arn, "TRIM_HORIZON")
+    reader = stream_reader(resources, stream_arn, "TRIM_HORIZON")
     with (
         ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="commit") as executor,
-        shown_progress() as tell,
+        shown_progress(_interrupted(request, state)) as tell,
         Spool(state) as spool,
     ):
         run = Backfill(
@@ -127,6 +127,8 @@ def backfill(resources: Resources, request: Request, *, as_json: bool) -> int:
             resources.ledger_retention_days,
             executor,
             request.catch_up_until,
+            # On this machine only one worker runs, which has ended before another one starts.
+            takeover=0 if is_on_this_machine(resources.dynamodb) else TAKEOVER,
             progress=tell,
         )
         results = run.run(found.targets, resources.definitions, items, reader, spool, dry_run=request.dry_run)
@@ -134,6 +136,11 @@ def backfill(resources: Resources, request: Request, *, as_json: bool) -> int:
         _remove(state)
     _report(found.finished, results, request, as_json=as_json)
     return 0
+
+
+def _interrupted(request: Request, state: Path) -> str:
+    done = "nothing was written" if request.dry_run else "what was added is in, and is not added again"
+    return f"{done}; run the command again, and it continues with what it has read, in {state}"
 
 
 def _state_file(stream_arn: str, ledger_table: str, targets: Sequence[Target], items: ItemSource) -> Path:

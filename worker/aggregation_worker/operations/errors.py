@@ -2,6 +2,7 @@
 
 import botocore.exceptions
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from aggregation_worker.aws_errors import code_of
 from aggregation_worker.errors import WorkerError
@@ -26,6 +27,8 @@ def message_of(error: Exception) -> str | None:
     """One line for an error that the person can act on; `None` for one that is a mistake of this program."""
     if isinstance(error, BotoCoreError | ClientError):
         return explain_aws_error(error)
+    if isinstance(error, ResponseParserError):
+        return "what has answered is not AWS, or a proxy before it: check --endpoint-url and AWS_ENDPOINT_URL"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     return str(error) if isinstance(error, WorkerError | OSError) else None

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
@@ -33,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the receipts of one row's aggregates; returns 0 if there are any and they add up, else 1."""
-    explanations = list(explanations_of(Resources.of(options), options.table, options.keys, datetime.now(UTC)))
+    explanations = list(explanations_of(Resources.of(options), options.table, options.keys))
     if options.json:
         print_json([_as_json(explanation) for explanation in explanations])
     else:
@@ -41,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             _print(explanation)
     if not any(explanation.is_there for explanation in explanations):
         return 1
-    return 0 if all(explanation.matches or explanation.may_have_expired for explanation in explanations) else 1
+    return 1 if any(explanation.is_wrong for explanation in explanations) else 0
 
 
 _ROW = "row"
@@ -102,7 +101,7 @@ class Explanation:
     Attributes:
         total: as stored, `None` for a measure that is not a number; `None` if there is no row.
         kept: how much of it removed items contributed, as stored.
-        may_have_expired: receipts older than the ledger's retention may have been deleted.
+        may_have_expired: pages of it are gone, as they are after the ledger's retention.
     """
 
     aggregation: Aggregation
@@ -136,11 +135,21 @@ class Explanation:
         """Whether receipts and total, and what is kept of it, are equal; no row is as good as zero."""
         return (self.sum, self.sum_kept) == (self.total or self.zero, self.kept)
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether the measures, and what is kept of them, are numbers."""
+        return None not in (*(self.total or ()), *self.kept)
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether something other than the worker must have been there."""
+        return not self.has_numbers or not (self.matches or self.may_have_expired)
+
     def verdict(self) -> str:
         """One sentence on receipts and total."""
         if not self.is_there:
             return "There is neither a row with this key nor a receipt of one: are the table and the key right?"
-        if None in (*(self.total or ()), *self.kept):
+        if not self.has_numbers:
             return (
                 "A measure is not a number: something other than the worker has written it. Remove the attribute, "
                 "replay what is parked because of it, and let aggregator reconcile --repair set the total right."
@@ -150,8 +159,8 @@ class Explanation:
         if self.may_have_expired:
             return (
                 "The receipts do not add up to the stored total. The ledger forgets receipts when they are too old to "
-                "be needed, and this aggregation is older than that: the rest may well be what expired receipts "
-                "proved. Only the source can decide: reconcile."
+                "be needed, and some of this total are gone: the rest may well be what expired receipts proved. Only "
+                "the source can decide: reconcile."
             )
         return (
             "The receipts do not add up to the stored total, and none can have expired yet: something other than the "
@@ -159,14 +168,16 @@ class Explanation:
         )
 
 
-def explanations_of(resources: Resources, table: str, keys: Sequence[str], now: datetime) -> Iterator[Explanation]:
+def explanations_of(resources: Resources, table: str, keys: Sequence[str]) -> Iterator[Explanation]:
     """An explanation for each aggregation that writes the row.
 
     Raises:
         CommandError: no aggregation writes the table, or the keys do not fit it.
+        CatalogueError: the definitions are not the deployed worker's.
     """
     for aggregation in _aggregations_of(resources.definitions, table):
         group = _group(aggregation, keys)
+        _ = resources.catalogue  # checks the definitions
         stored = read_stored(resources.dynamodb, resources.ledger_table, aggregate_of(aggregation, group))
         names = [measure.name for measure in aggregation.measures]
         total = tuple(_amount(stored.item, name) for name in names)
@@ -177,7 +188,7 @@ def explanations_of(resources: Resources, table: str, keys: Sequence[str], now: 
             tuple(sorted(receipts_of(stored), key=Receipt.order)),
             total if stored.item else None,
             kept,
-            _may_have_expired(resources, aggregation, now),
+            may_have_expired=not stored.is_whole,
         )
 
 
@@ -228,14 +239,6 @@ def _amount(row: Mapping[str, Any], measure: str) -> Decimal | None:
 
 def _text(amount: Decimal | None) -> str:
     return "not a number" if amount is None else canonical_text(amount)
-
-
-def _may_have_expired(resources: Resources, aggregation: Aggregation, now: datetime) -> bool:
-    """Whether the aggregation is older than the ledger's retention."""
-    recorded = resources.catalogue.recorded_at(aggregation)
-    if recorded is None:
-        return True
-    return now - datetime.fromtimestamp(recorded, UTC) > timedelta(days=resources.ledger_retention_days)
 
 
 def _as_json(explanation: Explanation) -> dict[str, Any]:

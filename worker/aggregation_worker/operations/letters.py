@@ -1,11 +1,12 @@
-"""The dead-letter queue as operators see it: messages received, understood, and held while they are worked on."""
+"""Dead letters as operators see them: understood, compared with the stack's own names, and never believed.
 
-import json
-import threading
-from collections.abc import Iterator, Sequence
+Whoever may send to the queue writes what he likes into a message. So of a message nothing decides where is read: its
+bucket must be the stack's, and its stream and its records those of the source table.
+"""
+
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -24,29 +25,22 @@ from aggregation_worker.dead_letters import (
     letter_of,
     read_dead_letter,
     read_failed_batch,
+    read_record_object,
 )
+from aggregation_worker.errors import WorkerError
 from aggregation_worker.operations.errors import explain_aws_error
+from aggregation_worker.operations.queue import Message
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.streams.range import StreamRangeError, read_range
-from aggregation_worker.streams.records import sequence_number_of
+from aggregation_worker.streams.records import Origin, sequence_number_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_sqs import SQSClient
-    from mypy_boto3_sqs.type_defs import MessageTypeDef
-
-# Clocks that differ by less are taken as equal; the Date header has whole seconds.
-_CLOCK_TOLERANCE = timedelta(seconds=2)
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A message of the queue, held invisible to others until it is deleted or released."""
-
-    message_id: str
-    receipt_handle: str
-    body: str
-    sent_at: datetime
+# What is different in reasons that are alike.
+_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\b[0-9a-f]{12,}\b|\d{3,}")
+_MOST_GROUPS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +49,7 @@ class Letter:
 
     Attributes:
         kind: `parked record`, `notice`, `failed batch`, `notification test` or `unreadable`.
-        reasons: why it is here; for an unreadable one, what is wrong with it.
+        reasons: why it is here; for an unreadable one, what is wrong with it, and then what else is known.
         records: the raw records; none where it could not be read.
         readable: whether `records` are all that belong to it.
         span: first and last sequence number where the records themselves are not there.
@@ -83,183 +77,192 @@ def trusted_until(record: Any, retention_days: int) -> datetime | None:
 
     Its page is kept for so long at least. Sent after that, it is parked if its page has expired: never counted twice.
     """
+    created = created_at(record)
     try:
-        created = datetime.fromtimestamp(float(record["dynamodb"]["ApproximateCreationDateTime"]), UTC)
+        return None if created is None else created + timedelta(days=retention_days)
+    except OverflowError:
+        return None
+
+
+def created_at(record: Any) -> datetime | None:
+    """When a raw record was created, where it says so."""
+    try:
+        return datetime.fromtimestamp(float(record["dynamodb"]["ApproximateCreationDateTime"]), UTC)
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
-    return created + timedelta(days=retention_days)
 
 
-def resolve_letter(message: Message, resources: Resources) -> Letter:
-    """Reads a message, and what it refers to in the bucket or the stream; whatever is wrong with it is in `reasons`."""
-    known: tuple[str, ...] = ()
-    span = None
-    try:
-        found = read_dead_letter(message.body)
-        if isinstance(found, RecordReference):
-            known, number = found.reasons, found.sequence_number
-            span = None if number is None else (number, number)
-        letter = _fetched(found, resources)
-        if isinstance(letter, NotificationTest):
-            return Letter(message, "notification test", ("S3 tested the bucket's notification; it holds nothing",))
-        if isinstance(letter, ParkedRecord):
-            return Letter(message, "parked record", letter.reasons, (letter.record,))
-        if isinstance(letter, Notice):
-            return Letter(message, "notice", letter.reasons, (letter.record,), notice=letter)
-        return _failed_batch(message, letter, resources)
-    except UnreadableDeadLetterError as error:
-        why = str(error)
-    except ValueError:
-        why = "the record in the bucket is not JSON"
-    except (BotoCoreError, ClientError) as error:
-        why = explain_aws_error(error)
-    return Letter(message, "unreadable", (why, *known), readable=False, span=span)
+def source_of(resources: Resources) -> Origin:
+    """The source table with region and account: as the definitions or the environment name its stream, or as it is.
 
-
-def _fetched(letter: DeadLetter, resources: Resources) -> ParkedRecord | Notice | FailedBatch | NotificationTest:
-    """The letter with its content, also where it only refers to the bucket."""
-    if isinstance(letter, RecordReference):
-        return letter_of(json.loads(_content(resources.s3, letter.content)), letter.reasons, letter.aggregation)
-    if isinstance(letter, FailedBatchReference):
-        return read_failed_batch(_content(resources.s3, letter.document))
-    return letter
-
-
-def _failed_batch(message: Message, letter: FailedBatch, resources: Resources) -> Letter:
-    reasons = (letter.condition,)
-    span = (letter.first, letter.last)
-    records = letter.records
-    if records is None:
-        streams = resources.client("dynamodbstreams")
-        try:
-            records = tuple(read_range(streams, letter.stream_arn, letter.shard_id, letter.first, letter.last))
-        except StreamRangeError as error:
-            return Letter(message, "failed batch", (*reasons, str(error)), readable=False, span=span)
-    if len(records) != letter.size:
-        reason = f"it holds {len(records)} records, but its notice says {letter.size}: the payload is truncated"
-        return Letter(message, "unreadable", (reason,), readable=False, span=span)
-    return Letter(message, "failed batch", reasons, records, span=span)
-
-
-def _content(s3: "S3Client", reference: ObjectReference) -> str:
-    try:
-        if reference.version:
-            answer = s3.get_object(Bucket=reference.bucket, Key=reference.key, VersionId=reference.version)
-        else:
-            answer = s3.get_object(Bucket=reference.bucket, Key=reference.key)
-        return answer["Body"].read().decode()
-    except ClientError as error:
-        if code_of(error) in ("NoSuchKey", "404", "NoSuchVersion"):
-            raise UnreadableDeadLetterError(f"the object {reference.key} is no longer in the bucket") from error
-        raise
-    except UnicodeDecodeError as error:
-        raise UnreadableDeadLetterError(f"the object {reference.key} is not text") from error
+    Raises:
+        WorkerError, ClientError, BotoCoreError: it is not known.
+    """
+    source = resources.definitions.source.origin
+    if source.account is not None:
+        return source
+    table = resources.dynamodb.describe_table(TableName=source.table)["Table"]
+    _, _, _, region, account, _ = table["TableArn"].split(":", 5)
+    return Origin(source.table, region, account)
 
 
 @dataclass(slots=True)
-class HeldMessages:
-    """Receives messages and keeps them invisible to others until each is deleted or released.
-
-    A thread extends their visibility while the command works; should the command be killed, they reappear by
-    themselves after `visibility_timeout`.
+class Group:
+    """Letters that are alike.
 
     Attributes:
-        visibility_timeout: seconds that a message stays invisible without an extension.
+        what: texts that say it, of one of them.
+        example: what names this one.
+        sent_at: when the oldest was sent.
+        until: until when all of their records can be replayed for certain.
     """
 
-    sqs: "SQSClient"
-    queue_url: str
-    visibility_timeout: int = 120
-    _held: dict[str, Message] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _closing: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    what: tuple[str, ...]
+    example: str
+    count: int = 0
+    sent_at: datetime | None = None
+    until: datetime | None = None
 
-    def __enter__(self) -> "HeldMessages":
-        self._thread = threading.Thread(target=self._extend_until_closed, name="visibility", daemon=True)
-        self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._closing.set()
-        if self._thread is not None:
-            self._thread.join()
-        self.release(*self._held.values())
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Letters by what they have in common, in a memory that does not grow with their number.
 
-    def started_at(self) -> datetime:
-        """The queue's time of day: this machine's clock unless it is plainly wrong."""
-        answer = self.sqs.get_queue_attributes(QueueUrl=self.queue_url, AttributeNames=["QueueArn"])
-        here = datetime.now(UTC)
-        header = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
-        there = parsedate_to_datetime(header) if header else here
-        return here if abs(there - here) < _CLOCK_TOLERANCE else there + timedelta(seconds=1)
+    Texts are taken as equal where they differ in numbers, names and digests that they quote.
+    """
 
-    def waiting(self) -> int:
-        """About how many messages the queue holds, those that others hold included."""
-        attributes = self.sqs.get_queue_attributes(
-            QueueUrl=self.queue_url,
-            AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
-        )["Attributes"]
-        return sum(map(int, attributes.values()))
+    found: dict[tuple[str, ...], Group] = field(default_factory=dict)
 
-    def receive(self, sent_before: datetime) -> Iterator[list[Message]]:
-        """Receives, a page at a time, what was in the queue at a moment, until the queue has no more of it to give."""
-        seen: set[str] = set()
-        while True:
-            messages = self.sqs.receive_message(
-                QueueUrl=self.queue_url,
-                MaxNumberOfMessages=10,
-                VisibilityTimeout=self.visibility_timeout,
-                WaitTimeSeconds=1,  # a long poll asks every server of the queue, so an empty answer is the end
-                MessageSystemAttributeNames=["SentTimestamp"],
-            ).get("Messages", [])
-            if not messages:
-                return
-            page = [_message(message) for message in messages]
-            with self._lock:
-                self._held |= {message.message_id: message for message in page}
-            # A message sent since, or given twice, is kept out of sight until the end: released now, it would be
-            # received again and again.
-            new = [message for message in page if message.sent_at <= sent_before and message.message_id not in seen]
-            seen.update(message.message_id for message in page)
-            if new:
-                yield new
+    def add(
+        self, what: tuple[str, ...], example: str, sent_at: datetime | None = None, until: datetime | None = None
+    ) -> None:
+        """Adds a letter."""
+        key = tuple(_VARYING.sub("…", text) for text in what)
+        if key not in self.found and len(self.found) >= _MOST_GROUPS:
+            key = what = (*what[:1], *("other reasons" for _ in what[1:]))
+        group = self.found.setdefault(key, Group(what, example))
+        group.count += 1
+        if sent_at is not None and (group.sent_at is None or sent_at < group.sent_at):
+            group.sent_at = sent_at
+        if until is not None and (group.until is None or until < group.until):
+            group.until = until
 
-    def delete(self, *messages: Message) -> None:
-        """Removes messages from the queue for good."""
-        for message in messages:
-            with self._lock:
-                current = self._held.pop(message.message_id, message)
-            self.sqs.delete_message(QueueUrl=self.queue_url, ReceiptHandle=current.receipt_handle)
+    def by_size(self) -> list[Group]:
+        """The largest first."""
+        return sorted(self.found.values(), key=lambda group: -group.count)
 
-    def release(self, *messages: Message) -> None:
-        """Gives messages back: others can receive them at once."""
-        for message in messages:
-            with self._lock:
-                current = self._held.pop(message.message_id, message)
-            self._change_visibility([current], 0)
 
-    def _extend_until_closed(self) -> None:
-        while not self._closing.wait(self.visibility_timeout / 3):
-            with self._lock:
-                held = list(self._held.values())
-            self._change_visibility(held, self.visibility_timeout)
+@dataclass(frozen=True, slots=True)
+class LetterReader:
+    """Reads messages, and what they refer to in the bucket or the stream. Several threads may use it.
 
-    def _change_visibility(self, messages: Sequence[Message], seconds: int) -> None:
-        """Best effort: a message whose visibility cannot be changed reappears a little earlier or later."""
-        for start in range(0, len(messages), 10):
-            entries = [
-                {"Id": str(index), "ReceiptHandle": message.receipt_handle, "VisibilityTimeout": seconds}
-                for index, message in enumerate(messages[start : start + 10])
-            ]
+    Attributes:
+        source: where records must come from; `None` where that is not known, and then no stream is read.
+    """
+
+    resources: Resources
+    source: Origin | None
+
+    def __post_init__(self) -> None:
+        for service in ("s3", "dynamodbstreams", "dynamodb"):
+            self.resources.client(service)  # boto3 makes one client at a time; threads can share them
+
+    def __call__(self, message: Message) -> Letter:
+        """Understands a message; whatever is wrong with it is in `reasons`."""
+        known: tuple[str, ...] = ()
+        span = None
+        try:
+            found = read_dead_letter(message.body)
+            if isinstance(found, RecordReference):
+                known, number = found.reasons, found.sequence_number
+                span = None if number is None else (number, number)
+            letter = self._fetched(found)
+            if isinstance(letter, NotificationTest):
+                self._check_bucket(letter.bucket)
+                return Letter(message, "notification test", ("S3 tested the bucket's notification; it holds nothing",))
+            if isinstance(letter, FailedBatch):
+                return self._failed_batch(message, letter)
+            self._check_record(letter.record)
+            notice = letter if isinstance(letter, Notice) else None
+            kind = "parked record" if notice is None else "notice"
+            return Letter(message, kind, letter.reasons, (letter.record,), notice=notice)
+        except UnreadableDeadLetterError as error:
+            why, known = str(error), error.reasons or known
+            span = (error.sequence_number, error.sequence_number) if error.sequence_number is not None else span
+        except WorkerError as error:
+            why = str(error)
+        except (BotoCoreError, ClientError) as error:
+            why = explain_aws_error(error)
+        except ValueError as error:  # of botocore, about names that cannot be in a request
+            why = f"what it names cannot be asked for: {error}"
+        return Letter(message, "unreadable", (why, *known), readable=False, span=span)
+
+    def _fetched(self, letter: DeadLetter) -> ParkedRecord | Notice | FailedBatch | NotificationTest:
+        """The letter with its content, also where it only refers to the bucket."""
+        if isinstance(letter, RecordReference):
+            record = read_record_object(self._content(letter.content))
+            return letter_of(record, letter.reasons, letter.aggregation)
+        if isinstance(letter, FailedBatchReference):
+            return read_failed_batch(self._content(letter.document))
+        return letter
+
+    def _failed_batch(self, message: Message, letter: FailedBatch) -> Letter:
+        reasons = (letter.condition,)
+        span = (letter.first, letter.last)
+        why = self._difference(letter.stream_arn)
+        records = letter.records
+        if why is None and records is None:
+            streams = self.resources.client("dynamodbstreams")
             try:
-                self.sqs.change_message_visibility_batch(QueueUrl=self.queue_url, Entries=entries)  # type: ignore[arg-type]  # plain dicts for typed ones
-            except (BotoCoreError, ClientError):
-                continue
+                records = tuple(read_range(streams, letter.stream_arn, letter.shard_id, letter.first, letter.last))
+            except StreamRangeError as error:
+                return Letter(message, "failed batch", (*reasons, str(error)), readable=False, span=span)
+        if why is None and records is not None and len(records) != letter.size:
+            why = f"it holds {len(records)} records, but its notice says {letter.size}: the payload is truncated"
+        if why is not None or records is None:
+            return Letter(message, "unreadable", (why or "no records", *reasons), readable=False, span=span)
+        for record in records:
+            self._check_record(record)
+        return Letter(message, "failed batch", reasons, records, span=span)
 
+    def _difference(self, stream_arn: str) -> str | None:
+        if self.source is None:
+            return "the source table is not known, so the message cannot be compared with it"
+        try:
+            return self.source.difference(stream_arn)
+        except ValueError as error:
+            return str(error)
 
-def _message(raw: "MessageTypeDef") -> Message:
-    milliseconds = int(raw.get("Attributes", {}).get("SentTimestamp", "0"))
-    return Message(
-        raw["MessageId"], raw["ReceiptHandle"], raw["Body"], datetime.fromtimestamp(milliseconds / 1000, UTC)
-    )
+    def _check_record(self, record: Any) -> None:
+        """A record that names no stream is malformed: the worker refuses it."""
+        stream_arn = record.get("eventSourceARN") if isinstance(record, dict) else None
+        if self.source is None or not isinstance(stream_arn, str):
+            return
+        try:
+            why = self.source.difference(stream_arn)
+        except ValueError:
+            return
+        if why is not None:
+            raise UnreadableDeadLetterError(f"a record is not the source table's: {why}")
+
+    def _check_bucket(self, bucket: str) -> None:
+        if bucket != self.resources.bucket:
+            raise UnreadableDeadLetterError(
+                f"it names the bucket {bucket!r}, but the stack's is {self.resources.bucket!r}"
+            )
+
+    def _content(self, reference: ObjectReference) -> str:
+        self._check_bucket(reference.bucket)
+        s3: S3Client = self.resources.s3
+        try:
+            if reference.version:
+                answer = s3.get_object(Bucket=reference.bucket, Key=reference.key, VersionId=reference.version)
+            else:
+                answer = s3.get_object(Bucket=reference.bucket, Key=reference.key)
+            return answer["Body"].read().decode()
+        except ClientError as error:
+            if code_of(error) in ("NoSuchKey", "404", "NoSuchVersion"):
+                raise UnreadableDeadLetterError(f"the object {reference.key} is no longer in the bucket") from error
+            raise
+        except UnicodeDecodeError as error:
+            raise UnreadableDeadLetterError(f"the object {reference.key} is not text") from error

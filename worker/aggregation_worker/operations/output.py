@@ -7,6 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -23,9 +25,10 @@ def console() -> Console:
     return Console(highlight=False, markup=False, emoji=False, width=_WIDTH_OF_A_PIPE)
 
 
-def say(sentence: str) -> None:
-    """A sentence on standard output."""
-    console().print(Text(visible(sentence)))
+def say(sentence: str, indented: int = 0) -> None:
+    """A sentence on standard output, so many columns in."""
+    text = Text(visible(sentence))
+    console().print(Padding(text, (0, 0, 0, indented), expand=False) if indented else text)
 
 
 def print_json(document: Any) -> None:
@@ -41,6 +44,23 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
     console().print(table)
+
+
+class _Done(ProgressColumn):
+    """How much is done of how much; where that is not known, how fast."""
+
+    def render(self, task: Task) -> Text:
+        """See `ProgressColumn`."""
+        if task.total is not None:
+            return Text(f"{task.completed:,.0f}/{task.total:,.0f}")
+        return Text(f"{task.completed:,.0f}, {task.speed or 0:,.0f}/s")
+
+
+def progress() -> Progress:
+    """Bars on standard error, while it is a terminal."""
+    terminal = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), _Done(), TimeRemainingColumn())
+    return Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal)
 
 
 def duration(time: timedelta) -> str:

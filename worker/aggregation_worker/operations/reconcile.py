@@ -6,19 +6,16 @@ correction, and the metric.
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from aggregation_worker.dead_letters import Notice
+from aggregation_worker.operations.all_letters import COUNT_LAG, AllLetters
 from aggregation_worker.operations.errors import CommandError, explain_aws_error
-from aggregation_worker.operations.letters import HeldMessages, Letter, resolve_letter
 from aggregation_worker.operations.options import add_deployment_options, positive
 from aggregation_worker.operations.output import print_json
 from aggregation_worker.operations.reconcile_report import print_report, report_as_json, write_csv
@@ -31,14 +28,14 @@ from aggregation_worker.operations.source import (
     request_of,
     shown_progress,
     stream_arn_of,
+    stream_reader,
 )
 from aggregation_worker.operations.status import service_of
 from aggregation_worker.reconciliation.observer import OBSERVED_AT_ONCE
 from aggregation_worker.reconciliation.reconcile import PATIENCE, Reconciliation, Repairs
 from aggregation_worker.reconciliation.report import Report
 from aggregation_worker.reconciliation.spool import Spool
-from aggregation_worker.reconciliation.waiting_letters import Waiting
-from aggregation_worker.streams.reader import STREAM_LAG, StreamReader
+from aggregation_worker.streams.reader import STREAM_LAG
 from aggregation_worker.telemetry import NAMESPACE, SERVICE, Metric
 
 if TYPE_CHECKING:
@@ -46,11 +43,10 @@ if TYPE_CHECKING:
 
     from aggregation_worker.streams.shards import StartingPosition
 
-# Seconds that the letters are invisible to others, should this command be killed before it gives them back.
-_VISIBILITY_TIMEOUT = 60
-# Seconds in which the queue's own count of its messages, which lags, must agree with what was read.
-_COUNT_PATIENCE = 90
-_POLL_SECONDS = 2.0
+_INTERRUPTED = "what was corrected stays corrected, each total wholly or not at all; run the command again for the rest"
+_INTERRUPTED_READING = "nothing was changed; run the command again"
+# Exit status where no total is wrong, but some could not be proved.
+_NOT_PROVED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +54,17 @@ class Request(SourceRequest):
     """What the command line asks for.
 
     Attributes:
-        patience: seconds that a difference must stay the same to be drift.
-        metric: whether to publish `AggregateDrift`.
-        stream_lag: seconds; see `StreamReader`.
+        patience: seconds for which a record without a receipt is waited for.
+        metric: whether to publish `AggregateDrift`, where all aggregations are compared.
+        stream_lag: seconds; see `StreamReader`; `None` for what the endpoint needs.
+        queue_lag: seconds; see `AllLetters`; `None` for what the endpoint needs.
     """
 
     repair: bool = False
     patience: float = PATIENCE
     metric: bool = True
-    stream_lag: float = STREAM_LAG
+    stream_lag: float | None = None
+    queue_lag: float | None = None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +73,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Recomputes every total from the source table while it is written to, and lists those that differ: drift is a "
         "difference that no record on its way accounts for. With --repair each is corrected, with a receipt that "
-        "explain shows. Exit status 0 only if every total is right by now."
+        "explain shows. Exit status: 0 only if every total is proved right, but for those of aggregations that ignore "
+        "what is removed; 1 if some are wrong; 3 if none is, but some could not be proved; 2 for an error."
     )
     parser.add_argument("names", metavar="AGGREGATION", nargs="*", help="only these (default: all)")
     parser.add_argument("--repair", action="store_true", help="correct what drifts")
@@ -84,17 +83,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=positive(float),
         default=default.patience,
         metavar="SECONDS",
-        help=f"how long a difference must stay the same to be drift (default: {default.patience:.0f})",
+        help=f"how long to wait for records on their way to the totals (default: {default.patience:.0f})",
     )
     add_source_options(parser)
     parser.add_argument("--csv", action="store_true", help="CSV on standard output: a line for each measure")
-    parser.add_argument("--no-metric", action="store_false", dest="metric", help="leave out the metric AggregateDrift")
+    parser.add_argument(
+        "--no-metric",
+        action="store_false",
+        dest="metric",
+        help="leave out the metric AggregateDrift, which only a run over all aggregations publishes",
+    )
     parser.add_argument(
         "--stream-lag",
         type=positive(float),
-        default=default.stream_lag,
         metavar="SECONDS",
-        help=f"how long a record may take to appear in the stream (default: {default.stream_lag:.0f})",
+        help=f"how long a record may take to appear in the stream (default: {STREAM_LAG:.0f}; 0 on this machine)",
+    )
+    parser.add_argument(
+        "--queue-lag",
+        type=positive(float),
+        metavar="SECONDS",
+        help="how long the dead-letter queue's counts must agree with what was read before anything is corrected "
+        f"(default: {COUNT_LAG:.0f}; 0 on this machine)",
     )
     add_deployment_options(parser)
 
@@ -105,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def reconcile(resources: Resources, request: Request, *, as_json: bool, as_csv: bool) -> int:
-    """Compares, corrects if asked to, and reports; returns 0 if every total is right by now, else 1.
+    """Compares, corrects if asked to, and reports; returns the exit status, see `add_options`.
 
     Raises:
         WorkerError: nothing can be said about the totals, or nothing may be corrected.
@@ -113,7 +123,7 @@ def reconcile(resources: Resources, request: Request, *, as_json: bool, as_csv: 
     if as_json and as_csv:
         raise CommandError("--json and --csv: one of them at a time")
     report = _run(resources, request)
-    if request.metric and (report.drifted or report.is_decided):
+    if request.metric and not request.names and (report.drifted or report.is_decided):
         publish(resources, report.drifted)
     if as_json:
         print_json(report_as_json(report))
@@ -121,7 +131,9 @@ def reconcile(resources: Resources, request: Request, *, as_json: bool, as_csv: 
         write_csv(report)
     else:
         print_report(report)
-    return 1 if report.drifted or report.undecided or report.left_out else 0
+    if report.drifted:
+        return 1
+    return _NOT_PROVED if report.is_open else 0
 
 
 def _run(resources: Resources, request: Request) -> Report:
@@ -132,14 +144,14 @@ def _run(resources: Resources, request: Request) -> Report:
     if request.repair:
         check_only_stream(streams, resources.definitions.source.table, stream_arn)
     start: StartingPosition = "LATEST" if not request.repair and request.export is None else "TRIM_HORIZON"
-    reader = StreamReader(streams, stream_arn, start, stream_lag=request.stream_lag)
+    reader = stream_reader(resources, stream_arn, start, request.stream_lag)
     with (
         ThreadPoolExecutor(OBSERVED_AT_ONCE, thread_name_prefix="observation") as executor,
-        shown_progress() as tell,
+        shown_progress(_INTERRUPTED if request.repair else _INTERRUPTED_READING) as tell,
         Spool(None) as spool,
         ExitStack() as stack,
     ):
-        letters = Letters(resources, stack)
+        letters = AllLetters(resources, stack, request.queue_lag, progress=tell)
         report = Reconciliation(
             client=resources.dynamodb,
             definitions=resources.definitions,
@@ -172,65 +184,6 @@ def check_only_stream(streams: "DynamoDBStreamsClient", table: str, stream_arn: 
             f"nothing was corrected: table {table} had another stream until at most a day ago ({earlier[0]}), and "
             "records of it may still reach the totals; run this again when it is gone"
         )
-
-
-# --- Dead letters -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Letters:
-    """All dead letters that wait, held while totals are corrected, so that those which are settled can be deleted.
-
-    Attributes:
-        stack: on its end all that are left are given back.
-    """
-
-    resources: Resources
-    stack: ExitStack
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    _held: HeldMessages | None = None
-    _letters: dict[str, Letter] = field(default_factory=dict)
-
-    def read(self) -> Waiting:
-        """Receives all that is there, what was read before included; takes nothing out of the queue.
-
-        Raises:
-            CommandError: one cannot be read, or others hold some: a correction could count their records twice.
-        """
-        if self._held is None:
-            queue = HeldMessages(self.resources.sqs, self.resources.queue_url, _VISIBILITY_TIMEOUT)
-            self._held = self.stack.enter_context(queue)
-        held = self._held
-        soon = held.started_at() + timedelta(days=1)  # those that come while this reads, too
-        for message in (message for page in held.receive(soon) for message in page):
-            self._letters[message.message_id] = resolve_letter(message, self.resources)
-        letters = [*self._letters.values()]
-        unreadable = [letter for letter in letters if not letter.readable]
-        if unreadable:
-            reasons = "; ".join(unreadable[0].reasons)
-            raise CommandError(
-                f"nothing was corrected: {len(unreadable)} of {len(letters)} dead letters cannot be read, so it is "
-                f"not known which totals they change ({reasons}); discard or replay them first"
-            )
-        deadline = self.clock() + _COUNT_PATIENCE
-        while (waiting := held.waiting()) != len(letters):
-            if self.clock() >= deadline:
-                raise CommandError(
-                    f"nothing was corrected: the dead-letter queue has {waiting} messages, but {len(letters)} could be "
-                    "read; another command may hold the others: run this again when it is done"
-                )
-            self.sleep(_POLL_SECONDS)
-        return Waiting(
-            [record for letter in letters if letter.notice is None for record in letter.records],
-            [letter.notice for letter in letters if letter.notice is not None],
-        )
-
-    def delete(self, notices: Sequence[Notice]) -> None:
-        """Deletes notices that were made up for."""
-        settled = set(map(id, notices))
-        if self._held is not None:
-            self._held.delete(*(one.message for one in self._letters.values() if id(one.notice) in settled))
 
 
 # --- The metric -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 from aggregation_worker.aggregations.numbers import Amounts, canonical_text
 from aggregation_worker.operations.output import print_table, say
+from aggregation_worker.operations.visible import visible
 from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 
 
@@ -54,6 +55,7 @@ def print_report(report: Report) -> None:
         if finding.verdict is not Verdict.UNPROVABLE
         for line in _lines(finding)
     ]
+    rows += [(name, "all", "all", "?", "?", "?", "not compared") for name in report.left_out]
     if rows:
         columns = ("aggregation", "keys", "measure", "total", "expected", "difference", "verdict")
         print_table("Totals that are not simply right", columns, rows)
@@ -65,15 +67,17 @@ def _sentences(report: Report) -> Iterator[str]:
     compared = f"{report.aggregates:,} totals compared with {report.items:,} items in {report.seconds:.0f} s"
     found = [f"{report.count(verdict):,} {verdict}" for verdict in Verdict if report.count(verdict)]
     if report.compared:
-        right = "all are right" if not report.unproved else "all that can be proved are right"
+        right = "all are right"
+        if report.unproved or report.left_out:
+            right = "all that can be proved are right"
         yield f"{compared}: {', '.join(found) or right}."
     else:
         yield "Nothing was compared."
     if report.unproved:
         yield (
-            f'Not proved, since they ignore what is removed (remove = "ignore"): {", ".join(report.unproved)}; '
-            f"{report.count(Verdict.UNPROVABLE):,} of their totals differ from the items that are left. --csv lists "
-            "them."
+            'Not proved by the source, since they ignore what is removed (remove = "ignore"): '
+            f"{', '.join(report.unproved)}; {report.count(Verdict.UNPROVABLE):,} of their totals differ from the items "
+            "that are left. --csv lists them."
         )
     if report.count(Verdict.DRIFT):
         yield "Drift includes what waits in the dead-letter queue: replay it first. --repair corrects the rest."
@@ -94,17 +98,17 @@ def write_csv(report: Report) -> None:
             partition_key, *sort_key = map(_cell, finding.group)
             writer.writerow(
                 (
-                    *(finding.aggregation.name, partition_key, sort_key[0] if sort_key else "", line.measure),
-                    *(line.total, line.expected, line.difference, finding.verdict.value, finding.note),
+                    *(finding.aggregation.name, partition_key, sort_key[0] if sort_key else "", _cell(line.measure)),
+                    *(line.total, line.expected, line.difference, finding.verdict.value, _cell(finding.note)),
                 )
             )
     for hint in report.hints:
-        sys.stderr.write(f"aggregator: {hint}\n")
+        sys.stderr.write(f"aggregator: {visible(hint)}\n")
 
 
 def _cell(text: str) -> str:
-    """A key as a spreadsheet shows it: what it would take for a formula has an apostrophe before it."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    """A text as terminals and spreadsheets show it: what these would take for a formula has an apostrophe before it."""
+    return ("'" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else "") + visible(text)
 
 
 def report_as_json(report: Report) -> dict[str, Any]:

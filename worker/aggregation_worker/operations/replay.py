@@ -1,17 +1,18 @@
 """`aggregator replay`: the command line, the progress bar and the closing summary around `replaying`."""
 
 import argparse
-from contextlib import ExitStack, nullcontext
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from contextlib import ExitStack
 
 from aggregation_worker.batch import RecordOutcome
 from aggregation_worker.local.environment import environment_of
-from aggregation_worker.operations.letters import HeldMessages
+from aggregation_worker.operations.errors import CommandError
+from aggregation_worker.operations.letters import Groups, LetterReader, source_of
 from aggregation_worker.operations.options import add_deployment_options, positive
-from aggregation_worker.operations.output import print_json, print_table, say
-from aggregation_worker.operations.replaying import Replay, Selection, Send, Summary, in_process, through_function
+from aggregation_worker.operations.output import print_json, print_table, progress, say
+from aggregation_worker.operations.queue import HeldMessages
+from aggregation_worker.operations.replaying import Replay, Send, Summary, in_process, through_function
 from aggregation_worker.operations.resources import Resources
+from aggregation_worker.operations.selection import Selection, add_selection_options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,16 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be replayed")
     parser.add_argument("--in-process", action="store_true", help="run the worker here, with your own credentials")
-    parser.add_argument("--reason", metavar="TEXT", help="only letters with this text in a reason")
-    parser.add_argument(
-        "--sequence-number",
-        type=positive(int),
-        action="append",
-        default=[],
-        metavar="N",
-        help="only letters that hold this record; can be repeated",
-    )
-    parser.add_argument("--limit", type=positive(int), metavar="N", help="at most so many letters")
+    add_selection_options(parser)
     parser.add_argument("--rate", type=positive(float), metavar="N", help="at most so many records a second")
     parser.add_argument(
         "--visibility-timeout",
@@ -50,7 +42,6 @@ def run(options: argparse.Namespace) -> int:
     resources.catalogue.check_image_reading()  # notices are judged here
     if options.in_process:
         resources.catalogue.check_deployed(resources.definitions.aggregations)
-    selection = Selection(options.reason, frozenset(options.sequence_number), options.limit)
     with ExitStack() as stack:
         send: Send | None = None
         if options.in_process and not options.dry_run:
@@ -59,20 +50,20 @@ def run(options: argparse.Namespace) -> int:
         elif not options.dry_run:
             send = through_function(resources.client("lambda"), resources.function)
         held = stack.enter_context(HeldMessages(resources.sqs, resources.queue_url, options.visibility_timeout))
-        replay = Replay(resources, held, selection, send, options.rate)
-        bar = Progress(
-            TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TextColumn("letters"), TimeRemainingColumn()
-        )
+        read = LetterReader(resources, source_of(resources))
+        replay = Replay(resources, held, read, Selection.of(options), send, options.rate)
         if not options.json:
-            task = bar.add_task("letters", total=min(held.waiting(), selection.limit or held.waiting()))
+            waiting = held.waiting()
+            bar = stack.enter_context(progress())
+            task = bar.add_task("replaying letters", total=min(waiting, options.limit or waiting))
             replay.progress = lambda count: bar.advance(task, count)
-        with nullcontext() if options.json else bar:
-            summary = replay.run()
-    _print(summary, as_json=options.json)
+        summary = replay.run()
+    print_summary(summary, as_json=options.json)
     if summary.interrupted:
         return 130
-    told_anew = summary.records[RecordOutcome.PARKED] + summary.records[RecordOutcome.NOTICED]
-    return 1 if (summary.left or told_anew) and not options.dry_run else 0
+    if summary.ended_by is not None:
+        raise CommandError(summary.ended_by)
+    return 1 if (summary.left or summary.told_anew) and not options.dry_run else 0
 
 
 def worker_environment(resources: Resources) -> dict[str, str]:
@@ -103,7 +94,8 @@ def worker_environment(resources: Resources) -> dict[str, str]:
     }
 
 
-def _print(summary: Summary, *, as_json: bool) -> None:
+def print_summary(summary: Summary, *, as_json: bool) -> None:
+    """What a replay did."""
     if as_json:
         print_json(summary.as_json())
         return
@@ -117,8 +109,13 @@ def _print(summary: Summary, *, as_json: bool) -> None:
     ]
     print_table("Records", ("outcome", "records"), [row for row in rows if row[1]] or [("none sent", 0)])
     if summary.left:
-        left = [(letter.kind, "\n".join(letter.sequence_numbers[:3]), why) for letter, why in summary.left]
-        print_table("Left in the queue", ("kind", "sequence numbers", "why"), left)
+        groups = Groups()
+        for one in summary.left:
+            groups.add((one.kind, one.why), example=", ".join(one.sequence_numbers) or one.message_id)
+        left = [(group.count, *group.what, group.example) for group in groups.by_size()]
+        print_table("Left in the queue", ("letters", "kind", "why", "for example"), left)
+    told_anew = f", {summary.told_anew} told of anew" if summary.told_anew else ""
     not_selected = f", {summary.skipped} not selected" if summary.skipped else ""
-    ended = "Interrupted: " if summary.interrupted else ""
-    say(f"{ended}{summary.deleted} letters done, {len(summary.left)} left{not_selected}.")
+    say(f"{summary.done} letters done{told_anew}, {len(summary.left)} left{not_selected}.")
+    if summary.interrupted:
+        say("Interrupted: every other letter is still in the queue. Run the same command again to go on.")

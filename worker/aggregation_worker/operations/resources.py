@@ -1,7 +1,9 @@
 """Where the deployed worker is: clients, and the names of its tables, queue, bucket and function.
 
 Names come, in this order, from the command's options, from the outputs of the stack given with `--stack`, from the
-function's own environment variables, and from the outputs of the stack under its default name.
+function's own environment variables, and from the outputs of the stack under its default name. An option that names a
+table, queue, bucket or function stands for another deployment than the stack's, whose other names do not go with it: a
+stack is then asked only if it is named.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ConnectionError  # noqa: A004 - botocore's
 
 from aggregation_worker.aggregations.contributions import Definitions
 from aggregation_worker.aggregations.definitions import load_definitions, source_of_stream, with_keys_of
@@ -137,6 +139,8 @@ class Resources:
         if found is None:
             option = _OPTIONS.get(output)
             alternative = f" or --{option.replace('_', '-')}" if option else ""
+            if self.stands_alone:
+                raise CommandError(f"no stack is asked where one of its names is given: give --stack{alternative}, too")
             raise CommandError(f"the stack has no output {output}: give --stack{alternative}")
         return found
 
@@ -147,20 +151,18 @@ class Resources:
         variable = self.environment.get(_VARIABLES.get(output, ""))
         if variable and not self.options.stack:
             return variable
-        return self._stack[1].get(output.value)
+        if self.stands_alone:
+            return None
+        return self._outputs.get(output.value)
 
     @property
-    def stack(self) -> str:
-        """The stack's name.
-
-        Raises:
-            CommandError: there is no such stack.
-        """
-        return self._stack[0]
+    def stands_alone(self) -> bool:
+        """Whether options name the deployment's parts, and no stack."""
+        return not self.options.stack and any(getattr(self.options, option) for option in _OPTIONS.values())
 
     @cached_property
-    def _stack(self) -> tuple[str, dict[str, str]]:
-        """Name, and the outputs of one worker in it, named as in `Output`."""
+    def _outputs(self) -> dict[str, str]:
+        """Those of one worker in the stack, named as in `Output`."""
         stack = self.options.stack or STACK_NAME
         try:
             (description,) = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"]
@@ -172,7 +174,7 @@ class Resources:
                 ) from error
             raise
         outputs = {output["OutputKey"]: output["OutputValue"] for output in description.get("Outputs", [])}
-        return stack, _of_one_worker(stack, outputs, self.options.worker)
+        return _of_one_worker(stack, outputs, self.options.worker)
 
     @cached_property
     def _session(self) -> boto3.Session:
@@ -190,7 +192,7 @@ class Resources:
             make: Callable[..., Any] = self._session.client
             config = Config(
                 retries={"mode": "standard", "total_max_attempts": 8},
-                connect_timeout=5,
+                connect_timeout=3,
                 read_timeout=900 if service == "lambda" else 30,
                 max_pool_connections=20,
             )
@@ -201,6 +203,7 @@ class Resources:
                 raise
             except ValueError as error:  # of botocore and of urllib, about the URL
                 raise CommandError(f"{error}: check --endpoint-url and AWS_ENDPOINT_URL") from error
+            client.meta.events.register_first("needs-retry", _Reachability().give_up)
             self._clients[service] = client
         return self._clients[service]
 
@@ -241,6 +244,31 @@ def _of_one_worker(stack: str, outputs: Mapping[str, str], wanted: str | None) -
     prefix = wanted or "".join(workers)
     own = re.compile(rf"{prefix}(.+?)(?:[0-9A-F]{{8}})?")
     return {match[1]: value for key, value in outputs.items() if (match := own.fullmatch(key))}
+
+
+class _Reachability:
+    """Ends the retries of a client that has never been answered because it cannot connect.
+
+    Once it has been, a connection that fails is a passing fault, and repeated as patiently as throttled calls are.
+    """
+
+    def __init__(self) -> None:
+        self._answered = False
+
+    def give_up(self, *, response: Any, caught_exception: Exception | None, **_: Any) -> None:
+        """Raises what the call has met, before botocore's own handler makes a retry of it."""
+        self._answered = self._answered or response is not None
+        if not self._answered and isinstance(caught_exception, ConnectionError):
+            raise caught_exception
+
+
+def is_on_this_machine(client: Any) -> bool:
+    """Whether a client's endpoint is DynamoDB Local or a pipeline on this machine, and not AWS.
+
+    AWS is never behind a loopback address: it refuses requests that are signed for another host.
+    """
+    host = urlsplit(client.meta.endpoint_url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def name_missing_tables(session: boto3.Session) -> None:

@@ -7,20 +7,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from aggregation_worker.aggregations.contributions import Aggregation
 from aggregation_worker.deployment.settings import STREAM_VIEW_TYPE
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import positive
-from aggregation_worker.operations.resources import Resources
+from aggregation_worker.operations.output import progress
+from aggregation_worker.operations.resources import Resources, is_on_this_machine
 from aggregation_worker.reconciliation.export import ExportSource
 from aggregation_worker.reconciliation.items import ItemSource
-from aggregation_worker.reconciliation.progress import Stage, Tell
+from aggregation_worker.reconciliation.progress import WAITS, Stage, Tell
 from aggregation_worker.reconciliation.scan import SEGMENTS, ScanSource
+from aggregation_worker.streams.reader import STREAM_LAG, StreamReader
+from aggregation_worker.streams.shards import StartingPosition
 
 _S3 = "s3://"
+# Seconds between lines that say how long is still waited.
+_WAITING_EVERY = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,20 @@ def stream_arn_of(resources: Resources) -> str:
     return latest
 
 
+def stream_reader(
+    resources: Resources, stream_arn: str, start: StartingPosition, stream_lag: float | None = None
+) -> StreamReader:
+    """A reader of the source's stream; on this machine records are in the stream as soon as they are written.
+
+    Args:
+        stream_lag: seconds; see `StreamReader`.
+    """
+    client = resources.client("dynamodbstreams")
+    if not is_on_this_machine(client):
+        return StreamReader(client, stream_arn, start, stream_lag=STREAM_LAG if stream_lag is None else stream_lag)
+    return StreamReader(client, stream_arn, start, stream_lag=stream_lag or 0.0, empty_pages=2, poll_interval=0.05)
+
+
 def items_of(resources: Resources, request: SourceRequest) -> ItemSource:
     """A scan of the source table, or an export of it.
 
@@ -123,28 +141,40 @@ def items_of(resources: Resources, request: SourceRequest) -> ItemSource:
 
 
 @contextmanager
-def shown_progress() -> Iterator[Tell]:
-    """Bars on a terminal; elsewhere a line when a stage begins. On standard error."""
-    terminal = Console(stderr=True, highlight=False)
-    if not terminal.is_terminal:
-        yield _Lines()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal, transient=True) as bars:
-        yield _Bars(bars)
+def shown_progress(interrupted: str) -> Iterator[Tell]:
+    """Bars on a terminal; elsewhere a line when a stage begins. On standard error.
+
+    Args:
+        interrupted: what to say after Ctrl-C: what is done, and how to go on.
+    """
+    with progress() as bars:
+        shown = _Lines() if bars.disable else _Bars(bars)
+        try:
+            yield shown
+        except KeyboardInterrupt:
+            bars.stop()
+            sys.stderr.write(f"aggregator: interrupted while {shown.stage or 'beginning'}: {interrupted}\n")
+            raise
 
 
 @dataclass(slots=True)
 class _Lines:
-    """Says which stage a run is in."""
+    """Says which stage a run is in, and how long it still waits."""
 
     stage: Stage | None = None
+    left: int = 0
 
-    def __call__(self, stage: Stage, done: int, of: int | None) -> None:  # noqa: ARG002 - a line has no room for them
-        if stage is not self.stage:
-            self.stage = stage
-            sys.stderr.write(f"aggregator: {stage}\n")
+    def __call__(self, stage: Stage, done: int, of: int | None) -> None:
+        left = _seconds_left(stage, done, of)
+        if stage is not self.stage or self.left - left >= _WAITING_EVERY:
+            self.stage, self.left = stage, left
+            sys.stderr.write(f"aggregator: {stage}{f', {left} s at most' if left else ''}\n")
             sys.stderr.flush()
+
+
+def _seconds_left(stage: Stage, done: int, of: int | None) -> int:
+    """For how long a stage that waits still does so; 0 for the others."""
+    return max(0, of - done) if of is not None and stage in WAITS else 0
 
 
 @dataclass(slots=True)
@@ -157,7 +187,9 @@ class _Bars:
 
     def __call__(self, stage: Stage, done: int, of: int | None) -> None:
         if self.task is None or stage is not self.stage:
-            self.stage, self.task = stage, self.bars.add_task(stage)
+            self.stage, self.task = stage, self.bars.add_task(stage, total=None)
         # DynamoDB counts a table's items every six hours or so: there can be more.
         total = None if of is None else max(of, done)
-        self.bars.update(self.task, completed=done, total=total)
+        left = _seconds_left(stage, done, of)
+        description = f"{stage}, {left} s at most" if left else str(stage)
+        self.bars.update(self.task, completed=done, total=total, description=description)

@@ -1,11 +1,13 @@
 """`aggregator verify`: puts a canary order through a running deployment and waits for its total.
 
 The canary has source keys and group values of its own, so no other total changes, and it is removed again: the order,
-and the rows of its totals with the receipts in them. What there is of its pages expires; a row with the same key would
-begin anew, without them.
+and the rows of its totals with the receipts in them. Before it is removed it is changed to an order that is worth
+nothing, so that nothing is kept of it, and also a worker that comes to it late leaves totals of zero. What there is of
+its pages expires; a row with the same key would begin anew, without them.
 """
 
 import argparse
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -14,15 +16,16 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from aggregation_worker.aggregations.attribute_paths import MalformedValueError
-from aggregation_worker.aggregations.contributions import Aggregation, Group, KeyType, RemovePolicy
+from aggregation_worker.aggregations.attribute_paths import AttributePath, MalformedValueError
+from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group, KeyType, RemovePolicy, worth
 from aggregation_worker.aggregations.numbers import Amounts
-from aggregation_worker.deployment.example import dated, example_item
+from aggregation_worker.deployment.example import dated, example_item, set_at
+from aggregation_worker.operations.check import read_item
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options, positive
 from aggregation_worker.operations.output import print_json, say
 from aggregation_worker.operations.resources import Resources
-from aggregation_worker.reconciliation.canary import CANARY_NUMBER, CANARY_TEXT
+from aggregation_worker.reconciliation.canary import canary_number, canary_text
 from aggregation_worker.reconciliation.observation import worth_in
 from aggregation_worker.streams.records import Image
 
@@ -38,12 +41,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=positive(float), default=60.0, metavar="SECONDS", help="how long to wait (default: 60)"
     )
+    parser.add_argument(
+        "--item",
+        metavar="JSON",
+        help="an item that counts, as plain JSON or in DynamoDB's typed JSON, which the canary is made of in place of "
+        "one made from the definitions; its keys and groups are replaced by the canary's own",
+    )
     add_deployment_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs a verification and prints the latency; returns 0."""
-    seconds = Verification(Resources.of(options), options.timeout).run()
+    resources = Resources.of(options)
+    item = example_item(resources.definitions) if options.item is None else dict(read_item(options.item)[0])
+    seconds = Verification(resources, canary_of(resources.definitions, item), options.timeout).run()
     if options.json:
         print_json({"verified": True, "latencySeconds": round(seconds, 3)})
     else:
@@ -69,10 +80,12 @@ class Verification:
     """One canary's way through the pipeline.
 
     Attributes:
+        canary: the order, in DynamoDB's typed JSON.
         timeout: seconds to wait for the totals.
     """
 
     resources: Resources
+    canary: Image
     timeout: float
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -84,18 +97,20 @@ class Verification:
             CommandError: no aggregation counts the canary, its keys are in use, or a total did not come in time.
         """
         _ = self.resources.catalogue  # whose file is another one waits for totals that never come
-        canary = canary_item(self.resources)
-        expectations = expectations_of(self.resources, canary)
+        expectations = expectations_of(self.resources, self.canary)
         dynamodb = self.resources.dynamodb
         source = self.resources.definitions.source
         started = self.clock()
-        dynamodb.put_item(TableName=source.table, Item=canary)
         try:
+            dynamodb.put_item(TableName=source.table, Item=self.canary)
             for expectation in expectations:
                 self._await(expectation, expectation.amounts, started)
             return self.clock() - started
+        except KeyboardInterrupt:
+            sys.stderr.write("aggregator: interrupted; the canary order and its totals are being removed\n")
+            raise
         finally:
-            self._clean_up(canary, expectations)
+            self._clean_up(expectations)
 
     def _await(self, expectation: Expectation, amounts: tuple[Decimal, ...], started: float) -> None:
         while self._stored(expectation) != amounts:
@@ -113,39 +128,56 @@ class Verification:
         ).get("Item")
         return None if row is None else worth_in(expectation.aggregation, row)
 
-    def _clean_up(self, canary: Image, expectations: list[Expectation]) -> None:
-        """Deletes the order first: what retracts it must be done before its rows go, or it would make them anew."""
+    def _clean_up(self, expectations: list[Expectation]) -> None:
+        """Deletes the order first: what takes it back must be done before its rows go, or it would make them anew."""
         dynamodb = self.resources.dynamodb
-        source = self.resources.definitions.source
-        dynamodb.delete_item(TableName=source.table, Key={name: canary[name] for name, _ in source.keys})
+        definitions = self.resources.definitions
+        keys = keys_of(definitions, self.canary)
+        if is_usable(definitions, keys):
+            dynamodb.put_item(TableName=definitions.source.table, Item=keys)
+        dynamodb.delete_item(TableName=definitions.source.table, Key=keys)
         deleted = self.clock()
         for expectation in expectations:
-            if expectation.aggregation.remove is not RemovePolicy.IGNORE and self._stored(expectation) is not None:
+            remove_reaches = expectation.aggregation.remove is not RemovePolicy.IGNORE
+            expects_nothing = remove_reaches or is_taken_back(definitions, expectation.aggregation, keys)
+            if expects_nothing and self._stored(expectation) is not None:
                 self._await(expectation, (Decimal(0),) * len(expectation.amounts), deleted)
         for expectation in expectations:
             dynamodb.delete_item(TableName=expectation.aggregation.table, Key=expectation.key())
 
 
-def canary_item(resources: Resources) -> dict[str, Any]:
-    """The example item with keys and groups of its own."""
-    item = example_item(resources.definitions)
+def keys_of(definitions: Definitions, canary: Image) -> Image:
+    """The canary's keys alone: an order that is worth nothing, unless an aggregation asks for nothing else."""
+    return {name: canary[name] for name, _ in definitions.source.keys}
+
+
+def is_usable(definitions: Definitions, image: Image) -> bool:
+    """Whether no aggregation would send a notice of an image."""
+    return all(worth(aggregation, image)[1] is None for aggregation in definitions.aggregations)
+
+
+def is_taken_back(definitions: Definitions, aggregation: Aggregation, keys: Image) -> bool:
+    """Whether an aggregation's total is what it was before, once the canary is changed to its keys and removed."""
+    if aggregation.remove in (RemovePolicy.RETRACT, RemovePolicy.RETRACT_UNLESS_EXPIRED):
+        return True
+    value, _ = worth(aggregation, keys)
+    return is_usable(definitions, keys) and (value is None or not any(value[1]))
+
+
+def canary_of(definitions: Definitions, item: dict[str, Any]) -> dict[str, Any]:
+    """An item with keys and groups of its own."""
     mark = uuid.uuid4()
-    text, number = f"{CANARY_TEXT}{mark.hex[:12]}", str(CANARY_NUMBER - mark.int % 10**12)
+    text, number = canary_text(mark), canary_number(mark)
     # A date before all business: totals by day alone must be the canary's own, too.
     moment = datetime(1000, 1, 1, tzinfo=UTC) + timedelta(minutes=mark.int % (800 * 365 * 1440))
-    keys = [key for aggregation in resources.definitions.aggregations for key in aggregation.keys]
+    keys = [key for aggregation in definitions.aggregations for key in aggregation.keys]
     dates = {key.path.steps: key.truncation for key in keys if key.path is not None and key.truncation is not None}
     paths = {(key.path.steps, key.type) for key in keys if key.path is not None} | {
-        ((name,), kind) for name, kind in resources.definitions.source.keys
+        ((name,), kind) for name, kind in definitions.source.keys
     }
     for steps, kind in paths:
-        container: Any = {"M": item}
-        for step in steps:
-            (values,) = container.values()
-            container = values[step]
-        container.clear()
         own = {kind.value: number if kind is KeyType.NUMBER else text}
-        container.update(dated(moment, dates[steps]) if steps in dates else own)
+        set_at(item, AttributePath("", steps), dated(moment, dates[steps]) if steps in dates else own)
     return item
 
 
@@ -164,7 +196,8 @@ def expectations_of(resources: Resources, canary: Image) -> list[Expectation]:
         begins_later = aggregation.since is not None and aggregation.since > time.time()
         if value is not None and any(value[1]) and not begins_later:
             if all(key.path is None for key in aggregation.keys):
-                if aggregation.remove not in (RemovePolicy.RETRACT, RemovePolicy.RETRACT_UNLESS_EXPIRED):
+                keys = keys_of(resources.definitions, canary)
+                if not is_taken_back(resources.definitions, aggregation, keys):
                     raise CommandError(
                         f"no canary can be put: {aggregation.name} is a total of all items, and would keep the "
                         f"canary's worth (remove = {aggregation.remove.value!r})"
@@ -178,6 +211,6 @@ def expectations_of(resources: Resources, canary: Image) -> list[Expectation]:
     if not expectations:
         raise CommandError(
             "no aggregation shows the canary order: each has a where that excludes it, a jmespath over what it lacks, "
-            "is a total of all items, or begins later"
+            "is a total of all items, or begins later; give an item that counts with --item"
         )
     return expectations

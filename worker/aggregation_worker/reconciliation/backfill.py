@@ -88,8 +88,9 @@ class Backfill:
     Attributes:
         client: reads and writes the ledger; throttled calls are repeated by itself.
         executor: for the writes in flight.
-        catch_up_until: epoch seconds; records created until then are posted here, too. By default `TAKEOVER` after the
+        catch_up_until: epoch seconds; records created until then are posted here, too. By default `takeover` after the
             first worker that knows the aggregation; later where workers without it were at work again.
+        takeover: seconds; 0 where no other worker can have been at work.
         patience: seconds without any progress after which posting is given up.
         progress: told how far it is.
         sleep, now: a pause in seconds, and the time of day in epoch seconds.
@@ -100,6 +101,7 @@ class Backfill:
     retention_days: int
     executor: Executor
     catch_up_until: int | None = None
+    takeover: int = TAKEOVER
     patience: float = PATIENCE
     progress: Tell = lambda *_: None
     sleep: Callable[[float], None] = time.sleep
@@ -162,7 +164,7 @@ class Backfill:
 
     def _until(self, target: Target) -> int:
         """The last second, in epoch seconds, whose records workers without the aggregation may have handled."""
-        return target.known_since + TAKEOVER if self.catch_up_until is None else self.catch_up_until
+        return target.known_since + self.takeover if self.catch_up_until is None else self.catch_up_until
 
     def _read_the_takeover(
         self, targets: Sequence[Target], snapshot: Snapshot, reader: StreamReader, spool: Spool, read_until: float

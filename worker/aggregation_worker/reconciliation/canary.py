@@ -1,18 +1,36 @@
-"""How the canary order of `aggregator verify` is recognized: by its keys.
+"""How the canary order of `aggregator verify` is recognized: by its keys, which no order of a user can happen to have.
 
 A canary is put and removed within seconds, and its rows are removed with it, so it is not part of any total: a snapshot
 leaves it out.
 """
 
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import Any
+from uuid import UUID
 
 from aggregation_worker.aggregations.numbers import parse_number
 from aggregation_worker.streams.records import Image
 
-# A key of a canary begins with this text or, where it is a number, is no greater than this.
-CANARY_TEXT = "aggregator-verify-"
-CANARY_NUMBER = -(10**30)
+_TEXT = "aggregator-verify-"
+# Of a canary's number: 1, random digits, and check digits.
+_RANDOM_DIGITS, _CHECK_DIGITS = 24, 12
+_CHECKS: int = 10**_CHECK_DIGITS
+
+
+def canary_text(mark: UUID) -> str:
+    """A key that is a text."""
+    return f"{_TEXT}{mark.hex}-{_check(mark.hex):x}"
+
+
+def canary_number(mark: UUID) -> str:
+    """A key that is a number."""
+    digits = f"{mark.int % 10**_RANDOM_DIGITS:0{_RANDOM_DIGITS}}"
+    return f"-1{digits}{_check(digits):0{_CHECK_DIGITS}}"
+
+
+def _check(text: str) -> int:
+    return int.from_bytes(sha256(f"{_TEXT}{text}".encode()).digest()) % _CHECKS
 
 
 def is_canary(item: Image, key_names: Iterable[str]) -> bool:
@@ -23,7 +41,12 @@ def is_canary(item: Image, key_names: Iterable[str]) -> bool:
 def _is_canarys(value: Any) -> bool:
     text = value.get("S")
     if text is not None:
-        return bool(text.startswith(CANARY_TEXT))
+        random, _, check = text.removeprefix(_TEXT).partition("-")
+        return bool(text.startswith(_TEXT) and check == f"{_check(random):x}")
     number = value.get("N")
-    # No other number of 31 digits or an exponent is worth the parsing.
-    return number is not None and number[:1] == "-" and len(number) > 30 and parse_number(number) <= CANARY_NUMBER
+    # No shorter number is worth the parsing.
+    if number is None or number[:2] != "-1" or len(number) < _RANDOM_DIGITS:
+        return False
+    text = f"{parse_number(number):f}"
+    random, check = text[2:-_CHECK_DIGITS], text[-_CHECK_DIGITS:]
+    return len(random) == _RANDOM_DIGITS and check == f"{_check(random):0{_CHECK_DIGITS}}"

@@ -6,13 +6,15 @@ written, `repair` knows.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from aggregation_worker.aggregations.numbers import EXACT, Amounts, sum_of
 from aggregation_worker.ledger.commit import Committer
-from aggregation_worker.ledger.receipts import Posting, first_position, position_in, second_of
-from aggregation_worker.reconciliation.observation import ComparedTotal
+from aggregation_worker.ledger.reading import ChangesTooFastError
+from aggregation_worker.ledger.receipts import Posting, aggregate_of, first_position, position_in, second_of
+from aggregation_worker.reconciliation.observation import ComparedTotal, observe
 from aggregation_worker.reconciliation.observer import ObservedAggregate, Observer
 from aggregation_worker.reconciliation.posting import post
 from aggregation_worker.reconciliation.progress import Stage, Tell
@@ -24,6 +26,7 @@ from aggregation_worker.reconciliation.report import Finding, Verdict
 _DISORDER = 10
 _MOST_ROUNDS = 8
 _CHANGES_TOO_FAST = "not corrected: it changes all the time; run this again"
+HAS_RECEIPTS = "what it held without a receipt has one now"
 _ZERO = Decimal(0)
 
 
@@ -45,6 +48,20 @@ class _Drift:
     def note(self, note: str, verdict: Verdict = Verdict.DRIFT, *, is_open: bool) -> None:
         """What there is to say if nothing better can be said later."""
         self.finding, self.is_open = replace(self.finding, verdict=verdict, note=note), is_open
+
+
+def give_receipts(findings: Sequence[Finding], repairer: Repairer, observer: Observer) -> None:
+    """Gives totals, which the source proves, a receipt for what they hold without one: a correction of nothing."""
+
+    def give(finding: Finding) -> None:
+        aggregate = aggregate_of(finding.aggregation, finding.group)
+        nothing = (_ZERO,) * len(finding.aggregation.measures)
+        with suppress(ChangesTooFastError, CorrectionRefusedError):  # whoever looks again sees it
+            seen = observe(repairer.client, repairer.ledger_table, aggregate)
+            repairer.correct(aggregate, seen, nothing, "", lambda _: True)
+
+    for _ in observer.executor.map(give, findings):
+        pass  # raises what a thread has raised
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,8 @@ class ExportSource:
     Args:
         s3: boto3's `s3` client.
         bucket: the export's bucket.
-        prefix: the export's folder (the one that holds manifest-summary.json), or one with a single export below it.
+        prefix: the export's folder (the one that holds manifest-summary.json), or one with a single export below it;
+            also the address of that file, which `DescribeExport` gives.
         table: the table that it must be an export of.
 
     Raises:
@@ -149,6 +150,8 @@ class _Checked(io.RawIOBase):
 
 def _summary_key(s3: "S3Client", bucket: str, prefix: str) -> str:
     folder = prefix.strip("/")
+    if folder.rpartition("/")[2] == _SUMMARY:
+        folder = folder.removesuffix(_SUMMARY).strip("/")
     folder = f"{folder}/" if folder else ""
     found = []
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=folder):

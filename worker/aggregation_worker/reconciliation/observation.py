@@ -13,6 +13,9 @@ it is zero once all records before the cut are applied, or there is drift.
 How a total and its receipts are seen together, `ledger.reading` explains, and why one reading alone decides nothing:
 drift is what observations at different times agree on, and so is a correction.
 
+A total is compared with its receipts, too (`unexplained`): the source says nothing of what is kept, and nothing of an
+aggregation that ignores what is removed.
+
 Only reads; `repair` writes. Which receipts belong to later records, the caller learns from the stream.
 """
 
@@ -100,19 +103,34 @@ def _numbers(row: Image, names: Sequence[str]) -> Amounts | None:
         return None
 
 
-def rows_of(client: "DynamoDBClient", aggregation: Aggregation) -> Iterator[tuple[Group, Amounts | None]]:
-    """Every row of an aggregation's table that is its own, with its measures without what is kept of them.
+def unexplained(aggregation: Aggregation, stored: Stored) -> Amounts | None:
+    """What the measures, and what is kept of them, hold without a receipt.
 
-    That is what the items that are there are worth; `None` where a number is none. A row is its own if it holds one of
-    its measures and the keys begin with its prefixes: other aggregations can share the table, and under other prefixes
-    even the measures' names.
+    `None` where that is not known: receipts may have expired, or something is not a number.
+    """
+    total, kept = measures_in(aggregation, stored.item), kept_in(aggregation, stored.item)
+    if not stored.is_whole or total is None or kept is None:
+        return None
+    zero = (_ZERO,) * len(total)
+    receipts = stored.receipts.values()
+    starting_value = () if stored.starting_value is None else (stored.starting_value[1],)
+    explained = sum_of((*(amounts for amounts, _ in receipts), *stored.corrections.values(), *starting_value), zero)
+    explained_kept = sum_of((keeps for _, keeps in receipts if keeps), zero)
+    return tuple(map(EXACT.subtract, (*total, *kept), (*explained, *explained_kept)))
+
+
+def rows_of(client: "DynamoDBClient", aggregation: Aggregation) -> Iterator[tuple[Group, Image]]:
+    """Every row of an aggregation's table that is its own.
+
+    A row is its own if it holds one of its measures and the keys begin with its prefixes: other aggregations can share
+    the table, and under other prefixes even the measures' names.
     """
     answers = client.get_paginator("scan").paginate(TableName=aggregation.table, ConsistentRead=True)
     for row in (row for answer in answers for row in answer["Items"]):
         group = group_of(aggregation.keys, row)
         own = all(text.startswith(key.prefix) for key, text in zip(aggregation.keys, group, strict=True))
         if own and any(measure.name in row for measure in aggregation.measures):
-            yield group, worth_in(aggregation, row)
+            yield group, row
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +175,6 @@ class ComparedTotal:
         """The later records that have no receipt yet."""
         return self.later.keys() - self.observation.stored.receipts.keys()
 
-    @property
-    def any_counted(self) -> bool:
-        """Whether a later record has its receipt."""
-        return len(self.waiting) < len(self.later)
-
 
 class VerdictSoFar(Enum):
     """What the observations of an aggregate have shown together."""
@@ -197,20 +210,29 @@ class Observations:
         self.waiting = {key: self.waiting.get(key, seen_at) for key in waiting}
         self._seen_at = seen_at
 
+    @property
+    def differs(self) -> bool:
+        """Whether the last one showed a difference, or a total that is not a number."""
+        return self.unchanged_since is not None and (self.difference is None or any(self.difference))
+
     def verdict_so_far(self, patience: float) -> VerdictSoFar:
         """What can be said at the time of the last observation; `patience` is in seconds.
 
-        Nothing is decided by one observation alone, except that there is no difference and nothing waits.
+        Nothing is decided by one observation alone, except that there is no difference and nothing waits. A difference
+        is decided when every record that waited as it was first seen has its receipt; only where one has none, which
+        the worker may still bring or never, the patience decides.
         """
         if self.unchanged_since is None:
             return VerdictSoFar.OPEN
-        if self.difference is not None and not any(self.difference):
+        if not self.differs:
             if all(first > self._begun_at for first in self.waiting.values()):
                 return VerdictSoFar.EQUAL
             behind = self._seen_at > self._begun_at and self.stuck(patience)
             return VerdictSoFar.BEHIND if behind else VerdictSoFar.OPEN
         unchanged_for = self._seen_at - self.unchanged_since
-        return VerdictSoFar.DIFFERENT if 0 < unchanged_for >= patience else VerdictSoFar.OPEN
+        keeps_up = all(first > self.unchanged_since for first in self.waiting.values())
+        is_decided = unchanged_for > 0 and (keeps_up or unchanged_for >= patience)
+        return VerdictSoFar.DIFFERENT if is_decided else VerdictSoFar.OPEN
 
     def stuck(self, patience: float) -> list[str]:
         """The later records that have had no receipt for `patience` seconds."""

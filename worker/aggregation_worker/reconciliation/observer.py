@@ -1,7 +1,8 @@
 """Observes aggregates again and again, side by side, until it is clear which they are: equal, drift or undecided.
 
 `observation` says what one observation shows and what several say together; here they are made, while the stream is
-read on.
+read on. A run that began in the middle of the stream reads its beginning, too, when a total differs: only then is it
+known what the worker still has to count from before.
 """
 
 import time
@@ -12,12 +13,12 @@ from decimal import Decimal
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from aggregation_worker.aggregations.contributions import Aggregation, Group, RemovePolicy
+from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.definitions import moment_text
-from aggregation_worker.aggregations.numbers import Amounts, sum_of
+from aggregation_worker.aggregations.numbers import EXACT, Amounts, sum_of
 from aggregation_worker.ledger.pages import Receipts
 from aggregation_worker.ledger.reading import ChangesTooFastError
-from aggregation_worker.ledger.receipts import Aggregate, aggregate_of, position_in, second_of
+from aggregation_worker.ledger.receipts import Aggregate, aggregate_of, net, position_in, second_of
 from aggregation_worker.reconciliation.observation import (
     ComparedTotal,
     Observation,
@@ -28,7 +29,8 @@ from aggregation_worker.reconciliation.observation import (
 from aggregation_worker.reconciliation.portions import portions
 from aggregation_worker.reconciliation.progress import Stage, Tell
 from aggregation_worker.reconciliation.report import Finding, Verdict
-from aggregation_worker.reconciliation.snapshot import Snapshot
+from aggregation_worker.reconciliation.snapshot import Snapshot, read_back
+from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.streams.reader import RETENTION
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 OBSERVED_AT_ONCE = 16
 # Aggregates observed together: their receipts are held in memory until the stream has passed the observations.
 _CHUNK = 5_000
+# Seconds between observations at first, and at most while something waits.
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0
 # A difference that still changes after so many times the patience, from the end of the first round, is left open.
 _LONGEST_PATIENCES = 5
 _POLL_SECONDS = 0.02
@@ -45,7 +49,7 @@ _POLL_SECONDS = 0.02
 _SHARDS_APART = 900
 _ZERO = Decimal(0)
 
-NOT_PROVABLE = "removed items may account for it"
+NOT_A_NUMBER = "a measure, or what is kept of it, is not a number: remove the attribute by hand"
 _KEPT_CHANGING = "the difference kept changing; the worker may be behind"
 
 
@@ -76,6 +80,7 @@ class Observer:
 
     Attributes:
         recent: sorts before the positions of all records created shortly before the run, or later.
+        before: a new spool, for what the stream held before the run.
         noticed: the receipts that the worker has been past for certain, since it has sent notices of their records: by
             aggregation's name, receipt's name.
         check_time: raises when the run's time is up.
@@ -88,6 +93,7 @@ class Observer:
     snapshot: Snapshot
     executor: Executor
     recent: str
+    before: Spool
     check_time: Callable[[], None]
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -110,14 +116,30 @@ class Observer:
         """
         for chunk in portions(aggregates, _CHUNK):
             for one in chunk:
-                later = self.snapshot.spool.later(one.aggregation.name, one.group)
-                one.first = min((one.first, *map(position_in, later)))
+                one.first = min((one.first, *map(position_in, self._later(one)[0])))
             observations = list(self.executor.map(self._observe_one, chunk))
             self.read_stream_up_to_now()
             yield [
                 (one, None if observation is None else self._compare(one, observation))
                 for one, observation in zip(chunk, observations, strict=True)
             ]
+
+    def read_back(self, aggregates: Sequence[ObservedAggregate]) -> None:
+        """Reads what the stream held before the run, for these aggregates; does nothing the second time."""
+        if self.snapshot.reader.start == "LATEST" and not self.before.is_complete:
+            only = {(one.aggregation.name, one.group) for one in aggregates}
+            read_back(self.snapshot, self.before, only, self.check_time)
+            for one in aggregates:
+                one.observations = Observations()  # with another cut
+
+    def _later(self, one: ObservedAggregate) -> tuple[Receipts, Receipts]:
+        """The receipts of all records that follow the cut, as they are to be; and those that were read back."""
+        name, group = one.aggregation.name, one.group
+        later = self.snapshot.spool.later(name, group)
+        if not self.before.is_complete:
+            return later, {}
+        before = {key: one for key, one in self.before.later(name, group).items() if key not in later}
+        return {**later, **before}, before
 
     def read_stream_up_to_now(self) -> None:
         """Reads the stream until everything written before now is known."""
@@ -140,11 +162,15 @@ class Observer:
             return None
 
     def _compare(self, one: ObservedAggregate, observation: Observation) -> ComparedTotal | None:
-        later = self.snapshot.spool.later(one.aggregation.name, one.group)
+        later, before = self._later(one)
         if any(position_in(name) < one.first for name in later):
-            return None  # a clock was wrong: receipts can stand before the first position that was read
-        baseline = self.snapshot.spool.baseline(one.aggregation.name, one.group)
-        compared = ComparedTotal(observation, later, baseline or (_ZERO,) * len(one.aggregation.measures))
+            return None  # receipts can stand before the first position that was read
+        at_the_cut = self.snapshot.spool.baseline(one.aggregation.name, one.group)
+        baseline = sum_of(
+            (tuple(map(EXACT.minus, net(*receipt))) for receipt in before.values()),
+            at_the_cut or (_ZERO,) * len(one.aggregation.measures),
+        )
+        compared = ComparedTotal(observation, later, baseline)
         self.differing[one.aggregation.name, one.group] = compared.differing
         self._note_passed(later.keys() & observation.stored.receipts.keys(), one.observations.waiting.keys())
         one.observations.add(compared.difference, compared.waiting, observation.seen_at)
@@ -165,53 +191,47 @@ class Observer:
 def settle(
     observer: Observer, aggregates: Sequence[ObservedAggregate], *, patience: float, progress: Tell
 ) -> list[Finding]:
-    """Observes until each is equal, different for as long as the patience lasts, or still changing at the end.
+    """Observes until each is equal, different for certain, or still changing at the end.
 
     Args:
-        patience: seconds that a difference must stay the same.
+        patience: seconds for which a record without a receipt is waited for.
 
     Returns:
         A finding for each that is not equal.
     """
     findings: list[Finding] = []
-    from_now = observer.snapshot.reader.start == "LATEST"
-    any_counted = any_stuck = False
     end: float | None = None
+    begun, pause = observer.clock(), _FIRST_PAUSE
     left = list(aggregates)
     while left:
         progress(Stage.OBSERVING, len(aggregates) - len(left), len(aggregates))
         last = end is not None and observer.clock() > end
         open_ = []
         for one, compared in chain.from_iterable(observer.observe(left)):
-            verdict, stuck = one.observations.verdict_so_far(patience), one.observations.stuck(patience)
-            any_counted = any_counted or (compared is not None and compared.any_counted)
+            verdict = one.observations.verdict_so_far(patience)
             if compared is None or verdict is VerdictSoFar.OPEN:
                 if last:
                     findings.append(_finding(one, compared, Verdict.UNSETTLED, _KEPT_CHANGING))
                 else:
                     open_.append(one)
             elif verdict is not VerdictSoFar.EQUAL:
-                any_stuck = any_stuck or bool(stuck)
-                waiting = {name: compared.later[name] for name in stuck}
+                waiting = {name: compared.later[name] for name in one.observations.stuck(patience)}
                 if verdict is VerdictSoFar.DIFFERENT:
-                    findings.append(_different(one, compared, waiting, from_now=from_now))
+                    findings.append(_different(one, compared, waiting))
                 else:
                     finding = _finding(one, compared, Verdict.UNSETTLED, _behind(waiting))
                     findings.append(replace(finding, expected=_with(waiting, compared.expected), lost=waiting))
         left = open_
         # One round can outlast the patience; those observed last in it are to have as much of it as the first.
         end = end or observer.clock() + _LONGEST_PATIENCES * patience
+        if any(one.observations.differs for one in left):
+            progress(Stage.EARLIER, 0, None)
+            observer.read_back(left)
         if left:
-            observer.read_stream_for(min(patience / 5, 10.0))
-    if not from_now:
-        return [_with_what_is_lost(one, observer) for one in findings]
-    if any_counted or not any_stuck:
-        return findings
-    # While the worker has counted nothing since the cut, it is not known what it still has to count from before.
-    note = "the worker has counted nothing since the run began"
-    return [
-        replace(one, verdict=Verdict.UNSETTLED, note=note) if one.verdict is Verdict.DRIFT else one for one in findings
-    ]
+            progress(Stage.ON_THEIR_WAY, round(observer.clock() - begun), round(patience))
+            observer.read_stream_for(min(patience / 5, pause))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    return [_with_what_is_lost(one, observer) for one in findings]
 
 
 def _finding(one: ObservedAggregate, compared: ComparedTotal | None, verdict: Verdict, note: str = "") -> Finding:
@@ -219,22 +239,11 @@ def _finding(one: ObservedAggregate, compared: ComparedTotal | None, verdict: Ve
     return Finding(one.aggregation, one.group, verdict, total, expected, note)
 
 
-def _different(
-    one: ObservedAggregate,
-    compared: ComparedTotal,
-    waiting: Receipts,
-    *,
-    from_now: bool,
-) -> Finding:
+def _different(one: ObservedAggregate, compared: ComparedTotal, waiting: Receipts) -> Finding:
     """What is said of a difference that stays, while some later records wait."""
     finding = _finding(one, compared, Verdict.DRIFT)
-    if one.aggregation.remove is RemovePolicy.IGNORE:
-        return replace(finding, verdict=Verdict.UNPROVABLE, note=NOT_PROVABLE)
     if finding.total is None:
-        return replace(finding, note="a measure, or what is kept of it, is not a number: remove the attribute by hand")
-    if waiting and from_now:
-        # What still waits from before the cut comes before what waits from after it.
-        return replace(finding, verdict=Verdict.UNSETTLED, note=_behind(waiting))
+        return replace(finding, note=NOT_A_NUMBER)
     return replace(finding, lost=waiting)
 
 

@@ -15,9 +15,16 @@ class Stage(StrEnum):
     POSTING = "posting starting values"
     TOTALS = "reading the totals"
     OBSERVING = "looking again at totals that differ or are being written"
+    EARLIER = "reading what the stream held before"
+    ON_THEIR_WAY = "waiting for records on their way to the totals"
+    RECEIPTS = "looking again at totals that differ from their receipts"
     LETTERS = "reading the dead letters"
+    COUNTS = "waiting until the queue's counts show what others hold"
     CORRECTING = "correcting"
 
+
+# What is done is seconds: these stages wait.
+WAITS = frozenset((Stage.WAITING, Stage.ON_THEIR_WAY, Stage.COUNTS))
 
 Tell = Callable[[Stage, int, int | None], None]
 """Told the stage, and how much of it is done, of about how much or `None`: items, records, seconds or aggregates."""

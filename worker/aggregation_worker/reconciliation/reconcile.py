@@ -21,35 +21,33 @@ from aggregation_worker.ledger.catalogue import Catalogue, CatalogueError, read_
 from aggregation_worker.ledger.commit import Committer
 from aggregation_worker.ledger.markers import Marker, close_to_backfill, cut_of, read_marker
 from aggregation_worker.ledger.receipts import first_position
-from aggregation_worker.reconciliation.corrections import Corrections
+from aggregation_worker.reconciliation.corrections import HAS_RECEIPTS, Corrections, give_receipts
 from aggregation_worker.reconciliation.items import ItemSource
-from aggregation_worker.reconciliation.observation import rows_of
-from aggregation_worker.reconciliation.observer import (
-    NOT_PROVABLE,
-    ObservedAggregate,
-    Observer,
-    settle,
-)
+from aggregation_worker.reconciliation.observation import rows_of, worth_in
+from aggregation_worker.reconciliation.observer import NOT_A_NUMBER, ObservedAggregate, Observer, settle
+from aggregation_worker.reconciliation.portions import portions
 from aggregation_worker.reconciliation.progress import Stage, Tell
+from aggregation_worker.reconciliation.receipts_check import ReceiptsCheck
 from aggregation_worker.reconciliation.repair import Repairer
 from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 from aggregation_worker.reconciliation.snapshot import Snapshot, take_snapshot
 from aggregation_worker.reconciliation.spool import Spool
-from aggregation_worker.reconciliation.waiting_letters import Notices, Waiting, groups_waiting, usable_notices
+from aggregation_worker.reconciliation.waiting_letters import Notices, Waiting, groups_waiting, read_notices
 from aggregation_worker.streams.reader import StreamReader
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-    from aggregation_worker.dead_letters import Notice
-
-# Seconds that a difference must stay the same before it is drift: long enough for records in flight to arrive, batching
-# windows, throttling and a few retries included.
+# Seconds for which a record without a receipt is waited for before the worker is said to be behind: batching windows,
+# throttling and a few retries included.
 PATIENCE = 60.0
+# How long after an aggregation began its totals are compared with receipts on pages, too: afterwards most rows have
+# lost pages, which expire, and to read the others tells little.
+_PAGES_LAST = timedelta(days=60)
 # A worker's clock, the stream's and this one's differ by less; DynamoDB Local cuts a record's second to the minute.
 _CLOCKS = timedelta(minutes=15)
-# Differences that prove nothing are observed only if they are few.
-_MOST_UNPROVABLE_OBSERVED = 1_000
+_NOT_PROVABLE = "removed items may account for it"
+_ROWS_AT_ONCE = 1_000
 _ZERO = Decimal(0)
 
 
@@ -66,12 +64,20 @@ class _Subject:
     """An aggregation, and what the ledger says of it before the run.
 
     Attributes:
-        is_counted: a worker has counted for it.
+        known_since: since when a worker has counted for it, in epoch seconds.
     """
 
     aggregation: Aggregation
-    is_counted: bool
+    known_since: int | None
     marker: Marker | None
+
+    @property
+    def is_counted(self) -> bool:
+        return self.known_since is not None
+
+    @property
+    def may_have_all_pages(self) -> bool:
+        return self.known_since is not None and time.time() - self.known_since < _PAGES_LAST.total_seconds()
 
     @property
     def is_backfilled(self) -> bool:
@@ -99,7 +105,8 @@ class Repairs:
     """What a run needs to repair.
 
     Attributes:
-        letters: reads what waits in the dead-letter queue, all of it, or raises; called twice.
+        letters: reads what waits in the dead-letter queue, all of it, or raises; called twice, and must be certain of
+            it the second time, before anything is corrected.
         retention_days: of the ledger's pages.
     """
 
@@ -109,7 +116,7 @@ class Repairs:
 
 @dataclass(frozen=True, slots=True)
 class _Letters:
-    """The notices of a run that repairs, and what of them cannot be counted, by the aggregation's name.
+    """The notices of a run that repairs.
 
     What else waits is read when it is known what drifts: a record that comes into the queue until then is known then.
     """
@@ -117,7 +124,6 @@ class _Letters:
     read: Callable[[], Waiting]
     notices: Notices
     committer: Committer
-    not_counted: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +135,7 @@ class Reconciliation:
         items: the source's items. From an export the stream must be read from its beginning.
         reader: of the source's stream; from its beginning also to repair, so that what can still come is known.
         executor: runs observations and corrections side by side.
-        patience: seconds that a difference must stay the same to be drift.
+        patience: seconds for which a record without a receipt is waited for.
         repairs: with it the run repairs, and the source must have had no other stream for a day.
         seconds_left: until the run must have ended.
     """
@@ -151,11 +157,18 @@ class Reconciliation:
     def run(self, spool: Spool) -> Report:
         """Compares, and repairs if it is to.
 
+        Args:
+            spool: a new one.
+
         Raises:
             OutOfTimeError: the time was up.
             WorkerError, ClientError: nothing can be said, or not everything was corrected that could be; what was
                 corrected stays so.
         """
+        with Spool(None) as before:
+            return self._run(spool, before)
+
+    def _run(self, spool: Spool, before: Spool) -> Report:
         started_at, began = datetime.now(UTC), self.clock()
         if self.reader.start != "TRIM_HORIZON" and (self.repairs is not None or self.items.read_at is not None):
             raise ReconcileError("to repair, or with an export, the stream must be read from its beginning")
@@ -189,23 +202,28 @@ class Reconciliation:
             snapshot=snapshot,
             executor=self.executor,
             noticed=frozenset() if letters is None else letters.notices.receipts,
+            before=before,
             recent=first_position((started_at - _CLOCKS).timestamp()),
             check_time=self._check_time,
             clock=self.clock,
             sleep=self.sleep,
         )
-        not_numbers = self._read_totals(compared, snapshot)
+        check = ReceiptsCheck(self.client, self.ledger_table, self.executor, self._check_time)
+        not_numbers = self._read_totals(compared, subjects, check, snapshot)
         observer.read_stream_up_to_now()
         aggregates, to_observe, findings = self._compare(compared, observer, not_numbers)
         findings += settle(observer, to_observe, patience=self.patience, progress=self.progress)
         unproved = tuple(one.name for one in compared if one.remove is RemovePolicy.IGNORE)
-        settled: tuple[Notice, ...] = ()
+        settled: tuple[str, ...] = ()
         if letters is not None:
             findings = self._repair(findings, letters, subjects, observer)
-            open_ = {(one.aggregation.name, one.group) for one in findings if one.verdict is not Verdict.REPAIRED}
-            settled = tuple(letters.notices.made_up_for(set(names) - set(unproved) - letters.not_counted.keys(), open_))
-            hints += [f"{name}: what removed items keep: {why}" for name, why in letters.not_counted.items()]
-        findings.sort(key=lambda finding: (finding.aggregation.name, finding.group))
+        findings = self._with_receipts(check, findings, observer)
+        if letters is not None:
+            open_ = {one.name_and_group for one in findings if one.verdict is not Verdict.REPAIRED}
+            not_counted = letters.notices.not_counted
+            settled = tuple(letters.notices.made_up_for(set(names) - set(unproved) - not_counted.keys(), open_))
+            hints += [f"{name}: what removed items keep: {why}" for name, why in not_counted.items()]
+        findings.sort(key=lambda finding: finding.name_and_group)
         hints += self._hints(subjects, observer, findings)
         return Report(
             tuple(findings),
@@ -230,29 +248,37 @@ class Reconciliation:
         self.progress(stage, done, of)
 
     def _subject(self, aggregation: Aggregation, catalogue: Catalogue) -> _Subject:
-        is_counted = catalogue.recorded_at(aggregation) is not None
-        return _Subject(aggregation, is_counted, read_marker(self.client, self.ledger_table, aggregation.name))
+        marker = read_marker(self.client, self.ledger_table, aggregation.name)
+        return _Subject(aggregation, catalogue.recorded_at(aggregation), marker)
 
     def _read_letters(self, repairs: Repairs, names: Sequence[str]) -> _Letters:
         """Reads all dead letters, and counts what of notices no total can tell."""
         self.progress(Stage.LETTERS, 0, None)
         committer = Committer(self.client, self.ledger_table, repairs.retention_days, self.executor)
-        notices = usable_notices(self.definitions, repairs.letters().notices, names)
-        return _Letters(repairs.letters, notices, committer, notices.count_what_is_kept(committer))
+        notices = read_notices(self.definitions, repairs.letters().notices, names, committer)
+        return _Letters(repairs.letters, notices, committer)
 
-    def _read_totals(self, aggregations: Sequence[Aggregation], snapshot: Snapshot) -> list[tuple[Aggregation, Group]]:
-        """Spools the target tables; returns the aggregates whose totals are not numbers."""
+    def _read_totals(
+        self,
+        aggregations: Sequence[Aggregation],
+        subjects: Mapping[str, _Subject],
+        check: ReceiptsCheck,
+        snapshot: Snapshot,
+    ) -> list[tuple[Aggregation, Group]]:
+        """Spools the target tables, and looks at their receipts; returns the aggregates whose totals are no numbers."""
         not_numbers: list[tuple[Aggregation, Group]] = []
 
         def numbers(aggregation: Aggregation) -> Iterator[tuple[Group, Amounts]]:
-            for number, (group, amounts) in enumerate(rows_of(self.client, aggregation)):
-                if number % 1_000 == 0:
-                    self._tell_in_time(Stage.TOTALS, number, None)
-                    snapshot.pump()  # a position in the stream is lost if it is not used for 15 minutes
-                if amounts is None:
-                    not_numbers.append((aggregation, group))
-                else:
-                    yield group, amounts
+            at_pages = subjects[aggregation.name].may_have_all_pages
+            for number, rows in enumerate(portions(rows_of(self.client, aggregation), _ROWS_AT_ONCE)):
+                self._tell_in_time(Stage.TOTALS, number * _ROWS_AT_ONCE, None)
+                snapshot.pump()  # a position in the stream is lost if it is not used for 15 minutes
+                check.look(aggregation, rows, at_pages=at_pages)
+                for group, row in rows:
+                    if (amounts := worth_in(aggregation, row)) is None:
+                        not_numbers.append((aggregation, group))
+                    else:
+                        yield group, amounts
 
         for aggregation in aggregations:
             snapshot.spool.store_totals(aggregation.name, numbers(aggregation))
@@ -270,22 +296,22 @@ class Reconciliation:
         to_observe: dict[tuple[str, Group], Aggregation] = {}
         findings: list[Finding] = []
         for aggregation in aggregations:
-            unprovable = []
+            ignores = aggregation.remove is RemovePolicy.IGNORE
+            no_numbers = {group for one, group in not_numbers if one is aggregation}
             for found in observer.snapshot.spool.compare(aggregation.name):
                 aggregates += 1
                 total = found.total or (_ZERO,) * len(aggregation.measures)
                 differs = total != found.expected
-                if differs and aggregation.remove is RemovePolicy.IGNORE:
-                    unprovable.append(
-                        Finding(aggregation, found.group, Verdict.UNPROVABLE, total, found.expected, NOT_PROVABLE)
+                if differs and ignores and found.group not in no_numbers:
+                    findings.append(
+                        Finding(aggregation, found.group, Verdict.UNPROVABLE, total, found.expected, _NOT_PROVABLE)
                     )
-                elif differs or found.touched:
+                elif not ignores and (differs or found.touched):
                     to_observe[aggregation.name, found.group] = aggregation
-            if len(unprovable) > _MOST_UNPROVABLE_OBSERVED:
-                findings += unprovable
-            else:
-                to_observe |= {(aggregation.name, finding.group): aggregation for finding in unprovable}
         for aggregation, group in not_numbers:
+            if aggregation.remove is RemovePolicy.IGNORE:
+                findings.append(Finding(aggregation, group, Verdict.DRIFT, None, None, NOT_A_NUMBER))
+                continue
             aggregates += (aggregation.name, group) not in to_observe
             to_observe[aggregation.name, group] = aggregation
         begun = [observer.begin(aggregation, group) for (_, group), aggregation in to_observe.items()]
@@ -299,15 +325,18 @@ class Reconciliation:
         observer: Observer,
     ) -> list[Finding]:
         """Corrects what drifts, except where a record that can still come has a say in it."""
-        if not any(finding.verdict in (Verdict.DRIFT, Verdict.UNSETTLED) for finding in findings):
+        may_wait = (Verdict.DRIFT, Verdict.UNSETTLED)
+        differing = {(one.aggregation.name, one.group) for one in findings if one.verdict in may_wait}
+        if not differing:
             return findings
         self.progress(Stage.LETTERS, 0, None)
-        waiting = groups_waiting(self.client, self.ledger_table, self.definitions, letters.read().records)
+        records = letters.read().records
+        waiting = groups_waiting(self.client, self.ledger_table, self.definitions, records, differing)
         obstacles: dict[str, str | None] = {}
         drifts, others = [], []
         for finding in findings:
             name = finding.aggregation.name
-            if finding.verdict in (Verdict.DRIFT, Verdict.UNSETTLED) and (name, finding.group) in waiting:
+            if finding.verdict in may_wait and (name, finding.group) in waiting:
                 note = "replay or discard the dead letter first"
                 others.append(replace(finding, verdict=Verdict.WAITS, note=note))
             elif finding.verdict is Verdict.DRIFT and finding.total is not None:
@@ -322,6 +351,22 @@ class Reconciliation:
         repairer = Repairer(self.client, self.ledger_table)
         corrections = Corrections(observer, repairer, letters.committer, self.progress)
         return others + corrections.correct(drifts)
+
+    def _with_receipts(self, check: ReceiptsCheck, findings: Sequence[Finding], observer: Observer) -> list[Finding]:
+        """Adds the totals that the source does not call wrong, but their receipts; a repair gives these a receipt."""
+        self.progress(Stage.RECEIPTS, 0, None)
+        known = {one.name_and_group for one in findings if one.verdict is not Verdict.UNPROVABLE}
+        found = check.findings(known)
+        if self.repairs is not None and found:
+            proved = [one for one in found if one.aggregation.remove is not RemovePolicy.IGNORE]
+            give_receipts(proved, Repairer(self.client, self.ledger_table), observer)
+            left = {one.name_and_group for one in check.findings(known)}
+            found = [
+                one if one.name_and_group in left else replace(one, verdict=Verdict.REPAIRED, note=HAS_RECEIPTS)
+                for one in found
+            ]
+        more = {one.name_and_group for one in found}
+        return [*(one for one in findings if one.name_and_group not in more), *found]
 
     def _obstacle(self, subject: _Subject) -> str | None:
         """Why an aggregation must not be corrected now; if there is no reason, no backfill can begin from here on."""

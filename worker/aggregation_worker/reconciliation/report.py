@@ -6,7 +6,6 @@ from enum import StrEnum
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
 from aggregation_worker.aggregations.numbers import EXACT, Amounts
-from aggregation_worker.dead_letters import Notice
 from aggregation_worker.ledger.pages import Receipts
 
 
@@ -15,6 +14,7 @@ class Verdict(StrEnum):
 
     DRIFT = "drift"
     WAITS = "waits in the dead-letter queue"  # a record of it does; replay or discard it first
+    UNEXPLAINED = "differs from its receipts"  # all of which are there; the source cannot say that it is wrong
     UNSETTLED = "unsettled"  # the worker is behind, or the difference kept changing
     UNPROVABLE = "unprovable"  # removed items, which the aggregation ignores, may account for it
     REPAIRED = "repaired"
@@ -40,6 +40,11 @@ class Finding:
     lost: Receipts = field(default_factory=dict)
 
     @property
+    def name_and_group(self) -> tuple[str, Group]:
+        """The aggregate's name."""
+        return self.aggregation.name, self.group
+
+    @property
     def difference(self) -> Amounts | None:
         """By how much the total is too high."""
         if self.total is None or self.expected is None:
@@ -59,7 +64,7 @@ class Report:
         unproved: of these, the names of those that ignore what is removed, so that being equal proves nothing.
         left_out: the names of those of which nothing can be said.
         hints: sentences about whole aggregations.
-        settled: the notices that the run has made up for.
+        settled: the messages of the notices that the run has made up for.
     """
 
     findings: tuple[Finding, ...]
@@ -72,7 +77,7 @@ class Report:
     hints: tuple[str, ...]
     started_at: datetime
     seconds: float
-    settled: tuple[Notice, ...] = ()
+    settled: tuple[str, ...] = ()
 
     def count(self, *verdicts: Verdict) -> int:
         """How many findings have one of these verdicts."""
@@ -81,7 +86,7 @@ class Report:
     @property
     def drifted(self) -> int:
         """Aggregates whose totals are wrong and stay so: the metric's value."""
-        return self.count(Verdict.DRIFT, Verdict.WAITS)
+        return self.count(Verdict.DRIFT, Verdict.WAITS, Verdict.UNEXPLAINED)
 
     @property
     def undecided(self) -> int:
@@ -89,6 +94,11 @@ class Report:
         return self.count(Verdict.UNSETTLED)
 
     @property
+    def is_open(self) -> bool:
+        """Whether there are totals of which nothing is proved, though their aggregations can be."""
+        return bool(self.undecided or self.left_out)
+
+    @property
     def is_decided(self) -> bool:
         """Whether `drifted` is the whole truth: something could be proved, and nothing of it is left open."""
-        return not self.undecided and not self.left_out and set(self.unproved) < set(self.compared)
+        return not self.is_open and set(self.unproved) < set(self.compared)

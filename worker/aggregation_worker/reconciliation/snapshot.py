@@ -22,7 +22,7 @@ baseline.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -77,7 +77,11 @@ class _Cut:
 
 
 class Snapshot:
-    """The join: what it has found is in its spool, to which each `pump` adds the later records that it reads."""
+    """The join: what it has found is in its spool, to which each `pump` adds the later records that it reads.
+
+    Args:
+        only: the aggregates, by aggregation's name and group, of which later records are spooled; `None` for all.
+    """
 
     def __init__(
         self,
@@ -85,13 +89,15 @@ class Snapshot:
         source: Source,
         reader: StreamReader,
         spool: Spool,
+        only: Set[tuple[str, Group]] | None = None,
     ) -> None:
         self.spool = spool
         self.reader = reader
         self.records_read = 0
-        self._source = source
-        self._aggregations = {aggregation.name: aggregation for aggregation in aggregations}
+        self.source = source
+        self.aggregations = aggregations
         self._noticed = Counter[str]()
+        self._only = only
         self._key_names = tuple(name for name, _ in source.keys)
         self._cuts = _cuts(aggregations)
         self._baselines_stand = spool.is_complete
@@ -148,7 +154,7 @@ class Snapshot:
         self.spool.complete(read_on)
 
     def _rows(self, items: Iterable[Image]) -> Iterator[ItemRow]:
-        numbered = list(enumerate(self._aggregations.values()))
+        numbered = list(enumerate(self.aggregations))
         texts: dict[Group, str] = {}
         for item in items:
             if is_canary(item, self._key_names):
@@ -171,13 +177,13 @@ class Snapshot:
                 yield digest, number, text, amounts_text(amounts)
 
     def _take(self, raw: dict[str, Any]) -> None:
-        record = read_record(raw, self._source.origin)
+        record = read_record(raw, self.source.origin)
         if record.event_name is EventName.REMOVE and record.old_image is None:
             raise StreamViewTypeError.missing("OldImage", record.event_name, record.sequence_number)
         keys = raw["dynamodb"]["Keys"]
         if len(keys) != len(self._key_names):
             raise SnapshotError(
-                f"the keys of table {self._source.table} are {', '.join(keys)}, but its definition says "
+                f"the keys of table {self.source.table} are {', '.join(keys)}, but its definition says "
                 f"{', '.join(self._key_names)}: correct [source]"
             )
         if is_canary(keys, self._key_names):
@@ -205,6 +211,8 @@ class Snapshot:
     def _add_later(self, cut: _Cut, record: StreamRecord) -> None:
         changes, unusable = contributions(cut.aggregations, record)
         for change in changes:
+            if self._only is not None and (change.aggregation.name, change.group) not in self._only:
+                continue
             receipt = LaterReceipt(change.group, receipt_name(record), change.amounts, change.kept)
             self.spool.add_later(change.aggregation.name, receipt)
         self._noticed.update(one.aggregation for one in unusable)
@@ -221,12 +229,38 @@ class Snapshot:
             value = image.get(name)
             if value is None:
                 raise SnapshotError(
-                    f"an item of table {self._source.table} has no attribute {name}, which [source] says is its key"
+                    f"an item of table {self.source.table} has no attribute {name}, which [source] says is its key"
                 )
             for kind, content in value.items():
                 exact = canonical_text(parse_number(content)) if kind == "N" else content
                 text += f"{kind}{len(exact)}:{exact}"
         return blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+def read_back(snapshot: Snapshot, spool: Spool, only: Set[tuple[str, Group]], between: Callable[[], object]) -> None:
+    """Reads what the stream holds from its beginning up to now, in the spool as later records of some aggregates.
+
+    Meanwhile the snapshot's own stream is read on. Afterwards the records of before its cut are known, too, and the cut
+    of these aggregates can be taken to be the stream's beginning: their baselines are less by what those contribute.
+
+    Args:
+        spool: a new one.
+        only: the aggregates, by aggregation's name and group.
+
+    Raises:
+        as `Snapshot.pump`.
+    """
+
+    def read_on() -> None:
+        snapshot.pump()
+        between()
+
+    aggregations, source = snapshot.aggregations, snapshot.source
+    cuts = {aggregation.name: 0 for aggregation in aggregations}
+    reader = snapshot.reader.from_the_beginning()
+    spool.begin(_run(aggregations, source, reader), cuts)
+    spool.complete(read_on)
+    Snapshot(aggregations, source, reader, spool, only).pump_until(time.monotonic(), read_on)
 
 
 def take_snapshot(
@@ -268,7 +302,7 @@ def take_snapshot(
     opened_at = reader.opened_at or datetime.now(UTC)
     cuts = _cuts(aggregations)
     cut_by_name = {aggregation.name: cut.number for cut in cuts for aggregation in cut.aggregations}
-    run = _run(aggregations, source, items, reader)
+    run = {"items": items.description, **_run(aggregations, source, reader)}
     spool.begin(run, {aggregation.name: cut_by_name[aggregation.name] for aggregation in aggregations})
     snapshot = Snapshot(aggregations, source, reader, spool)
     if spool.is_complete:
@@ -301,14 +335,11 @@ def take_snapshot(
     return snapshot
 
 
-def _run(
-    aggregations: Sequence[Aggregation], source: Source, items: ItemSource, reader: StreamReader
-) -> dict[str, str]:
+def _run(aggregations: Sequence[Aggregation], source: Source, reader: StreamReader) -> dict[str, str]:
     """What a spool's content depends on."""
     start = "its beginning" if reader.start == "TRIM_HORIZON" else f"{reader.opened_at}"
     return {
         "table": source.table,
-        "items": items.description,
         "stream": f"{reader.stream_arn} from {start}",
         "aggregations": ", ".join(f"{one.name} ({fingerprint(one)[:16]})" for one in aggregations),
     }

@@ -8,9 +8,10 @@ A spool belongs to the thread that opened it: one consumer writes and reads it, 
 """
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from heapq import merge
@@ -36,6 +37,9 @@ Group and amounts are `None` where the aggregation cannot use the item.
 _CACHE_KIB = 8 * 1024
 _ROWS_AT_ONCE = 1_000
 _FORMAT = "3"
+# By which a spool is known ("Database File Format", sqlite.org): the header's application id, and where it stands.
+_APPLICATION_ID = int.from_bytes(b"aggr", "big")
+_APPLICATION_ID_AT = 68
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -57,8 +61,6 @@ CREATE TABLE IF NOT EXISTS total (
     aggregation INTEGER NOT NULL, grp TEXT NOT NULL, amounts TEXT NOT NULL, PRIMARY KEY (aggregation, grp)
 ) WITHOUT ROWID;
 """
-
-_TABLE_NAMES = frozenset(("meta", "position", "item", "seen", "at_cut", "later", "baseline", "total"))
 
 _ROWS_AT_CUT = """
 SELECT aggregation, grp, amounts FROM (
@@ -142,6 +144,8 @@ class Spool:
         self._path = path
         self._numbers: dict[str, int] = {}
         self._cuts: tuple[int, ...] = ()
+        if path is not None:
+            self._check_or_make(path)
         try:
             # An empty name is sqlite3's own word for a temporary database on disk.
             self._db = sqlite3.connect("" if path is None else path, timeout=0, isolation_level=None)
@@ -402,11 +406,28 @@ class Spool:
                 return
             last = rows[-1][0]
 
+    @staticmethod
+    def _check_or_make(path: Path) -> None:
+        """For its owner only: it holds what items contribute, and to which groups.
+
+        What goes wrong here besides, sqlite3 tells when it opens the file.
+        """
+        with suppress(OSError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            return
+        with suppress(OSError):
+            with path.open("rb") as file:
+                header = file.read(_APPLICATION_ID_AT + 4)
+            if header and header[_APPLICATION_ID_AT:] != _APPLICATION_ID.to_bytes(4, "big"):
+                raise SpoolError(
+                    f"{path} is not a spool of this version, but another program's file: name another file"
+                )
+            path.chmod(0o600)
+
     def _set_up(self) -> None:
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if tables - _TABLE_NAMES:
-            raise SpoolError(f"{self._path} is another program's database: name another file")
+        # Before the next line, so that it stands in the file itself at once.
+        self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("PRAGMA temp_store = FILE")

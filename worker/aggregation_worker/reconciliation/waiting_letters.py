@@ -6,7 +6,7 @@ worker that was wrong and not the value: the totals show what the image was not 
 (`Notices`).
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.commit import Committer
 from aggregation_worker.ledger.reading import read_stored
 from aggregation_worker.ledger.receipts import Posting, position_in, postings, receipt_name
+from aggregation_worker.reconciliation.portions import portions
 from aggregation_worker.reconciliation.posting import post
 from aggregation_worker.streams.records import (
     MalformedRecordError,
@@ -31,10 +32,15 @@ from aggregation_worker.streams.records import (
     StreamViewTypeError,
     UnexpectedEventError,
     read_record,
+    sequence_number_of,
 )
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+
+
+# Records that are worked on at a time.
+_AT_ONCE = 500
 
 
 class UnreadableLetterError(WorkerError):
@@ -42,38 +48,56 @@ class UnreadableLetterError(WorkerError):
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """All dead letters that wait: raw records that were not counted, or not wholly, and notices."""
+class WaitingNotice:
+    """A notice, and the message that holds it."""
 
-    records: Sequence[Any]
-    notices: Sequence[Notice]
+    message_id: str
+    notice: Notice
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """All dead letters that wait, each part to be iterated over more than once.
+
+    Attributes:
+        records: raw records, as Lambda delivers them, that were not counted, or not wholly.
+    """
+
+    records: Iterable[Any]
+    notices: Iterable[WaitingNotice]
 
 
 def groups_waiting(
-    client: "DynamoDBClient", ledger_table: str, definitions: Definitions, records: Iterable[Any]
+    client: "DynamoDBClient",
+    ledger_table: str,
+    definitions: Definitions,
+    records: Iterable[Any],
+    among: Container[tuple[str, Group]],
 ) -> set[tuple[str, Group]]:
-    """The aggregates, by aggregation's name and group, that records of dead letters can still change.
+    """Which of some aggregates, by aggregation's name and group, records of dead letters can still change.
 
-    Args:
-        records: raw records as Lambda delivers them.
+    Memory grows with what is found, not with the records.
 
     Raises:
         UnreadableLetterError: a record cannot be read.
         ChangesTooFastError: an aggregate could not be seen as it is.
     """
-    by_aggregate: dict[tuple[str, Group], list[Posting]] = {}
-    for raw in records:
-        record = _read(raw, definitions)
-        changes, _ = _contributions(definitions.aggregations, record)
-        for posting in postings([(0, record, changes)]):
-            aggregate = posting.aggregate
-            by_aggregate.setdefault((aggregate.aggregation.name, aggregate.row.group), []).append(posting)
-    found = set()
-    for name_and_group, mine in by_aggregate.items():
-        first = min(position_in(posting.receipt) for posting in mine)
-        stored = read_stored(client, ledger_table, mine[0].aggregate, first)
-        if any(posting.receipt not in stored.receipts for posting in mine):
-            found.add(name_and_group)
+    found: set[tuple[str, Group]] = set()
+    for portion in portions(records, _AT_ONCE):
+        by_aggregate: dict[tuple[str, Group], list[Posting]] = {}
+        for raw in portion:
+            record = _read(raw, definitions)
+            changes, _ = _contributions(definitions.aggregations, record)
+            for posting in postings([(0, record, changes)]):
+                aggregate = posting.aggregate
+                key = aggregate.aggregation.name, aggregate.row.group
+                if key in among and key not in found:
+                    by_aggregate.setdefault(key, []).append(posting)
+        for key, mine in by_aggregate.items():
+            first = min(position_in(posting.receipt) for posting in mine)
+            stored = read_stored(client, ledger_table, mine[0].aggregate, first)
+            if any(posting.receipt not in stored.receipts for posting in mine):
+                found.add(key)
     return found
 
 
@@ -82,13 +106,13 @@ class _Usable:
     """A notice whose image the aggregation can use by now.
 
     Attributes:
-        changes: what the record contributes to it, as the worker is now.
+        receipt: the name of the record's receipt.
         groups: those that its images belong to.
     """
 
-    notice: Notice
-    record: StreamRecord
-    changes: Sequence[Contribution]
+    message_id: str
+    aggregation: str
+    receipt: str
     groups: Set[Group]
 
 
@@ -98,69 +122,66 @@ class Notices:
 
     Where the item is still there, or its total takes back what is removed, the totals tell by themselves how far they
     are off. What a removed item keeps contributing they do not: it is counted, unless there is a receipt of it.
+
+    Attributes:
+        not_counted: why some of that cannot be counted, by the aggregation's name.
     """
 
     usable: Sequence[_Usable]
+    not_counted: Mapping[str, str]
 
     @property
     def receipts(self) -> set[tuple[str, str]]:
         """The receipts of records that the worker has been past, by aggregation's name and receipt's name."""
-        return {(one.notice.aggregation, receipt_name(one.record)) for one in self.usable}
+        return {(one.aggregation, one.receipt) for one in self.usable}
 
-    def count_what_is_kept(self, committer: Committer) -> Mapping[str, str]:
-        """Counts what removed items keep contributing.
-
-        Returns:
-            Why some of it cannot be counted, by the aggregation's name.
-
-        Raises:
-            CommitError, PostingError: nothing can be written, or not now.
-        """
-        kept = [
-            (index, one.record, [change for change in one.changes if change.kept])
-            for index, one in enumerate(self.usable)
-        ]
-        refused = post(committer, postings(kept)).refused
-        return {posting.aggregate.aggregation.name: reason for posting, reason in refused}
-
-    def made_up_for(self, proved: Collection[str], open_: Collection[tuple[str, Group]]) -> Iterator[Notice]:
-        """The notices that are settled.
+    def made_up_for(self, proved: Collection[str], open_: Collection[tuple[str, Group]]) -> Iterator[str]:
+        """The messages of the notices that are settled.
 
         Args:
             proved: the names of the aggregations whose totals are right, but for some.
             open_: those aggregates, by aggregation's name and group.
         """
         for one in self.usable:
-            name = one.notice.aggregation
-            if name in proved and not any((name, group) in open_ for group in one.groups):
-                yield one.notice
+            if one.aggregation in proved and not any((one.aggregation, group) in open_ for group in one.groups):
+                yield one.message_id
 
 
-def usable_notices(definitions: Definitions, notices: Iterable[Notice], names: Collection[str]) -> Notices:
-    """Those of the notices whose images can be used by now.
+def read_notices(
+    definitions: Definitions, notices: Iterable[WaitingNotice], names: Collection[str], committer: Committer
+) -> Notices:
+    """Those of the notices whose images can be used by now; counts what their removed items keep contributing.
 
     Args:
         names: the aggregations that are looked at; notices of others are left out.
 
     Raises:
         UnreadableLetterError: a record cannot be read.
+        CommitError, PostingError: nothing can be written, or not now.
     """
     by_name = {one.name: one for one in definitions.aggregations if one.name in names}
-    found = []
-    for notice in notices:
-        if (aggregation := by_name.get(notice.aggregation)) is not None:
-            record = _read(notice.record, definitions)
+    usable: list[_Usable] = []
+    not_counted: dict[str, str] = {}
+    for portion in portions((one for one in notices if one.notice.aggregation in by_name), _AT_ONCE):
+        kept: list[tuple[int, StreamRecord, list[Contribution]]] = []
+        for waiting in portion:
+            aggregation = by_name[waiting.notice.aggregation]
+            record = _read(waiting.notice.record, definitions)
             changes, unusable = _contributions([aggregation], record)
             if not unusable:
-                found.append(_Usable(notice, record, changes, _groups(aggregation, record)))
-    return Notices(found)
+                groups = _groups(aggregation, record)
+                usable.append(_Usable(waiting.message_id, aggregation.name, receipt_name(record), groups))
+                kept.append((len(kept), record, [change for change in changes if change.kept]))
+        refused = post(committer, postings(kept)).refused
+        not_counted |= {posting.aggregate.aggregation.name: reason for posting, reason in refused}
+    return Notices(usable, not_counted)
 
 
 def _read(raw: Any, definitions: Definitions) -> StreamRecord:
     try:
         return read_record(raw, definitions.source.origin)
     except (MalformedRecordError, UnexpectedEventError, StreamViewTypeError) as error:
-        raise UnreadableLetterError(f"a dead letter holds a record that cannot be read: {error}") from error
+        raise _unreadable(sequence_number_of(raw), error) from error
 
 
 def _contributions(
@@ -169,7 +190,14 @@ def _contributions(
     try:
         return contributions(aggregations, record)
     except StreamViewTypeError as error:
-        raise UnreadableLetterError(f"a dead letter holds a record that cannot be read: {error}") from error
+        raise _unreadable(record.sequence_number, error) from error
+
+
+def _unreadable(number: str | None, error: WorkerError) -> UnreadableLetterError:
+    return UnreadableLetterError(
+        f"nothing was corrected: a dead letter holds a record that cannot be read, {number or 'without a number'}: "
+        f"{error}; replay or discard it first"
+    )
 
 
 def _groups(aggregation: Aggregation, record: StreamRecord) -> set[Group]:

@@ -84,6 +84,7 @@ class StreamReader:
         self.stream_arn = stream_arn
         self.start: StartingPosition = start
         self.opened_at: datetime | None = None
+        self._client = client
         self._shards = StreamShards(client, stream_arn, start, refuse_trimmed=True)
         self._progress: dict[str, _Progress] = {}
         self._stream_lag = stream_lag
@@ -92,6 +93,17 @@ class StreamReader:
         self._first_round: list[dict[str, Any]] = []
         self._asked_for = float("-inf")
         self._described_at = float("-inf")
+
+    def from_the_beginning(self) -> "StreamReader":
+        """Another reader of the same stream, of all that it holds."""
+        return StreamReader(
+            self._client,
+            self.stream_arn,
+            "TRIM_HORIZON",
+            stream_lag=self._stream_lag,
+            empty_pages=self._empty_pages,
+            poll_interval=self._poll_interval,
+        )
 
     def open(self) -> None:
         """Fixes the position: asks each shard for its first page. Does nothing the second time.

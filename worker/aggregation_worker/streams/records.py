@@ -180,9 +180,9 @@ def read_record(raw: Any, origin: Origin) -> StreamRecord:
     old_image = _image(change, "OldImage")
     new_image = _image(change, "NewImage")
     if new_image is None and event_name is not EventName.REMOVE:
-        raise StreamViewTypeError.missing("NewImage", event_name, sequence_number)
+        raise _missing(change, "NewImage", event_name, sequence_number)
     if old_image is None and event_name is EventName.MODIFY:
-        raise StreamViewTypeError.missing("OldImage", event_name, sequence_number)
+        raise _missing(change, "OldImage", event_name, sequence_number)
     return StreamRecord(
         event_name,
         event_id,
@@ -237,11 +237,26 @@ def _image(change: Mapping[str, Any], name: str) -> Image | None:
     return image
 
 
+def _missing(change: Mapping[str, Any], name: str, event_name: EventName, sequence_number: str) -> WorkerError:
+    """An image that is there but empty is that record's mistake; a stream of another view type leaves it out."""
+    if change.get(name) == {}:
+        return MalformedRecordError(f"{name} is empty, but an image holds the item's keys at least")
+    return StreamViewTypeError.missing(name, event_name, sequence_number)
+
+
 def _created_at(moment: object) -> int:
     """Epoch seconds from a JSON number, which may be written as 1789651658, 1789651658.0 or 1.789651658E9."""
-    if isinstance(moment, int | float) and not isinstance(moment, bool) and 0 <= moment <= _LATEST_SECOND:
-        return int(moment)
-    raise MalformedRecordError("the record has no ApproximateCreationDateTime in epoch seconds")
+    what = ""
+    if isinstance(moment, int | float) and not isinstance(moment, bool):
+        if 0 <= moment <= _LATEST_SECOND:
+            return int(moment)
+        what = ": it is in milliseconds" if 0 <= moment <= _LATEST_SECOND * 1000 else ""
+    elif isinstance(moment, str):
+        what = ": it is a text"
+    # The shapes of other tools.
+    raise MalformedRecordError(
+        f"the record has no ApproximateCreationDateTime in epoch seconds, which Lambda delivers as a number{what}"
+    )
 
 
 def _difference(arn: object, origin: Origin) -> str | None:
