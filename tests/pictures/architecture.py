@@ -104,7 +104,7 @@ BOXES = {
     "queue": Box(
         2, 1, _RED, "Dead-letter queue", ("DeadLettersQueue", "AWS::SQS::Queue"), ("all that needs", "a person")
     ),
-    "alarms": Box(1, 2, _GREY, "{count} alarms", ("", "AWS::CloudWatch::Alarm"), ("one runbook each", "")),
+    "alarms": Box(1, 2, _GREY, "{count} alarms", ("", "AWS::CloudWatch::Alarm"), ("one runbook each",)),
     "topic": Box(2, 2, _GREY, "Alarm topic", ("AlarmTopic", "AWS::SNS::Topic"), ("tells you",)),
     "dashboard": Box(3, 2, _GREY, "Dashboard", ("Dashboard", "AWS::CloudWatch::Dashboard"), ("all of it on a page",)),
 }
