@@ -3,9 +3,10 @@
     uv run python -m tests.benchmarks.dollars_a_month
 
 DynamoDB on demand, Lambda and storage in us-east-1. The worker's requests are those that `write_units` counts, with the
-shards in step; the others' are known. Storage is that of the ledger's pages, or of markers. Lambda's time is calculated, the same way for all: processor time of a record and
-of a request, as measured by `processor_time`, on the memory that is deployed, and a round trip for each request that
-waits for the one before it. The exit status is 0 only if README.md says the same.
+shards in step; the others' are known. Storage is that of the ledger's pages, or of markers. Lambda's time is
+calculated, the same way for all: processor time of a record and of a request, as measured by `processor_time`, on the
+memory that is deployed, and a round trip for each request that waits for the one before it. The exit status is 0 only
+if README.md says the same.
 """
 
 import argparse

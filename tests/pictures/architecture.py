@@ -197,10 +197,10 @@ def _arrows() -> Iterator[str]:
         start, end = BOXES[arrow.start], BOXES[arrow.end]
         if start.column == end.column:
             x1 = x2 = start.x + _BOX_WIDTH / 2
-            y1, y2 = start.y + _BOX_HEIGHT, end.y
+            y1, y2 = float(start.y + _BOX_HEIGHT), float(end.y)
             label = _text(x1 + 8, (y1 + y2) / 2 + 4, arrow.label, anchor="start", size=12)
         else:
-            x1, x2 = start.x + _BOX_WIDTH, end.x
+            x1, x2 = float(start.x + _BOX_WIDTH), float(end.x)
             y1, y2 = (one.y + _BOX_HEIGHT / 2 for one in (start, end))
             down = start.row != end.row
             y1 += 26 if down else 0

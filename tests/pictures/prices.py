@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from tests.benchmarks.dollars_a_month import README, THIS_WORKER
 
-_COLOURS = {THIS_WORKER: "#2563eb"}
+_COLOURS = {THIS_WORKER: "#2563eb", "naive": "#f87171"}
 _OTHERS = "#a8b3c2"
 
 
@@ -42,7 +42,7 @@ def draw() -> str:
             panel.spines[["top", "right", "bottom"]].set_visible(False)
             if panel is not figure.axes[0]:
                 panel.set_yticks([])
-        figure.suptitle("Dollars a month", fontsize=12)
+        figure.suptitle("Dollars a month (red: can count twice)", fontsize=12)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
