@@ -411,7 +411,7 @@ class Chaos:
         settings = SETTINGS[shard % len(SETTINGS)]
         seen: deque[dict[str, Any]] = deque(maxlen=2_000)
         destination = OnFailureDestination(
-            self.ministack.client("s3"), DEAD_LETTERS, "chaos", "arn:aws:lambda:us-east-1:1:function:chaos", STREAM_ARN
+            self.ministack.client("s3"), DEAD_LETTERS, "arn:aws:lambda:us-east-1:1:function:chaos", STREAM_ARN, "chaos"
         )
         while batch := self.source.take(shard, cuts.choice(self.batch_sizes)):
             seen.extend(batch)

@@ -242,7 +242,9 @@ def answered(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], str], *, is_t
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: is_terminal))
 
 
-def test_ctrl_c_at_the_question__keeps_all(queue: SlowQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_at_the_question__keeps_all(
+    queue: SlowQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     queue.send(parked(1_000))
 
     def interrupted() -> str:
@@ -252,6 +254,22 @@ def test_ctrl_c_at_the_question__keeps_all(queue: SlowQueue, tmp_path: Path, mon
 
     assert main(["dead-letters", "--discard", "--reason", "refused"]) == 130
     assert (queue.visible(), [*tmp_path.iterdir()]) == (1, [])
+    assert "interrupted: of 1 letters none is discarded; run it again" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_deleting__keeps_the_record(
+    queue: SlowQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue.send(parked(1_000), parked(1_001))
+
+    def interrupted(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HeldMessages, "delete", interrupted)
+
+    assert main(["dead-letters", "--discard", "--reason", "refused", "--yes"]) == 130
+    assert len(kept(tmp_path)) == 2
+    assert "some are discarded, and discarded-letters-" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

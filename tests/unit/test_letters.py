@@ -107,6 +107,7 @@ def test_pointer_into_another_stream__is_not_followed(foreign: str) -> None:
 
 def test_source_that_is_not_known__no_stream_is_read() -> None:
     assert not read(document(STREAM_ARN), source=None).readable
+    assert read(document(STREAM_ARN, insert()), source=None).readable
 
 
 def test_record_of_an_earlier_stream_of_the_table__is_the_sources() -> None:

@@ -75,3 +75,14 @@ def test_progress__shows_a_rate_where_the_total_is_not_known(
 
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
     assert re.search(rf"\[reading\].* {shown}", text)
+
+
+def test_progress__leaves_standard_output_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress() as bars:
+        bars.add_task("reading", total=None)
+        print_json(["a letter"])
+
+    assert json.loads(capsys.readouterr().out) == ["a letter"]

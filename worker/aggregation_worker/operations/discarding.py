@@ -57,10 +57,17 @@ class Discarding:
             raise CommandError(f"{self.path} is there already: name another file with --record") from error
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._file.close()
         if not self._is_kept and self.path is not None:
             self.path.unlink()
+        if kind is KeyboardInterrupt:
+            done = (
+                f"some are discarded, and {self.path} holds all that were to be"
+                if self._is_kept
+                else "none is discarded"
+            )
+            sys.stderr.write(f"aggregator: interrupted: of {len(self._ids)} letters {done}; run it again\n")
 
     def note(self, letter: Letter, facts: Mapping[str, Any]) -> None:
         """Adds a letter to those that are to be discarded."""

@@ -177,8 +177,8 @@ def explanations_of(resources: Resources, table: str, keys: Sequence[str]) -> It
     """
     for aggregation in _aggregations_of(resources.definitions, table):
         group = _group(aggregation, keys)
-        _ = resources.catalogue  # checks the definitions
         stored = read_stored(resources.dynamodb, resources.ledger_table, aggregate_of(aggregation, group))
+        _ = resources.catalogue  # checks the definitions
         names = [measure.name for measure in aggregation.measures]
         total = tuple(_amount(stored.item, name) for name in names)
         kept = tuple(_amount(stored.item, kept_attribute(aggregation.name, name)) for name in names)

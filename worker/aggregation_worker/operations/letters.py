@@ -207,31 +207,35 @@ class LetterReader:
         return letter
 
     def _failed_batch(self, message: Message, letter: FailedBatch) -> Letter:
-        reasons = (letter.condition,)
-        span = (letter.first, letter.last)
-        why = self._difference(letter.stream_arn)
-        records = letter.records
-        if why is None and records is None:
-            streams = self.resources.client("dynamodbstreams")
-            try:
-                records = tuple(read_range(streams, letter.stream_arn, letter.shard_id, letter.first, letter.last))
-            except StreamRangeError as error:
-                return Letter(message, "failed batch", (*reasons, str(error)), readable=False, span=span)
-        if why is None and records is not None and len(records) != letter.size:
-            why = f"it holds {len(records)} records, but its notice says {letter.size}: the payload is truncated"
-        if why is not None or records is None:
-            return Letter(message, "unreadable", (why or "no records", *reasons), readable=False, span=span)
-        for record in records:
-            self._check_record(record)
+        reasons, span = (letter.condition,), (letter.first, letter.last)
+        try:
+            records = self._records_of(letter)
+        except StreamRangeError as error:
+            return Letter(message, "failed batch", (*reasons, str(error)), readable=False, span=span)
+        except UnreadableDeadLetterError as error:
+            return Letter(message, "unreadable", (str(error), *reasons), readable=False, span=span)
         return Letter(message, "failed batch", reasons, records, span=span)
 
-    def _difference(self, stream_arn: str) -> str | None:
-        if self.source is None:
-            return "the source table is not known, so the message cannot be compared with it"
+    def _records_of(self, letter: FailedBatch) -> tuple[Any, ...]:
         try:
-            return self.source.difference(stream_arn)
+            why = None if self.source is None else self.source.difference(letter.stream_arn)
         except ValueError as error:
-            return str(error)
+            why = str(error)
+        if self.source is None and letter.records is None:
+            why = "the source table is not known, so its stream cannot be compared with it"
+        if why is not None:
+            raise UnreadableDeadLetterError(why)
+        records = letter.records
+        if records is None:
+            streams = self.resources.client("dynamodbstreams")
+            records = tuple(read_range(streams, letter.stream_arn, letter.shard_id, letter.first, letter.last))
+        if len(records) != letter.size:
+            raise UnreadableDeadLetterError(
+                f"it holds {len(records)} records, but its notice says {letter.size}: the payload is truncated"
+            )
+        for record in records:
+            self._check_record(record)
+        return records
 
     def _check_record(self, record: Any) -> None:
         """A record that names no stream is malformed: the worker refuses it."""

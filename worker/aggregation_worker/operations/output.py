@@ -57,10 +57,10 @@ class _Done(ProgressColumn):
 
 
 def progress() -> Progress:
-    """Bars on standard error, while it is a terminal."""
+    """Bars on standard error, while it is a terminal; what is printed meanwhile stays on standard output."""
     terminal = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), _Done(), TimeRemainingColumn())
-    return Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal)
+    return Progress(*columns, console=terminal, transient=True, redirect_stdout=False, disable=not terminal.is_terminal)
 
 
 def duration(time: timedelta) -> str:
