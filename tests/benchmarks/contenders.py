@@ -33,6 +33,7 @@ from aggregation_worker.deployment.settings import TableDefinition
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT, Committer, Deadline
 from aggregation_worker.local.pipeline import create_table
 from aggregation_worker.local.recompute import stored_totals
+from aggregation_worker.local.usual_handler import add_request, changes_of, usual_handler
 from tests.benchmarks.meter import RecordingClient
 from tests.definition_texts import aggregation_text, definitions
 from tests.records import event
@@ -65,42 +66,16 @@ def client_of(endpoint: str, config: Config | None = None) -> "DynamoDBClient":
     )
 
 
-def _changes(raw: dict[str, Any]) -> list[tuple[dict[str, Any], int]]:
-    """What a record changes, as a handler for whole quantities would find it: the row's key and the number to add."""
-    change = raw["dynamodb"]
-    amounts: dict[tuple[str, str], int] = {}
-    for name, sign in (("OldImage", -1), ("NewImage", 1)):
-        if image := change.get(name):
-            group = image["item_number"]["S"], image["order_date"]["S"][:10]
-            amounts[group] = amounts.get(group, 0) + sign * int(image["quantity"]["N"])
-    return [
-        ({"item_number": {"S": item}, "order_date": {"S": day}}, amount)
-        for (item, day), amount in amounts.items()
-        if amount
-    ]
-
-
-def _add(table: str, key: dict[str, Any], amount: int) -> dict[str, Any]:
-    return {
-        "TableName": table,
-        "Key": key,
-        "UpdateExpression": "ADD quantity :quantity",
-        "ExpressionAttributeValues": {":quantity": {"N": str(amount)}},
-    }
-
-
 @dataclass(slots=True)
 class Naive:
-    """One `UpdateItem ADD` per record; a batch that is delivered twice counts twice."""
+    """The usual handler; a batch that is delivered twice counts twice."""
 
     client: Any
     target: str
 
     def deliver(self, batch: Sequence[dict[str, Any]]) -> None:
         """One invocation with these records."""
-        for raw in batch:
-            for key, amount in _changes(raw):
-                self.client.update_item(**_add(self.target, key, amount))
+        usual_handler(self.client, self.target)(event(*batch), _CONTEXT)
 
 
 @dataclass(slots=True)
@@ -114,7 +89,7 @@ class MarkerPerRecord:
     def deliver(self, batch: Sequence[dict[str, Any]]) -> None:
         """One invocation with these records."""
         for raw in batch:
-            actions: list[Any] = [{"Update": _add(self.target, key, amount)} for key, amount in _changes(raw)]
+            actions: list[Any] = [{"Update": add_request(self.target, key, amount)} for key, amount in changes_of(raw)]
             marker = {
                 "TableName": self.markers,
                 "Item": {"id": {"S": raw["eventID"]}, "expires_at": {"N": "1794835658"}},
@@ -149,8 +124,8 @@ class Powertools:
             key_prefix="benchmark",
         )
         def add(record: dict[str, Any]) -> None:
-            for key, amount in _changes(record):
-                self.client.update_item(**_add(self.target, key, amount))
+            for key, amount in changes_of(record):
+                self.client.update_item(**add_request(self.target, key, amount))
 
         def handle(record: DynamoDBRecord) -> None:
             add(record=record.raw_event)

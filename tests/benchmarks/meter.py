@@ -19,11 +19,11 @@ from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.contributions import Index
 from aggregation_worker.aggregations.numbers import EXACT, amount_text
+from aggregation_worker.local import consumed
 from tests.model.in_memory_dynamodb import Paginator
 
-# On-demand request units, us-east-1, in dollars per million ("Amazon DynamoDB pricing").
-DOLLARS_PER_MILLION_UNITS = 0.625
-DOLLARS_PER_MILLION_READ_UNITS = 0.125
+DOLLARS_PER_MILLION_UNITS = consumed.DOLLARS_PER_MILLION_WRITE_UNITS
+DOLLARS_PER_MILLION_READ_UNITS = consumed.DOLLARS_PER_MILLION_READ_UNITS
 
 _TRANSACTION = 2  # units for each that the write would cost alone
 _KB = 1024

@@ -81,6 +81,11 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
         ParkingError, ClientError, BotoCoreError: the deployment is at fault; nothing is lost, the whole batch is
         delivered again.
     """
+    return handled(event, context)[0]
+
+
+def handled(event: Any, context: Any) -> tuple[dict[str, Any], BatchResult]:
+    """As `lambda_handler`; with the answer comes what became of the batch."""
     logger.append_keys(request_id=getattr(context, "aws_request_id", None))
     received = len(event["Records"]) if isinstance(event, dict) and isinstance(event.get("Records"), list) else 0
     counts = {Metric.RECORDS_RECEIVED: float(received), Metric.RECORDS_RETRIED: float(received)}
@@ -92,7 +97,7 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
         result = process(records, worker.definitions, worker.committer, worker.dead_letters, deadline)
         counts = _counts(result) | _counted_up_to(event, records, result.indexes(RecordOutcome.RETRIED))
         _log(result, records)
-        return _answer(event, result, records)
+        return _answer(event, result, records), result
     except Exception:
         logger.exception("the batch failed as a whole and will be delivered again")
         if received and event.get(REPORT_OUTCOMES) is not True:  # a replay, or a call by hand, has no retries to spare

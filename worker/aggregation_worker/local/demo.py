@@ -1,28 +1,37 @@
-"""`aggregator demo`: the reference scenario on one machine, with everything that makes totals wrong elsewhere.
+"""The reference scenario on one machine, with everything that makes totals wrong elsewhere, twice.
 
-Four orders, a correction and its reversal, a move to another item and back, an answer of the function that Lambda never
-gets (so that it delivers a whole batch again), and an order that cannot be counted. At the end every total is compared
-with the source.
+Four orders, an answer of the function that Lambda never gets (so that it delivers a whole batch again, in halves), a
+correction and its reversal, a move to another item and back, and an order that cannot be counted. The worker and the
+usual handler get the very same deliveries and count into tables of their own; at the end both are compared with the
+source.
 """
 
 import logging
-import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import boto3
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
-from aggregation_worker.dead_letters import Notice, ParkedRecord, read_dead_letter
+from aggregation_worker.aggregations.numbers import Amounts
+from aggregation_worker.batch import BatchResult, RecordOutcome
+from aggregation_worker.dead_letters import read_dead_letter
+from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.local import SAMPLE_FILE
+from aggregation_worker.local.consumed import (
+    DOLLARS_PER_MILLION_READ_UNITS,
+    DOLLARS_PER_MILLION_WRITE_UNITS,
+    Consumed,
+    units_of,
+)
 from aggregation_worker.local.delivery import Invocation
 from aggregation_worker.local.local_function import Handler
-from aggregation_worker.local.pipeline import Pipeline, deployed_handler, running_pipeline
+from aggregation_worker.local.pipeline import LEDGER_TABLE, Pipeline, create_table, deployed_handler, running_pipeline
 from aggregation_worker.local.recompute import scan, stored_totals, totals_of
+from aggregation_worker.local.usual_handler import usual_handler
 
 _DAY = "2024-07-15"
 # Order, item, quantity.
@@ -38,63 +47,151 @@ class AnswerLostError(Exception):
 
 
 @dataclass(slots=True)
-class LosesFirstAnswer:
-    """A handler that works but loses the answer to its first invocation, so that the batch is delivered again."""
+class BothHandlers:
+    """Two handlers of the same deliveries. The first answer is lost, when both have done their work.
 
-    handler: Handler
+    Attributes:
+        worker: decides the answer.
+        usual: what it raises is kept in `failures`; to be set before the first delivery, as its table has to be made.
+        lost: that an answer was lost.
+    """
+
+    worker: Handler
+    usual: Handler = field(init=False)
+    failures: list[Exception] = field(default_factory=list)
     lost: bool = False
 
     def __call__(self, event: dict[str, Any], context: Any) -> Any:
-        """Calls the handler; see the class."""
-        answer = self.handler(event, context)
+        """Calls the handlers; see the class."""
+        try:
+            self.usual(event, context)
+        except Exception as error:
+            self.failures.append(error)
+        answer = self.worker(event, context)
         if not self.lost:
             self.lost = True
             raise AnswerLostError("the function had committed the batch; its answer was lost")
         return answer
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Units that a handler's requests consumed; see `consumed`."""
+
+    writes: float
+    reads: float
+
+    def dollars(self, records: int) -> float:
+        """What a million records would cost at this rate, on demand."""
+        dollars = self.writes * DOLLARS_PER_MILLION_WRITE_UNITS + self.reads * DOLLARS_PER_MILLION_READ_UNITS
+        return dollars / records
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What came of the scenario.
+
+    Attributes:
+        source, worker, usual: the amounts of each group, by the source and in the two tables.
+        records, deliveries: how many distinct records were delivered how often.
+        duplicates: deliveries of which the worker said that their records were counted already.
+        worker_cost, usual_cost: of the same deliveries.
+        usual_failures: what the usual handler raised.
+        letters: the key of the item and the reasons of each dead letter that waits.
+    """
+
+    aggregation: Aggregation
+    source: Mapping[Group, Amounts]
+    worker: Mapping[Group, Amounts]
+    usual: Mapping[Group, Amounts]
+    records: int
+    deliveries: int
+    duplicates: int
+    worker_cost: Cost
+    usual_cost: Cost
+    usual_failures: list[Exception]
+    letters: list[tuple[str, str]]
+
+    @property
+    def groups(self) -> list[Group]:
+        """Every group that the source or a table has."""
+        return sorted(self.source.keys() | self.worker.keys() | self.usual.keys())
+
+    @property
+    def worker_is_right(self) -> bool:
+        """Whether every total of the worker is the source's."""
+        return bool(self.source) and self.worker == self.source
+
+
 @dataclass(slots=True)
-class _Deliveries:
-    """What the mapping delivered."""
+class Demo:
+    """The scenario on a running pipeline."""
 
-    invocations: list[Invocation] = field(default_factory=list)
+    pipeline: Pipeline
+    handlers: BothHandlers
+    usual_table: str
+    consumed: Consumed
+    invocations: list[Invocation]
+    outcomes: Counter[RecordOutcome]
 
-    def records(self) -> int:
-        return sum(len(invocation.records) for invocation in self.invocations)
+    def take(self, step: Callable[[Pipeline], None]) -> None:
+        """Takes one of `STEPS`, and waits until all that comes of it is delivered."""
+        step(self.pipeline)
+        self.pipeline.mapping.drain(_DRAIN_SECONDS)
 
-    def distinct(self) -> int:
-        return len({record.event["eventID"] for invocation in self.invocations for record in invocation.records})
+    def comparison(self) -> Comparison:
+        """What came of the steps so far."""
+        dynamodb, definitions = self.pipeline.dynamodb, self.pipeline.definitions
+        (aggregation,) = definitions.aggregations
+        expected = totals_of(definitions.aggregations, scan(dynamodb, definitions.source.table))
+        delivered = [record.event["eventID"] for invocation in self.invocations for record in invocation.records]
+        messages = self.pipeline.sqs.receive_message(
+            QueueUrl=self.pipeline.queue_url, MaxNumberOfMessages=10, VisibilityTimeout=0
+        )
+        return Comparison(
+            aggregation,
+            source={group: amounts for (_, group), amounts in expected.items()},
+            worker=stored_totals(dynamodb, aggregation),
+            usual=stored_totals(dynamodb, replace(aggregation, table=self.usual_table)),
+            records=len(set(delivered)),
+            deliveries=len(delivered),
+            duplicates=self.outcomes[RecordOutcome.DUPLICATE],
+            worker_cost=self._cost(aggregation.table, LEDGER_TABLE),
+            usual_cost=self._cost(self.usual_table),
+            usual_failures=self.handlers.failures,
+            letters=[_letter(message["Body"]) for message in messages.get("Messages", [])],
+        )
+
+    def _cost(self, *tables: str) -> Cost:
+        return Cost(units_of(self.consumed.writes, tables), units_of(self.consumed.reads, tables))
 
 
-def run_demo(*, verbose: bool) -> int:
-    """Runs the scenario and prints what came of it; returns 0 only if every total matches the source."""
-    console = Console(highlight=False)
-    started = time.monotonic()
-    deliveries = _Deliveries()
+@contextmanager
+def running_demo(*, verbose: bool) -> Iterator[Demo]:
+    """Starts a pipeline with both handlers; with `verbose`, the worker's log and metrics are shown."""
+    consumed, invocations, outcomes = Consumed(), list[Invocation](), Counter[RecordOutcome]()
+
+    def tell(_: str, result: BatchResult) -> None:
+        outcomes.update(result.outcomes)
+
+    handlers = BothHandlers(deployed_handler(tell))
     with (
         quiet_mapping(),
-        console.status("starting DynamoDB, SQS and S3 on this machine") as status,
         running_pipeline(
             SAMPLE_FILE,
-            handler=LosesFirstAnswer(deployed_handler()),
-            on_batch=deliveries.invocations.append,
+            handler=handlers,
+            on_batch=invocations.append,
             environment={} if verbose else QUIET_FUNCTION,
         ) as pipeline,
     ):
-        for title, step in _STEPS:
-            status.update(title)
-            step(pipeline)
-            pipeline.mapping.drain(_DRAIN_SECONDS)
-            console.print(f"[green]✓[/] {title}")
-        status.update("comparing every total with the source")
-        matches = _print_totals(console, pipeline)
-        _print_deliveries(console, deliveries)
-        _print_dead_letters(console, pipeline)
-    console.print(
-        f"{'[green]Every total matches the source' if matches else '[red]A total does not match the source'}[/] "
-        f"({time.monotonic() - started:.1f} s)."
-    )
-    return 0 if matches else 1
+        # Both handlers make their clients as a function does, of the default session.
+        boto3.DEFAULT_SESSION = boto3.Session()
+        consumed.watch(boto3.DEFAULT_SESSION)
+        ((table, definition),) = deployment.target_tables(pipeline.definitions).items()
+        usual_table = f"{table}_of_the_usual_handler"
+        create_table(pipeline.dynamodb, usual_table, definition)
+        handlers.usual = usual_handler(boto3.client("dynamodb"), usual_table)
+        yield Demo(pipeline, handlers, usual_table, consumed, invocations, outcomes)
 
 
 @contextmanager
@@ -107,6 +204,11 @@ def quiet_mapping() -> Iterator[None]:
         yield
     finally:
         logger.propagate, logger.level = before
+
+
+def _letter(body: str) -> tuple[str, str]:
+    letter: Any = read_dead_letter(body)
+    return letter.record["dynamodb"]["Keys"]["orderid"]["S"], "; ".join(letter.reasons)
 
 
 def order(order_id: str, item: str, quantity: dict[str, str]) -> dict[str, Any]:
@@ -139,66 +241,9 @@ def _put_malformed(pipeline: Pipeline) -> None:
     _put(pipeline, "178530", "item123", {"S": "ten"})
 
 
-_STEPS = (
-    ("four orders, and the answer to their batch is lost: Lambda delivers all of them again", _put_orders),
-    ("an order corrected and corrected back, another moved to the other item and back", _correct_and_move),
+STEPS = (
+    ("four orders; the answer to their batch is lost, so they are delivered again", _put_orders),
+    ("an order corrected and corrected back, another moved to item123 and back", _correct_and_move),
     ("an order whose quantity is the text 'ten'", _put_malformed),
 )
-
-
-def _print_totals(console: Console, pipeline: Pipeline) -> bool:
-    definitions = pipeline.definitions
-    expected = totals_of(definitions.aggregations, scan(pipeline.dynamodb, definitions.source.table))
-    table = Table(title="Totals", title_justify="left")
-    table.add_column("aggregate")
-    for column in ("measure", "total", "from the source", ""):
-        table.add_column(column, justify="right" if column else "left")
-    matches = True
-    for aggregation in definitions.aggregations:
-        stored = stored_totals(pipeline.dynamodb, aggregation)
-        groups = {group for name, group in expected if name == aggregation.name}
-        for group in sorted(stored.keys() | groups):
-            for position, measure in enumerate(aggregation.measures):
-                total = stored[group][position] if group in stored else None
-                source = expected.get((aggregation.name, group), (0,) * len(aggregation.measures))[position]
-                same = total == source
-                matches &= same
-                table.add_row(
-                    Text(_aggregate_text(aggregation, group)),
-                    Text(measure.name),
-                    str(total),
-                    str(source),
-                    "[green]✓[/]" if same else "[red]✗[/]",
-                )
-    console.print(table)
-    return matches and bool(expected)
-
-
-def _aggregate_text(aggregation: Aggregation, group: Group) -> str:
-    return f"{aggregation.name}: {', '.join(group)}"
-
-
-def _print_deliveries(console: Console, deliveries: _Deliveries) -> None:
-    delivered, distinct = deliveries.records(), deliveries.distinct()
-    failed = sum(not invocation.succeeded for invocation in deliveries.invocations)
-    console.print(
-        f"{distinct} changes were delivered {delivered} times in {len(deliveries.invocations)} invocations, "
-        f"{failed} of which failed; [bold]{delivered - distinct} duplicates[/] were skipped."
-    )
-
-
-def _print_dead_letters(console: Console, pipeline: Pipeline) -> None:
-    table = Table(title="Waiting in the dead-letter queue", title_justify="left")
-    for column in ("order", "sequence number", "why"):
-        table.add_column(column, overflow="fold")
-    messages = pipeline.sqs.receive_message(QueueUrl=pipeline.queue_url, MaxNumberOfMessages=10, VisibilityTimeout=0)
-    for message in messages.get("Messages", []):
-        letter = read_dead_letter(message["Body"])
-        if isinstance(letter, Notice | ParkedRecord):
-            change = letter.record["dynamodb"]
-            table.add_row(
-                Text(change["Keys"]["orderid"]["S"]), Text(change["SequenceNumber"]), Text("; ".join(letter.reasons))
-            )
-        else:
-            table.add_row("", "", Text(str(letter)))
-    console.print(table)
+"""What is done to the source table, and how."""

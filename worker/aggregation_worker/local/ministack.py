@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_sqs.client import SQSClient
 
+REQUIREMENT = "ministack==1.5.33"
+"""As the extra `local` has it: the package with the extra itself is in no index."""
+
 REGION = "us-east-1"
 _LOOPBACK = "127.0.0.1"
 # ministack takes a 12-digit access key for the account.
@@ -130,8 +133,8 @@ def running_ministack(*, port: int | None = None, start_timeout_seconds: float =
     """
     if importlib.util.find_spec("ministack") is None:
         raise MinistackError(
-            "ministack, which plays AWS on this machine, is not installed: "
-            "run pip install 'dynamodb-aggregation-worker[local]'"
+            "ministack, which plays AWS on this machine, is not installed: run uv sync in a clone of the repository, "
+            f"or pip install {REQUIREMENT} elsewhere"
         )
     with (
         tempfile.TemporaryDirectory(prefix="aggregator-", ignore_cleanup_errors=True) as state_directory,

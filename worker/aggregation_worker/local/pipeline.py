@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aggregation_worker.aggregations.contributions import Definitions, KeyType
 from aggregation_worker.aggregations.definitions import load_definitions
+from aggregation_worker.batch import BatchResult
 from aggregation_worker.dead_letters import ON_FAILURE_PREFIX
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.deployment.settings import MappingSettings, TableDefinition
@@ -109,13 +110,20 @@ def running_pipeline(
             yield Pipeline(server, definitions, mapping, dynamodb, sqs, queue_url, function_environment)
 
 
-def deployed_handler() -> Handler:
-    """`handler.lambda_handler`, imported when the function's environment is in place, as in Lambda."""
+def deployed_handler(tell: Callable[[str, BatchResult], None] | None = None) -> Handler:
+    """`handler.lambda_handler`, imported when the function's environment is in place, as in Lambda.
+
+    Args:
+        tell: is told the request's id and what became of its batch, unless the function raises.
+    """
 
     def handle(event: dict[str, Any], context: Any) -> Any:
-        from aggregation_worker.handler import lambda_handler
+        from aggregation_worker.handler import handled
 
-        return lambda_handler(event, context)
+        answer, result = handled(event, context)
+        if tell is not None:
+            tell(context.aws_request_id, result)
+        return answer
 
     return handle
 

@@ -7,9 +7,13 @@ is missed only by those who use it.
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from aggregation_worker.operations.visible import PLAIN, visible
 
 _DISTRIBUTION = "dynamodb-aggregation-worker"
 
@@ -44,15 +48,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 2 for an error the user can act on, 130 after Ctrl-C."""
-    parsed = build_parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=PLAIN)
     try:
-        status = int(parsed.run(parsed))
-        sys.stdout.flush()
+        try:
+            parsed = build_parser().parse_args(arguments)
+            status = int(parsed.run(parsed))
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has enough. What is left must not fail again when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         from aggregation_worker.operations.errors import message_of
-        from aggregation_worker.operations.visible import visible
 
         message = message_of(error)
         if message is None:

@@ -1,10 +1,11 @@
 """What commands print: tables for people, JSON for programs, on the same facts."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.padding import Padding
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-from aggregation_worker.operations.visible import visible
+from aggregation_worker.operations.visible import PLAIN, visible
 
 _WIDTH_OF_A_PIPE = 120
 
@@ -20,14 +21,20 @@ _WIDTH_OF_A_PIPE = 120
 def console() -> Console:
     """Standard output, without colours and 120 columns wide where it is not a terminal; long values are folded."""
     terminal = Console(highlight=False, markup=False, emoji=False)
-    if terminal.is_terminal:
-        return terminal
-    return Console(highlight=False, markup=False, emoji=False, width=_WIDTH_OF_A_PIPE)
+    if not terminal.is_terminal and "COLUMNS" not in os.environ:
+        terminal.width = _WIDTH_OF_A_PIPE
+    return terminal
 
 
-def say(sentence: str, indented: int = 0) -> None:
+def shown(value: object, style: str = "") -> Text:
+    """A value as plain text, whatever is in it, with no character that standard output cannot write."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return Text(visible(value).encode(encoding, PLAIN).decode(encoding), style)
+
+
+def say(sentence: str, indented: int = 0, style: str = "") -> None:
     """A sentence on standard output, so many columns in."""
-    text = Text(visible(sentence))
+    text = shown(sentence, style)
     console().print(Padding(text, (0, 0, 0, indented), expand=False) if indented else text)
 
 
@@ -36,14 +43,26 @@ def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, ensure_ascii=True, indent=2, default=str) + "\n")
 
 
+def print_json_line(document: Any) -> None:
+    """One JSON document as a line of standard output, which is there at once."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=True, default=str) + "\n")
+    sys.stdout.flush()
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table; all of it is plain text, whatever is in it."""
-    table = Table(title=Text(visible(title)), title_justify="left")
-    for column in columns:
-        table.add_column(Text(visible(column)), overflow="fold")
+    console().print(table_of(title, columns, rows))
+
+
+def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: int = 0) -> Table:
+    """A table, of which so many columns from the right hold numbers; a cell that is a `Text` keeps its style."""
+    table = Table(title=shown(title), title_justify="left")
+    for place, column in enumerate(columns):
+        justify: Literal["left", "right"] = "right" if place >= len(columns) - right else "left"
+        table.add_column(shown(column), overflow="fold", justify=justify)
     for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    console().print(table)
+        table.add_row(*(cell if isinstance(cell, Text) else shown(cell) for cell in row))
+    return table
 
 
 class _Done(ProgressColumn):
