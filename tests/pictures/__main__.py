@@ -8,10 +8,14 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.pictures import architecture, prices
+from tests.pictures import architecture, demo, prices
 
 IMAGES = Path(__file__).parents[2] / ".github" / "images"
-PICTURES: dict[str, Callable[[], str]] = {"architecture": architecture.draw, "prices": prices.draw}
+PICTURES: dict[str, Callable[[], str]] = {
+    "architecture": architecture.draw,
+    "demo": demo.draw,
+    "prices": prices.draw,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
