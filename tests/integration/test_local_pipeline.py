@@ -13,6 +13,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -27,6 +28,7 @@ from tests.records import SOURCE_TABLE, STREAM_ARN
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
+PICTURE = ROOT / ".github" / "images" / "demo.svg"
 MISTAKE = SAMPLE_FILE.read_text().replace("truncate", "truncat")
 
 
@@ -39,16 +41,29 @@ def clone(tmp_path: Path) -> dict[str, str]:
     return {**without_settings(), "PYTHONPATH": str(folder)}
 
 
-def test_demo__shows_matching_totals_and_the_dead_letter(clone: dict[str, str]) -> None:
-    done = subprocess.run(aggregator("demo"), capture_output=True, text=True, timeout=300, env=clone, check=False)
+def test_demo__is_right_beside_a_wrong_handler_and_as_its_picture_shows(clone: dict[str, str], tmp_path: Path) -> None:
+    """The picture's command (.github/CONTRIBUTING.md, "Pictures")."""
+    picture = tmp_path / "demo.svg"
+    command = aggregator("demo", "--svg", str(picture))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=clone, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     for item in ("item123", "item312"):
-        assert re.search(rf"{item}, +│ +quantity │ +40 │ +40 │ ✓", done.stdout), done.stdout
-    assert "9 changes were delivered 13 times" in done.stdout
-    assert "4 duplicates were skipped" in " ".join(done.stdout.split())
+        assert re.search(rf"{item} +│ 2024-07-15 │ +40 │ +40 ✓ │ +80 ✗ │", done.stdout), done.stdout
+    assert "9 records were delivered 13 times; the worker skipped 4 duplicates." in done.stdout
     assert re.search(r"178530 .*quantity", done.stdout)
+    seconds = re.search(r"Every total of the worker matches the source \(([\d.]+) s\)", done.stdout)
+    assert seconds is not None
+    assert float(seconds[1]) < 15
+    assert shown_by(PICTURE) == shown_by(picture)
+    assert PICTURE.stat().st_size <= 200_000
+
+
+def shown_by(picture: Path) -> list[str]:
+    """The texts of a picture, but for the seconds that the run took."""
+    texts = [element.text or "" for element in ElementTree.parse(picture).iter() if element.tag.endswith("}text")]
+    return [re.sub(r"\([\d.]+\xa0s\)", "", text) for text in texts]
 
 
 def test_readme_put_and_query__show_the_total() -> None:
@@ -180,14 +195,15 @@ def test_local__counts_what_is_put_until_it_is_ended(by: signal.Signals, tmp_pat
         query = "aws " + query.split("aws ", 1)[1].split(" --endpoint-url")[0]
         wait_for(lambda: bool(run_aws(query, boto)["Items"]))
         assert run_aws(query, boto)["Items"][0]["quantity"] == {"N": "10"}
-        assert re.search(r"1 records \d+\.\.\d+ done in \d+ ms", process.stdout.readline() + process.stdout.readline())
+        told = "".join(process.stdout.readline() for _ in range(3))
+        assert re.search(r"\n\d\d:\d\d:\d\d  1 record: 1 counted in \d+ ms\n.*quantity 10 \(\+10\)\n", told), told
         assert os.listdir(temporary)
 
         process.send_signal(by)
         rest, _ = process.communicate(timeout=120)
 
     assert process.returncode == 0, rest
-    assert rest.endswith("stopping; nothing is kept\n")
+    assert rest.endswith("stopped; nothing is kept\n")
     assert os.listdir(temporary) == []
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(boto("s3").meta.endpoint_url.rsplit(":", 1)[1]))) != 0

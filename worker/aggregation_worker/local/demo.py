@@ -180,6 +180,8 @@ def running_demo(*, verbose: bool) -> Iterator[Demo]:
         running_pipeline(
             SAMPLE_FILE,
             handler=handlers,
+            # What a step puts is there when the mapping polls: no window would bring more.
+            settings=replace(deployment.MAPPING, maximum_batching_window_seconds=0),
             on_batch=invocations.append,
             environment={} if verbose else QUIET_FUNCTION,
         ) as pipeline,
