@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from aggregation_worker.aggregations.contributions import Definitions
-from aggregation_worker.aggregations.definitions import moment_text, parse_definitions
+from aggregation_worker.aggregations.definitions import parse_definitions
+from aggregation_worker.aggregations.descriptions import moment_text
 from aggregation_worker.ledger.catalogue import CatalogueError, register
 from aggregation_worker.ledger.markers import read_marker
 from aggregation_worker.ledger.receipts import BACKFILL_PAGE, backfill_attribute, backfill_value, second_of

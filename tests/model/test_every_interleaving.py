@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aggregation_worker.aggregations.definitions import shared_measures
+from aggregation_worker.aggregations.descriptions import shared_measures
 from aggregation_worker.ledger.catalogue import CatalogueError, read_catalogue, register, retire
 from tests.definition_texts import aggregation_text, definitions
 from tests.model.hostile_world import FATES, LEDGER, LEDGER_KEYS, STOP_SENDING, Client, Limits, World

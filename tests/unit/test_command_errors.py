@@ -236,7 +236,7 @@ def no_table(request: AWSPreparedRequest) -> AWSResponse:
 @pytest.mark.parametrize(
     ("command", "table"),
     [
-        (EXPLAIN, "the-ledger"),
+        (EXPLAIN, "item_count_by_date"),
         ("backfill", SOURCE),
         ("reconcile", SOURCE),
         ("retire x", "the-ledger"),

@@ -180,7 +180,7 @@ class Aggregation:
     """One definition: which records, grouped how, summed into which table.
 
     `measures` are in the order of their names, and so are the amounts of every contribution and receipt.
-    `definition` is all that the totals depend on, as canonical text (`definitions.describe`), by which a changed
+    `definition` is all that the totals depend on, as canonical text (`descriptions.describe`), by which a changed
     definition is noticed. `since`, in epoch seconds, is where the totals begin in a stream that is older than they are:
     records created before it are not counted, whenever and however often they are delivered. `indexes` change nothing
     of what is counted.

@@ -1,6 +1,6 @@
 """Global secondary indexes of target tables, `indexes` in the definitions file.
 
-An index changes nothing that counts, so it is no part of what `definitions.describe` writes: it can come and go.
+An index changes nothing that counts, so it is no part of what `descriptions.describe` writes: it can come and go.
 """
 
 import re

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.contributions import IMAGE_READING, Aggregation
-from aggregation_worker.aggregations.definitions import moment_text, shared_measures
+from aggregation_worker.aggregations.descriptions import moment_text, shared_measures
 from aggregation_worker.aws_errors import CONDITION_FAILED, code_of
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.receipts import AGGREGATE_KEY, CATALOGUE_PAGE, CATALOGUE_PARTITION, PAGE_KEY
@@ -52,7 +52,7 @@ class Entry:
     """One aggregation that has counted.
 
     Attributes:
-        definition: as `definitions.describe` writes it; table and measures are in it.
+        definition: as `descriptions.describe` writes it; table and measures are in it.
         recorded_at: when the first worker that knew it began, in epoch seconds.
         retired_at: since when it counts no more, in epoch seconds; `None` if it does.
     """

@@ -13,7 +13,7 @@ from uuid import uuid4
 from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.contributions import Aggregation
-from aggregation_worker.aggregations.definitions import moment_text
+from aggregation_worker.aggregations.descriptions import moment_text
 from aggregation_worker.aws_errors import (
     ACTION_CONDITION_FAILED,
     ACTION_CONFLICT,

@@ -12,7 +12,8 @@ from typing import Any
 
 from aggregation_worker.aggregations.attribute_paths import VALUE_TYPES, AttributePath, MalformedValueError
 from aggregation_worker.aggregations.contributions import Aggregation, GroupKey, KeyType, Measure, Source
-from aggregation_worker.aggregations.definitions import definitions_file, load_definitions, moment_text
+from aggregation_worker.aggregations.definitions import definitions_file, load_definitions
+from aggregation_worker.aggregations.descriptions import moment_text
 from aggregation_worker.aggregations.expressions import Expression, attributes_of, nodes_of
 from aggregation_worker.aggregations.numbers import canonical_text
 from aggregation_worker.deployment.settings import price_of_keeping

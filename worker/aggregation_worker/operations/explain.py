@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions, Group, KeyType
-from aggregation_worker.aggregations.definitions import moment_text
+from aggregation_worker.aggregations.descriptions import moment_text
 from aggregation_worker.aggregations.numbers import Amounts, canonical_text, parse_number, sum_of
 from aggregation_worker.ledger.corrections import FOUND, correction_page
 from aggregation_worker.ledger.reading import Stored, read_stored

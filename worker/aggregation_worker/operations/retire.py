@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from aggregation_worker.aggregations.definitions import moment_text
+from aggregation_worker.aggregations.descriptions import moment_text
 from aggregation_worker.ledger.catalogue import Entry, read_catalogue, retire
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.options import add_deployment_options

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError  # noqa: A004 - botocore's
 
 from aggregation_worker.aggregations.contributions import contributions
-from aggregation_worker.aggregations.definitions import moment_text
+from aggregation_worker.aggregations.descriptions import moment_text
 from aggregation_worker.deployment.settings import Output
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.reading import read_stored

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from aggregation_worker.aggregations.contributions import Aggregation, Group
-from aggregation_worker.aggregations.definitions import moment_text
+from aggregation_worker.aggregations.descriptions import moment_text
 from aggregation_worker.aggregations.numbers import EXACT, Amounts, sum_of
 from aggregation_worker.ledger.pages import Receipts
 from aggregation_worker.ledger.reading import ChangesTooFastError

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from aggregation_worker.aggregations.contributions import Aggregation, Definitions
-from aggregation_worker.aggregations.definitions import moment_text
+from aggregation_worker.aggregations.descriptions import moment_text
 from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.catalogue import Catalogue, read_catalogue
 from aggregation_worker.ledger.markers import Cut, Marker, cut_of, read_marker
