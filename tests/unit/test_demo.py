@@ -47,7 +47,7 @@ def shown(comparison: Comparison, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         yield SimpleNamespace(take=lambda step: None, comparison=lambda: comparison)
 
     monkeypatch.setattr("aggregation_worker.operations.demo.running_demo", running_demo)
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("aggregation_worker.operations.output._WIDTH_OF_A_PIPE", 80)
     return main(["demo"]), capsys.readouterr().out
 
 

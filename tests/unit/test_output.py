@@ -14,7 +14,7 @@ import pytest
 
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.operations.cli import build_parser, main
-from aggregation_worker.operations.output import console, print_table, say, shown
+from aggregation_worker.operations.output import console, print_table, progress, say, shown
 from tests.aggregator import aggregator
 
 OPERATIONS = Path(__file__).parents[2] / "worker" / "aggregation_worker" / "operations"
@@ -22,12 +22,12 @@ COMMANDS = sorted(build_parser()._subparsers._group_actions[0].choices)  # type:
 
 
 @contextmanager
-def encoded(encoding: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[io.BytesIO]:
-    """Standard output with an encoding that refuses what it lacks."""
+def encoded(encoding: str, monkeypatch: pytest.MonkeyPatch, name: str = "stdout") -> Iterator[io.BytesIO]:
+    """A standard stream with an encoding that refuses what it lacks."""
     written = io.BytesIO()
     stream = io.TextIOWrapper(written, encoding=encoding, errors="strict", write_through=True)
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, name, stream)
         yield written
         stream.flush()
     stream.detach()
@@ -44,6 +44,19 @@ def test_table_in_ascii__stays_in_shape(monkeypatch: pytest.MonkeyPatch) -> None
     assert r"| wrong" in table[4]
     assert r"\U0001f34e and more" in table[4]
     assert last == r"\u2192 ok"
+
+
+def test_progress_in_ascii__has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+
+    with encoded("ascii", monkeypatch, "stderr") as written, progress() as bars:
+        bars.update(bars.add_task("reading", total=2), completed=1)
+        bars.update(bars.add_task("waiting", total=None), completed=1)
+
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue().decode("ascii"))
+    assert re.search(r"reading -[- ]+1/2", text)
+    assert "waiting" in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -90,14 +103,6 @@ def test_no_color__takes_the_colours_away(
     console().print(shown("wrong", "red"))
 
     assert bool(re.search(r"\x1b\[[\d;]*3\d", capsys.readouterr().out)) == coloured
-
-
-def test_width_of_a_pipe__is_columns_where_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    with encoded("utf-8", monkeypatch):
-        monkeypatch.delenv("COLUMNS", raising=False)
-        assert console().width == 120
-        monkeypatch.setenv("COLUMNS", "80")
-        assert console().width == 80
 
 
 @pytest.mark.parametrize("command", [["check", str(SAMPLE_FILE)], ["--version"]])

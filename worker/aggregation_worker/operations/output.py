@@ -1,7 +1,6 @@
 """What commands print: tables for people, JSON for programs, on the same facts."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -21,7 +20,7 @@ _WIDTH_OF_A_PIPE = 120
 def console() -> Console:
     """Standard output, without colours and 120 columns wide where it is not a terminal; long values are folded."""
     terminal = Console(highlight=False, markup=False, emoji=False)
-    if not terminal.is_terminal and "COLUMNS" not in os.environ:
+    if not terminal.is_terminal:
         terminal.width = _WIDTH_OF_A_PIPE
     return terminal
 
