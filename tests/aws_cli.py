@@ -16,7 +16,7 @@ from botocore import xform_name
 def commands_of(page: Path) -> list[str]:
     """The commands in a Markdown page's `sh` blocks, continued lines joined."""
     blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    return [line for block in blocks for line in re.sub(r" *\\\n *", " ", block).splitlines() if line.strip()]
 
 
 def run_aws(command: str, client: Any) -> dict[str, Any]:

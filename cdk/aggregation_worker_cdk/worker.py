@@ -92,7 +92,7 @@ class AggregationWorker(Construct):
                 account and region.
             removal_policy: of all that holds data. `RETAIN` also gives the tables deletion protection.
             encryption_key: for tables, queue, bucket and topic, in place of keys of AWS. The policy of an imported key
-                must allow what README.md, "A key of one's own", lists.
+                must allow what cdk/README.md, "A key of one's own", lists.
             alarm_topic: in place of one that is made here; CloudWatch must be allowed to publish to it.
             alarm_email: an address that is subscribed to the topic that is made here.
             runbooks: the address of the folder with the runbooks, for the descriptions of the alarms.

@@ -23,7 +23,7 @@ from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.ledger.commit import Committer, Deadline
 from aggregation_worker.ledger.receipts import Posting, postings
 from aggregation_worker.streams.records import EventName, StreamRecord
-from tests.benchmarks.meter import DOLLARS_PER_MILLION_UNITS, Meter, RecordingClient
+from tests.benchmarks.meter import DOLLARS_PER_MILLION_UNITS, Meter, RecordingClient, item_bytes
 from tests.benchmarks.workloads import Choice
 from tests.definition_texts import aggregation_text, definitions
 from tests.model.in_memory_dynamodb import InMemoryDynamoDB
@@ -96,6 +96,7 @@ class Price:
     Attributes:
         units, read_units, requests, dollars: of one record, without the index.
         index_units: write units of the index, which come on top.
+        ledger_bytes: by which the ledger grew.
         largest: bytes of the largest item of each table.
     """
 
@@ -104,6 +105,7 @@ class Price:
     read_units: float
     requests: float
     dollars: float
+    ledger_bytes: float
     largest: dict[str, int]
 
 
@@ -162,6 +164,11 @@ class World:
         """The target's rows by group."""
         return self.database.tables[_AGGREGATION.table].items
 
+    @property
+    def ledger_bytes(self) -> int:
+        """The size of all pages."""
+        return sum(map(item_bytes, self.database.tables[LEDGER].items.values()))
+
     def check(self) -> None:
         """A worker that counted wrong has no price.
 
@@ -206,11 +213,11 @@ def price(traffic: Traffic, skew: int) -> Price:
         count = chance.randint(*RECEIPTS_BEFORE)
         world.deliver(posted([(BEGINNING - 60.0, group)] * count, numbers, chance))
     span = traffic.batch * traffic.shards / traffic.rate
-    counted = 0
+    counted = ledger_bytes = 0
     for turn in range(turns := round(traffic.seconds / span)):
         if turn == turns // 2:
             world.meter.reset()
-            counted = 0
+            counted, ledger_bytes = 0, world.ledger_bytes
         for shard in range(traffic.shards):
             began = BEGINNING + turn * span - skew * shard
             times = (began + position * span / traffic.batch for position in range(traffic.batch))
@@ -224,6 +231,7 @@ def price(traffic: Traffic, skew: int) -> Price:
         meter.read_units / counted,
         meter.requests / counted,
         meter.dollars / counted,
+        (world.ledger_bytes - ledger_bytes) / counted,
         meter.largest,
     )
 

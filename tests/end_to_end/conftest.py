@@ -63,6 +63,20 @@ def cdk(
     )
 
 
+def without_metric_math(assembly: Path, folder: Path) -> Path:
+    """A copy of an assembly whose alarms on an expression watch its first metric: ministack knows no metric math."""
+    copy = Path(shutil.copytree(assembly, folder))
+    (file,) = copy.glob("*.template.json")
+    template = json.loads(file.read_text())
+    for resource in template["Resources"].values():
+        if resource["Type"] == "AWS::CloudWatch::Alarm" and "Metrics" in resource["Properties"]:
+            _, first, *_ = resource["Properties"].pop("Metrics")
+            stat = first["MetricStat"]
+            resource["Properties"] |= {**stat["Metric"], "Statistic": stat["Stat"], "Period": stat["Period"]}
+    file.write_text(json.dumps(template))
+    return copy
+
+
 def uv(*arguments: str | Path) -> None:
     """Runs uv, which knows nothing of this project's environment."""
     if shutil.which("uv") is None:

@@ -20,7 +20,7 @@ import pytest
 from aggregation_worker.dead_letters import FailedBatchReference, Notice, ParkedRecord, message_body, read_dead_letter
 from aggregation_worker.local.ministack import Ministack
 from tests.aws_cli import commands_of
-from tests.end_to_end.conftest import ROOT, Assembly, cdk, missing
+from tests.end_to_end.conftest import ROOT, Assembly, cdk, missing, without_metric_math
 from tests.end_to_end.shell_commands import shell_command
 from tests.infrastructure.runbook_pages import pages, preamble
 from tests.records import insert, order
@@ -95,20 +95,6 @@ def commands(ministack: Ministack) -> Iterator[str]:
         shell_command("aggregator", MAIN_OF_OURS, [sys.executable], environment) as ours,
     ):
         yield aws + ours
-
-
-def without_metric_math(assembly: Path, folder: Path) -> Path:
-    """A copy of an assembly whose alarms on an expression watch its first metric: ministack knows no metric math."""
-    copy = Path(shutil.copytree(assembly, folder))
-    (file,) = copy.glob("*.template.json")
-    template = json.loads(file.read_text())
-    for resource in template["Resources"].values():
-        if resource["Type"] == "AWS::CloudWatch::Alarm" and "Metrics" in resource["Properties"]:
-            _, first, *_ = resource["Properties"].pop("Metrics")
-            stat = first["MetricStat"]
-            resource["Properties"] |= {**stat["Metric"], "Statistic": stat["Stat"], "Period": stat["Period"]}
-    file.write_text(json.dumps(template))
-    return copy
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.ministack import Ministack
-from tests.end_to_end.conftest import CDK, CLEAN, cdk, installed_programs
+from tests.end_to_end.conftest import CDK, CLEAN, cdk, installed_programs, without_metric_math
 from tests.records import order
 from tests.waiting import wait_for
 
@@ -53,10 +53,15 @@ def shop(wheel: Path, ministack: Ministack, tmp_path_factory: pytest.TempPathFac
     assert "[source]" in source
     (folder / "aggregations.toml").write_text(f"[[aggregations]]{aggregations}")
     environment = ministack.environment | {"XDG_CACHE_HOME": str(folder / "cache")}
-    python = ["--app", f"{programs / 'python'} app.py"]
-    for command in (["bootstrap"], ["deploy", "--require-approval", "never"]):
-        done = cdk(*command, *python, environment=environment, folder=folder)
+
+    def run(*command: str, app: str | Path) -> None:
+        done = cdk(*command, "--app", str(app), environment=environment, folder=folder)
         assert done.returncode == 0, done.stdout + done.stderr
+
+    run("synth", "--quiet", app=f"{programs / 'python'} app.py")
+    deployable = without_metric_math(folder / "cdk.out", folder / "ministack")
+    run("bootstrap", app=deployable)
+    run("deploy", "--require-approval", "never", app=deployable)
     return Shop(programs, folder, CLEAN | environment)
 
 

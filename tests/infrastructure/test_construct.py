@@ -330,7 +330,19 @@ def test_bundle_that_cannot_be_made__says_why(file: Path, monkeypatch: pytest.Mo
         AggregationWorker(scope, "Totals", definitions=file, source=orders(scope))
 
 
-# --- cdk/README.md ---------------------------------------------------------------------------------------------------
+# --- README.md and cdk/README.md -------------------------------------------------------------------------------------
+
+
+def test_lines_of_the_readme__add_a_worker(scope: cdk.Stack, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", (CDK.parent / "README.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(file.parent)
+    file.rename("aggregations.toml")
+    api = cdk.aws_iam.Role(scope, "Api", assumed_by=cdk.aws_iam.ServicePrincipal("lambda.amazonaws.com"))
+
+    exec(lines, {"self": scope, "orders": orders(scope), "api": api})
+
+    (policy,) = Template.from_stack(scope).find_resources("AWS::IAM::Policy").values()
+    assert "dynamodb:Query" in str(policy["Properties"]["PolicyDocument"])
 
 
 @pytest.mark.parametrize("number", range(3))

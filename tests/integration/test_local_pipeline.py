@@ -17,7 +17,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from aggregation_worker.aggregations.definitions import parse_definitions
 from aggregation_worker.deployment.example import example_item
 from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.pipeline import Pipeline, running_pipeline
@@ -171,14 +170,6 @@ def test_readme__names_the_two_commands_of_a_newcomer() -> None:
 
     assert "uv run aggregator demo" in commands
     assert "uv run pytest -n auto" in commands
-
-
-def test_readme_definitions__can_be_read() -> None:
-    (block,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
-
-    definitions = parse_definitions(block)
-
-    assert [measure.name for measure in definitions.aggregations[0].measures] == ["orders", "quantity", "revenue"]
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])

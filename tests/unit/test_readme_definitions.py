@@ -1,4 +1,4 @@
-"""The tables of README.md, "The definitions file": every example in them is run, and no key is left out."""
+"""worker/README.md, "The definitions file": every example of its tables is run, and no key is left out."""
 
 import re
 import shlex
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aggregation_worker.aggregations.attribute_paths import MalformedValueError
-from aggregation_worker.aggregations.definitions import KEYS_OF_A_KEY, KEYS_OF_AN_AGGREGATION
+from aggregation_worker.aggregations.definitions import KEYS_OF_A_KEY, KEYS_OF_AN_AGGREGATION, parse_definitions
 from aggregation_worker.aggregations.expressions import Where
 from aggregation_worker.aggregations.numbers import canonical_text
 from aggregation_worker.aggregations.truncation import Epoch, Unit
@@ -17,7 +17,8 @@ from aggregation_worker.operations.cli import main
 from aggregation_worker.streams.records import Image
 from tests.definition_texts import aggregation, aggregation_text
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "worker" / "README.md").read_text()
 
 
 def rows_below(header: str) -> list[list[str]]:
@@ -76,6 +77,19 @@ def test_example__gives_what_its_row_says(key: str, meaning: str, example: str, 
         assert (found[0][0] if of_a_key else canonical_text(found[1][0])) == code(gives)
 
 
+def test_files_of_the_pages__can_be_read() -> None:
+    (short,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    long, *_ = re.findall(r"^```toml\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    source, _, _ = long.partition("[[")
+
+    found = [parse_definitions(text).aggregations[0] for text in (source + short, long)]
+
+    assert [[measure.name for measure in one.measures] for one in found] == [
+        ["quantity", "revenue"],
+        ["orders", "quantity", "revenue"],
+    ]
+
+
 def test_tables__name_every_key_unit_and_epoch() -> None:
     first_cells = " ".join(row[0] for row in (*KEYS, *VOCABULARY))
     examples = " ".join(row[2] for row in VOCABULARY)
@@ -93,7 +107,7 @@ def test_where__counts_one_item_and_not_the_other(what: str, where: str, counts:
     assert not expression(item(does_not))
 
 
-def test_check__says_what_the_readmes_item_is_worth(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check__says_what_the_pages_item_is_worth(capsys: pytest.CaptureFixture[str]) -> None:
     (command,) = re.findall(r"^uv run aggregator (check .*)$", README, re.MULTILINE)
     users = "worker/aggregations.toml"
 

@@ -1,7 +1,7 @@
 """The definitions file, `aggregations.toml`: reading it, and one clear sentence for every mistake in it.
 
-The worker, the CDK app and the `aggregator` command all read the file through here. README.md, "The definitions file",
-explains every key to users.
+The worker, the CDK app and the `aggregator` command all read the file through here. worker/README.md, "The definitions
+file", explains every key to users.
 """
 
 import re
@@ -60,7 +60,7 @@ RESERVED_PREFIXES = ("receipts#", "generation#", "archived#", "late#", "kept#", 
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _VIEW_TYPE = "NEW_AND_OLD_IMAGES"
 
-# Every key of the file, by the table that it stands in; README.md explains each.
+# Every key of the file, by the table that it stands in; worker/README.md explains each.
 KEYS_OF_THE_FILE = ("source", "aggregations")
 KEYS_OF_THE_SOURCE = ("table", "partition_key", "sort_key", "stream_arn", "stream_view_type")
 KEYS_OF_A_SOURCE_KEY = ("name", "type")
