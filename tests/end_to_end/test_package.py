@@ -66,7 +66,7 @@ def test_demo__runs_from_a_folder_with_modules_of_any_name(installed: Path, fold
     done = run(folder, installed / "aggregator", "demo")
 
     assert done.returncode == 0, done.stderr
-    assert "Every total matches the source" in done.stdout
+    assert "Every total of the worker matches the source" in done.stdout
 
 
 def test_local_without_definitions__asks_for_them(installed: Path, folder: Path) -> None:

@@ -607,7 +607,7 @@ def surroundings(shop: Shop, dynamodb_local: DynamoDBLocal, tmp_path: Path, monk
         "LEDGER_TABLE": shop.world.ledger_table,
         "LEDGER_RETENTION_DAYS": "60",
         "AGGREGATIONS_FILE": str(file),
-        "STREAM_ARN": shop.stream_arn,
+        "SOURCE_STREAM_ARN": shop.stream_arn,
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

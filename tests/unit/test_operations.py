@@ -743,7 +743,7 @@ def test_example__is_made_so_that_a_where_is_true(where: str) -> None:
 
 def test_definitions_of_the_readme__count_example_and_canary() -> None:
     (block,) = re.findall(r"(?ms)^```toml\n(.*?)^```", (Path(__file__).parents[2] / "README.md").read_text())
-    shown = parse_definitions(block)
+    shown = parse_definitions(SOURCE + block)
     (aggregation,) = shown.aggregations
 
     assert aggregation.value(example_item(shown)) is not None

@@ -31,11 +31,12 @@ from aggregation_worker.aggregations.numbers import EXACT, sum_of
 from aggregation_worker.dead_letters import Notice
 from aggregation_worker.ledger.receipts import backfill_attribute, backfill_value
 from aggregation_worker.local.recompute import totals_of
-from aggregation_worker.reconciliation import reconcile, repair
+from aggregation_worker.reconciliation import observer, reconcile, repair
 from aggregation_worker.reconciliation.observation import Observations
 from aggregation_worker.reconciliation.observer import Observer
 from aggregation_worker.reconciliation.reconcile import OutOfTimeError, Reconciliation, Repairs
 from aggregation_worker.reconciliation.report import Report, Verdict
+from aggregation_worker.reconciliation.snapshot import read_back
 from aggregation_worker.reconciliation.spool import Spool
 from aggregation_worker.reconciliation.waiting_letters import Waiting, WaitingNotice
 from aggregation_worker.streams.records import Image, from_get_records
@@ -807,6 +808,21 @@ def test_round_that_outlasts_the_patience__leaves_nothing_open() -> None:
         report = world.run()
 
         assert found(report, *Verdict) == found(report, Verdict.DRIFT) == world.wrong() != {}
+
+
+def test_stream_whose_beginning_takes_long_to_read__leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_world(1) as world:
+        world.settle(50)
+        planted = world.plant(3)
+
+        def slowly(*arguments: Any) -> None:
+            world.source.clock.sleep(100 * PATIENCE)
+            read_back(*arguments)
+
+        monkeypatch.setattr(observer, "read_back", slowly)
+        report = world.run()
+
+    assert found(report, *Verdict).keys() == found(report, Verdict.DRIFT).keys() == planted
 
 
 def test_total_that_is_not_a_number__is_drift_left_alone() -> None:

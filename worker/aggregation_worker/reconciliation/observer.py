@@ -124,13 +124,18 @@ class Observer:
                 for one, observation in zip(chunk, observations, strict=True)
             ]
 
-    def read_back(self, aggregates: Sequence[ObservedAggregate]) -> None:
-        """Reads what the stream held before the run, for these aggregates; does nothing the second time."""
-        if self.snapshot.reader.start == "LATEST" and not self.before.is_complete:
-            only = {(one.aggregation.name, one.group) for one in aggregates}
-            read_back(self.snapshot, self.before, only, self.check_time)
-            for one in aggregates:
-                one.observations = Observations()  # with another cut
+    def read_back(self, aggregates: Sequence[ObservedAggregate]) -> bool:
+        """Reads what the stream held before the run, for these aggregates, and tells so; does nothing the second time.
+
+        Their observations begin anew, with another cut.
+        """
+        if self.snapshot.reader.start != "LATEST" or self.before.is_complete:
+            return False
+        only = {(one.aggregation.name, one.group) for one in aggregates}
+        read_back(self.snapshot, self.before, only, self.check_time)
+        for one in aggregates:
+            one.observations = Observations()
+        return True
 
     def _later(self, one: ObservedAggregate) -> tuple[Receipts, Receipts]:
         """The receipts of all records that follow the cut, as they are to be; and those that were read back."""
@@ -226,7 +231,8 @@ def settle(
         end = end or observer.clock() + _LONGEST_PATIENCES * patience
         if any(one.observations.differs for one in left):
             progress(Stage.EARLIER, 0, None)
-            observer.read_back(left)
+            if observer.read_back(left):  # which can outlast all patience
+                end = None
         if left:
             progress(Stage.ON_THEIR_WAY, round(observer.clock() - begun), round(patience))
             observer.read_stream_for(min(patience / 5, pause))
