@@ -115,13 +115,15 @@ def stream_reader(
 ) -> StreamReader:
     """A reader of the source's stream; on this machine records are in the stream as soon as they are written.
 
+    An empty page is its end there. Of a table that is written to all the time, two in a row may never come.
+
     Args:
         stream_lag: seconds; see `StreamReader`.
     """
     client = resources.client("dynamodbstreams")
     if not is_on_this_machine(client):
         return StreamReader(client, stream_arn, start, stream_lag=STREAM_LAG if stream_lag is None else stream_lag)
-    return StreamReader(client, stream_arn, start, stream_lag=stream_lag or 0.0, empty_pages=2, poll_interval=0.05)
+    return StreamReader(client, stream_arn, start, stream_lag=stream_lag or 0.0, empty_pages=1, poll_interval=0.0)
 
 
 def items_of(resources: Resources, request: SourceRequest) -> ItemSource:
