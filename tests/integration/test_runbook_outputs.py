@@ -19,6 +19,7 @@ from aggregation_worker.local.pipeline import LEDGER_TABLE, Pipeline, create_tab
 from aggregation_worker.local.recompute import scan, stored_totals
 from aggregation_worker.operations.cli import main
 from tests.infrastructure.runbook_pages import check_output, pages
+from tests.records import SOURCE_TABLE, order
 from tests.unit.test_operations import healthy, resources_with
 
 TARGET = "item_count_by_date"
@@ -37,7 +38,7 @@ def test_page_of_all__shows_a_healthy_status(
 def test_pages__show_what_their_main_commands_print(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One total is changed by hand."""
+    """One total is changed by hand, and an order comes whose quantity is a text."""
 
     def output_of(*command: str) -> str:
         capsys.readouterr()
@@ -47,15 +48,25 @@ def test_pages__show_what_their_main_commands_print(
     with running_pipeline(SAMPLE_FILE, environment={"POWERTOOLS_LOG_LEVEL": "CRITICAL"}) as pipeline:
         put_orders(pipeline, range(3, 4))  # several of one second would come in any order
         pipeline.mapping.drain(60)
+        unusable = order("178530") | {"quantity": {"S": "ten"}}
+        pipeline.dynamodb.put_item(TableName=SOURCE_TABLE, Item=unusable)
+        pipeline.mapping.drain(60)
+        told = output_of("dead-letters")
+        key = {name: unusable[name] for name, _ in pipeline.definitions.source.keys}
+        pipeline.dynamodb.delete_item(TableName=SOURCE_TABLE, Key=key)
+        pipeline.mapping.drain(60)
         with delivering(pipeline):
             verified = output_of("verify")
         change_by_hand(pipeline)
         reconciled = output_of("reconcile", "--no-metric")
         explained = output_of("explain", TARGET, "item123", "2024-07-15")
+        retired = output_of("retire", TARGET, "--yes")
 
     check_output("verify-a-deployment", "aggregator verify", verified)
     check_output("reconcile", "aggregator reconcile", reconciled)
     check_output("aggregate-drift", "aggregator explain", explained)
+    check_output("notices", "aggregator dead-letters", told)
+    check_output("remove-an-aggregation", "aggregator retire", retired)
 
 
 @pytest.mark.parametrize("lost", [TARGET, pytest.param(LEDGER_TABLE, marks=pytest.mark.only_long)])
