@@ -140,7 +140,8 @@ def test_reconcile_of_an_idle_local_table__takes_seconds(capsys: pytest.CaptureF
         "repaired",
         "unsettled",
     ]
-    assert max(report["seconds"] for _, report in (right, wrong, repaired)) < 10
+    # Five on a quiet machine, which one that runs tests is not; with the patience it would be over sixty.
+    assert max(report["seconds"] for _, report in (right, wrong, repaired)) < 20
 
 
 def _reconcile(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, Any]:
@@ -161,7 +162,7 @@ def test_backfill_of_a_local_pipeline__waits_for_nobody(
 
         assert main(["backfill"]) == 0
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20  # ten minutes where other workers can be at work
     assert "waiting for workers" not in capsys.readouterr().err
 
 
