@@ -151,9 +151,7 @@ def _reconcile(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, 
     return status, json.loads(output[output.index('{\n  "startedAt"') :])
 
 
-def test_backfill_of_a_local_pipeline__waits_for_nobody(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backfill_of_a_local_pipeline__waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with running_pipeline(SAMPLE_FILE) as pipeline:
         pipeline.dynamodb.put_item(TableName=pipeline.definitions.source.table, Item=example_item(pipeline.definitions))
@@ -162,8 +160,8 @@ def test_backfill_of_a_local_pipeline__waits_for_nobody(
 
         assert main(["backfill"]) == 0
 
-    assert time.monotonic() - began < 20  # ten minutes where other workers can be at work
-    assert "waiting for workers" not in capsys.readouterr().err
+    # Ten minutes where other workers can be at work; here, at most the second in which the worker began.
+    assert time.monotonic() - began < 20
 
 
 def test_readme__names_the_two_commands_of_a_newcomer() -> None:
