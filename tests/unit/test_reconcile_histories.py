@@ -100,6 +100,7 @@ class World:
         lag: how many records the worker is behind, about.
         deployed: how the worker reads images; not as `aggregation` says where it has a fault.
         notices: those that it has sent.
+        clocks: by how many seconds a run believes that clocks may differ.
     """
 
     source: BusySource
@@ -113,6 +114,7 @@ class World:
     known: int = 0
     deployed: Aggregation = field(init=False)
     notices: list[Notice] = field(default_factory=list)
+    clocks: float = 900
 
     def __post_init__(self) -> None:
         parsed = parse_definitions(DEFINITIONS.replace("POLICY", self.policy))
@@ -208,6 +210,16 @@ class World:
             except IncompleteDescriptionError:
                 continue  # it says: begin again
 
+    def repair(self, letters: Callable[[], Waiting] = lambda: Waiting([], [])) -> Report:
+        """Repairs once; where clocks differ by more than the run believes, again as long as its report asks for it."""
+        report = self.run(repair=True, letters=letters)
+        findings = {finding.name_and_group: finding for finding in report.findings}
+        for _ in range(3 if self.clocks < self.source.disorder else 0):
+            if any("run this again" in finding.note for finding in findings.values()):
+                report = self.run(repair=True, letters=letters)
+                findings |= {finding.name_and_group: finding for finding in report.findings}
+        return replace(report, findings=tuple(findings.values()))
+
     def plant(self, count: int) -> set[Group]:
         chance = self.source.random
         planted: set[Group] = set()
@@ -240,13 +252,13 @@ def a_world(seed: int, make_item: Callable[[random.Random, str], Image] = make_o
     source.writes_per_request = 1.0
     source.disorder = source.random.choice([0.0, 3.0])
     # With clocks that are wrong by more than is allowed for, it may take longer, and is as exact.
-    clocks = timedelta(seconds=source.random.choice([900, 2, -100]))
+    clocks = source.random.choice([900, 2, -100])
     with (
         source.as_the_world(),
         patch.object(reconcile, "datetime", _Datetime(source.clock)),
-        patch.object(reconcile, "_CLOCKS", clocks),
+        patch.object(reconcile, "_CLOCKS", timedelta(seconds=clocks)),
     ):
-        world = World(source, POLICIES[seed % len(POLICIES)])
+        world = World(source, POLICIES[seed % len(POLICIES)], clocks=clocks)
         for _ in range(source.random.randrange(60)):
             world.go_on()
         world.lag = source.random.choice([0, 5, 20])
@@ -279,7 +291,7 @@ def test_repair__makes_every_total_exact(seed: int | None) -> None:
         planted = world.plant(world.source.random.randrange(5))
         world.totals.faults.extend(world.source.random.choices([None, "lost", "unsent"], (6, 2, 2), k=20))
 
-        report = world.run(repair=True)
+        report = world.repair()
         again = world.run(repair=True)
 
         assert set(found(report, *Verdict)) == set(found(report, Verdict.REPAIRED)) == planted
@@ -296,7 +308,7 @@ def test_rows_that_are_deleted__begin_anew_and_are_set_right(seed: int | None) -
         for group in deleted:
             del rows[group]
 
-        report = world.run(repair=True)
+        report = world.repair()
         again = world.run(repair=True)
 
         assert set(found(report, *Verdict)) == set(found(report, Verdict.REPAIRED)) <= deleted
@@ -336,11 +348,11 @@ def test_repairs_that_run_into_each_other__correct_once(seed: int | None) -> Non
             if requests or operation == "TransactWriteItems":
                 requests.append(operation)
             if len(requests) == 1 + begins_at:
-                inner.append(world.run(repair=True))
+                inner.append(world.repair())
 
         world.totals.on_request = go_on
 
-        report = world.run(repair=True)
+        report = world.repair()
 
         assert (report.drifted, [one.drifted for one in inner]) == (0, [0])
         assert world.wrong() == {}
@@ -482,7 +494,7 @@ def test_orders_that_cannot_be_used__are_no_drift_and_leave_none(seed: int | Non
     with a_world(chosen(seed), make_order_or_rubbish) as world:
         world.settle(100)
 
-        report = world.run(repair=True, letters=lambda: told(world.notices))
+        report = world.repair(lambda: told(world.notices))
 
         assert world.notices
         assert (report.findings, report.settled) == ((), ())
@@ -506,7 +518,7 @@ def test_worker_that_was_wrong__is_made_up_for(seed: int | None) -> None:
         if forgotten:
             world.source.forget()
 
-        report = world.run(repair=True, letters=lambda: told(world.notices))
+        report = world.repair(lambda: told(world.notices))
         again = world.run(repair=True)
 
         assert len(report.settled) == len(world.notices)
@@ -628,7 +640,7 @@ def test_drift_beside_a_worker_that_stands_still__is_repaired(seed: int | None) 
         world.worker = False
         planted = world.plant(3)
 
-        report = world.run(repair=True)
+        report = world.repair()
 
         assert set(found(report, Verdict.REPAIRED)) == planted
         world.worker = True
