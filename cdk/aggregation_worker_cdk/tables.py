@@ -82,20 +82,18 @@ class Tables(Construct):
         if ledger_name in (definitions.source.table, *targets):
             raise DeploymentError(f"the definitions use {ledger_name!r}, the name of this worker's ledger, for a table")
         self.ledger = self._table("Ledger", ledger_name, deployment.LEDGER)
-        self.source = source or self._source(definitions)
-        stream_arn = definitions.source.stream_arn or self.source.table_stream_arn
-        assert stream_arn is not None  # noqa: S101 - given, or asked for with the view type
-        self.source_stream_arn: str = stream_arn
+        self.source, self.source_stream_arn = self._source(definitions, source)
 
-    def _source(self, definitions: Definitions) -> dynamodb.ITable:
-        wanted = deployment.source_table(definitions)
-        if wanted is not None:
-            return self._table("Source", definitions.source.table, wanted)
+    def _source(self, definitions: Definitions, given: dynamodb.ITable | None) -> tuple[dynamodb.ITable, str]:
+        """The source and its stream's ARN."""
         stream_arn = definitions.source.stream_arn
-        assert stream_arn is not None  # noqa: S101 - else the table is made
-        return dynamodb.Table.from_table_attributes(
-            self, "Source", table_arn=stream_arn.partition("/stream/")[0], table_stream_arn=stream_arn
-        )
+        if stream_arn is None:
+            made = self._table("Source", definitions.source.table, deployment.source_table(definitions))
+            return made, made.stream_arn()
+        table_arn = stream_arn.partition("/stream/")[0]
+        return given or dynamodb.Table.from_table_attributes(
+            self, "Source", table_arn=table_arn, table_stream_arn=stream_arn
+        ), stream_arn
 
     def _table(self, construct_id: str, name: str, wanted: TableDefinition) -> MadeTable:
         keys = [dynamodb.Attribute(name=key, type=_TYPES[kind]) for key, kind in wanted.keys]

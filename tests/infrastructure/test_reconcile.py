@@ -158,9 +158,7 @@ def test_role__allows_every_request_of_a_run(
     file.write_text(text.replace('table = "item_count_by_date"', f'table = "{name}-target"'))
     definitions = load_definitions(file)
     client, streams = dynamodb_local.client("dynamodb"), dynamodb_local.client("dynamodbstreams")
-    source_table = deployment.source_table(definitions)
-    assert source_table is not None
-    stream_arn = create_table(client, name, source_table)
+    stream_arn = create_table(client, name, deployment.source_table(definitions))
     assert stream_arn is not None
     create_table(client, f"{name}-target", deployment.target_tables(definitions)[f"{name}-target"])
     create_table(client, f"{name}-ledger", deployment.LEDGER)

@@ -182,10 +182,8 @@ class TableDefinition:
 LEDGER = TableDefinition(LEDGER_KEYS, ttl_attribute=EXPIRES_AT)
 
 
-def source_table(definitions: Definitions) -> TableDefinition | None:
-    """The source table to create; `None` where it exists already."""
-    if definitions.source.stream_arn is not None:
-        return None
+def source_table(definitions: Definitions) -> TableDefinition:
+    """The source table as it is created where it does not exist yet."""
     return TableDefinition(definitions.source.keys, stream_view_type=STREAM_VIEW_TYPE)
 
 

@@ -133,11 +133,10 @@ def _create_tables(dynamodb: "DynamoDBClient", definitions: Definitions) -> str:
 
     An existing source of the definitions is an AWS table that this machine does not have: it is created here like any.
     """
-    source = TableDefinition(definitions.source.keys, stream_view_type=deployment.STREAM_VIEW_TYPE)
     for name, table in deployment.target_tables(definitions).items():
         create_table(dynamodb, name, table)
     create_table(dynamodb, LEDGER_TABLE, deployment.LEDGER)
-    stream_arn = create_table(dynamodb, definitions.source.table, source)
+    stream_arn = create_table(dynamodb, definitions.source.table, deployment.source_table(definitions))
     if stream_arn is None:
         raise MinistackError(f"table {definitions.source.table} was created without its stream")
     return stream_arn
