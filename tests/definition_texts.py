@@ -31,6 +31,15 @@ def aggregation_text(
     return "\n".join([*lines, more, ""])
 
 
+# Sums of the sums of days.
+MONTHS = aggregation_text(
+    'count = "days"\nremove = "retract"',
+    name="item_count_by_month",
+    table="item_count_by_month",
+    sort_key='{ name = "month", from = "order_date", truncate = "month" }',
+)
+
+
 def definitions(*aggregations: str, source: str = SOURCE) -> Definitions:
     """What a file of these parts says; without any, the reference scenario."""
     return parse_definitions(source + "".join(aggregations or (aggregation_text(),)))

@@ -30,8 +30,8 @@ def refuse_to_take_apart(stack: str, definitions: Definitions, environment: Mapp
     account = environment.get("CDK_DEFAULT_ACCOUNT")
     if not account:
         return None
-    session = boto3.Session(region_name=environment.get("CDK_DEFAULT_REGION"))
     try:
+        session = boto3.Session(region_name=environment.get("CDK_DEFAULT_REGION"))
         own = session.client("sts", config=_PATIENCE).get_caller_identity()["Account"]
         if own != account:
             return _unseen(stack, f"the environment's credentials are of account {own}, not of {account}")

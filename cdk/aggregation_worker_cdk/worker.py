@@ -28,7 +28,7 @@ from aggregation_worker_cdk.keeping import Keeping
 from aggregation_worker_cdk.metrics import StackMetrics
 from aggregation_worker_cdk.reconcile import ScheduledReconcile
 from aggregation_worker_cdk.schedule import mistake_in
-from aggregation_worker_cdk.tables import Tables, source_of
+from aggregation_worker_cdk.tables import MadeTable, Tables, source_of
 from aggregation_worker_cdk.topic import AlarmTopic
 
 # The bucket's name is the worker's with "-dlq-", the account's 12 digits and the region's at most 14 characters; S3
@@ -197,10 +197,14 @@ class AggregationWorker(Construct):
         self.topic = alarm_topic
         self.alarms: dict[str, cw.IAlarm] = {**alarms.alarms}
         self.dashboard: cw.Dashboard = dashboard.dashboard
-        self._outputs(ledger_retention_days)
+        self._outputs(ledger_retention_days, reads_totals=isinstance(source, MadeTable))
 
-    def _outputs(self, ledger_retention_days: int) -> None:
-        """What the `aggregator` command and the first commands of every page in runbooks/ read."""
+    def _outputs(self, ledger_retention_days: int, *, reads_totals: bool) -> None:
+        """What the `aggregator` command and the first commands of every page in runbooks/ read.
+
+        Args:
+            reads_totals: the source is another worker's target, into which nobody puts an item.
+        """
         self._output(Output.SOURCE_TABLE, self.source.table_name, "The table whose changes are counted")
         targets = " ".join(dict.fromkeys(aggregation.table for aggregation in self.definitions.aggregations))
         self._output(Output.TARGET_TABLES, targets, "The tables with the totals")
@@ -224,7 +228,7 @@ class AggregationWorker(Construct):
             )
         self._output(Output.ALARM_TOPIC, self.topic.topic_arn, "Where alarms go: subscribe to it")
         self._output(Output.NAME, self.name, "The dashboard in CloudWatch")
-        if self.definitions.source.keys:
+        if self.definitions.source.keys and not reads_totals:
             command = put_item_command(self.definitions)
             self._output("PutItemCommand", command, "Puts an item, to see the worker work")
         for number, aggregation in enumerate(self.definitions.aggregations, start=1):

@@ -21,24 +21,9 @@ from aggregation_worker.aggregations.definitions import DefinitionError
 from aggregation_worker.deployment.settings import DeploymentError
 from aggregation_worker_cdk import AggregationWorker, bundle
 from aggregation_worker_cdk.bundle import BundlingError
+from tests.definition_texts import MONTHS, aggregation_text
 from tests.infrastructure.stacks import CDK, Stack, plain
 
-AGGREGATION = """
-[[aggregations]]
-name = "item_count_by_date"
-table = "item_count_by_date"
-partition_key = { name = "item_number", from = "item_number" }
-sort_key = { name = "order_date", from = "order_date", truncate = "day" }
-sum = { quantity = "quantity" }
-"""
-BY_MONTH = """
-[[aggregations]]
-name = "item_count_by_month"
-table = "item_count_by_month"
-partition_key = { name = "item_number", from = "item_number" }
-sort_key = { name = "month", from = "order_date", truncate = "month" }
-sum = { quantity = "quantity" }
-"""
 SOURCE = """
 [source]
 table = "orders"
@@ -59,7 +44,7 @@ def scope() -> cdk.Stack:
 def file(tmp_path: Path) -> Path:
     """Definitions without a source."""
     path = tmp_path / "aggregations.toml"
-    path.write_text(AGGREGATION)
+    path.write_text(aggregation_text())
     return path
 
 
@@ -117,7 +102,7 @@ def test_table_of_the_second_kind__is_read_by_its_stream(scope: cdk.Stack, file:
 
 
 def test_no_table__is_made_as_the_definitions_say(scope: cdk.Stack, file: Path) -> None:
-    file.write_text(SOURCE + AGGREGATION)
+    file.write_text(SOURCE + aggregation_text())
 
     AggregationWorker(scope, "Totals", definitions=file)
 
@@ -138,14 +123,14 @@ def test_table_without_both_images__is_refused(
 
 
 def test_keys_that_are_not_the_tables__are_refused(scope: cdk.Stack, file: Path) -> None:
-    file.write_text(SOURCE.replace("orderid", "id") + AGGREGATION)
+    file.write_text(SOURCE.replace("orderid", "id") + aggregation_text())
 
     with pytest.raises(DefinitionError, match=r"not those of the table that the worker is given: orderid \(S\)$"):
         AggregationWorker(scope, "Totals", definitions=file, source=orders(scope))
 
 
 def test_table_of_another_name_than_in_the_file__is_refused(scope: cdk.Stack, file: Path) -> None:
-    file.write_text(SOURCE + AGGREGATION)
+    file.write_text(SOURCE + aggregation_text())
     sales = STREAM_ARN.replace("/orders/", "/sales/")
     imported = dynamodb.Table.from_table_attributes(scope, "Sales", table_name="sales", table_stream_arn=sales)
 
@@ -158,7 +143,7 @@ def test_table_of_another_name_than_in_the_file__is_refused(scope: cdk.Stack, fi
 
 def test_worker_over_another_ones_totals__reads_their_stream(scope: cdk.Stack, file: Path, tmp_path: Path) -> None:
     months = tmp_path / "months.toml"
-    months.write_text(BY_MONTH)
+    months.write_text(MONTHS)
 
     days = AggregationWorker(scope, "Days", definitions=file, source=orders(scope))
     AggregationWorker(scope, "Months", definitions=months, source=days.tables["item_count_by_date"])
@@ -168,6 +153,8 @@ def test_worker_over_another_ones_totals__reads_their_stream(scope: cdk.Stack, f
     read = variables(stack, "MonthsWorkerFunction")["SOURCE_STREAM_ARN"]
     assert read == "<DaysTablesTargetitemcountbydate.StreamArn>"
     assert "StreamSpecification" not in stack.tables()["item_count_by_month"]["Properties"]
+    # Nobody is told to put an item into totals.
+    assert [name for name in outputs(stack) if name.endswith("PutItemCommand")] == ["DaysPutItemCommand"]
 
 
 def test_two_workers_of_a_stack__share_no_name(scope: cdk.Stack, file: Path) -> None:
@@ -206,7 +193,7 @@ def test_long_names__leave_room_for_account_and_region(file: Path) -> None:
 
 
 def test_table_prefix__stands_before_every_table_that_is_made(scope: cdk.Stack, file: Path) -> None:
-    file.write_text(SOURCE + AGGREGATION)
+    file.write_text(SOURCE + aggregation_text())
 
     totals = AggregationWorker(scope, "Totals", definitions=file, table_prefix="dev-")
     stack = synthesized(scope)
@@ -349,7 +336,7 @@ def test_lines_of_the_readme__add_a_worker(scope: cdk.Stack, file: Path, monkeyp
 def test_app_of_the_readme__is_synthesized(number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     apps = re.findall(r"```python\n(.*?)```", (CDK / "README.md").read_text(), flags=re.DOTALL)
     assert len(apps) == 3
-    texts = {"aggregations": AGGREGATION, "days": SOURCE + AGGREGATION, "months": BY_MONTH}
+    texts = {"aggregations": aggregation_text(), "days": SOURCE + aggregation_text(), "months": MONTHS}
     for name, text in texts.items():
         (tmp_path / f"{name}.toml").write_text(text)
     monkeypatch.chdir(tmp_path)

@@ -93,3 +93,11 @@ def test_stack_that_cannot_be_seen__is_told(monkeypatch: pytest.MonkeyPatch) -> 
         "what stack Totals holds could not be seen, so a changed source or a lost target is not noticed: the "
         "environment's credentials are of account 999999999999, not of 123456789012"
     )
+
+
+def test_profile_that_is_not_known__is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+
+    told = refuse_to_take_apart("Totals", load_definitions(SAMPLE_FILE), ACCOUNT)
+
+    assert str(told).endswith("(nobody) could not be found")

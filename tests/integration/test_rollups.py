@@ -14,18 +14,9 @@ from aggregation_worker.local.environment import environment_of
 from aggregation_worker.local.event_source_mapping import EventSourceMapping
 from aggregation_worker.local.local_function import Handler
 from aggregation_worker.local.pipeline import DEAD_LETTERS, create_table, deployed_handler, running_pipeline
+from tests.definition_texts import MONTHS
 from tests.records import order
 
-MONTHS = """
-[[aggregations]]
-name = "item_count_by_month"
-table = "item_count_by_month"
-partition_key = { name = "item_number", from = "item_number" }
-sort_key = { name = "month", from = "order_date", truncate = "month" }
-sum = { quantity = "quantity" }
-count = "days"
-remove = "retract"
-"""
 ITEMS = ["item1", "item2", "item3"]
 DAYS = ["2024-06-29", "2024-06-30", "2024-07-01", "2024-07-02"]
 MAPPING = replace(deployment.MAPPING, batch_size=25, maximum_batching_window_seconds=0, retry_pause_seconds=0.001)

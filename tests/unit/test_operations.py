@@ -14,8 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import urllib3
 from botocore.exceptions import ClientError
+from botocore.httpsession import URLLib3Session
 
 from aggregation_worker.aggregations.contributions import Definitions, KeyType
 from aggregation_worker.aggregations.definitions import load_definitions, parse_definitions
@@ -146,11 +146,11 @@ def bundle_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[byte
     def put(data: bytes, status: int = 200) -> list[str]:
         fetched: list[str] = []
 
-        def request(_: str, url: str, **__: Any) -> Any:
-            fetched.append(url)
-            return SimpleNamespace(status=status, data=data)
+        def send(_: Any, request: Any) -> Any:
+            fetched.append(request.url)
+            return SimpleNamespace(status_code=status, content=data)
 
-        monkeypatch.setattr(urllib3, "request", request)
+        monkeypatch.setattr(URLLib3Session, "send", send)
         return fetched
 
     return put

@@ -5,16 +5,19 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import urllib3
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import HTTPClientError
+from botocore.httpsession import URLLib3Session
+from botocore.utils import get_environ_proxies
 
 from aggregation_worker.operations.errors import CommandError
 
 if TYPE_CHECKING:
     from mypy_boto3_lambda import LambdaClient
 
-_TIMEOUT = urllib3.Timeout(connect=5, read=30)  # seconds
+_TIMEOUT = 30  # seconds
 _BUNDLED = "aggregations.toml"
 
 
@@ -37,12 +40,15 @@ def deployed_definitions(client: "LambdaClient", function: str) -> tuple[Path, d
 
 
 def _fetched(location: str, function: str) -> bytes:
+    """The way that boto3's own requests take: by the environment's proxies and certificates."""
+    certificates: Any = os.environ.get("AWS_CA_BUNDLE") or True
+    session = URLLib3Session(certificates, get_environ_proxies(location), _TIMEOUT)
     try:
-        answer = urllib3.request("GET", location, timeout=_TIMEOUT, retries=3)
-        if answer.status != 200:
-            raise CommandError(f"the bundle of function {function} cannot be fetched: HTTP status {answer.status}")
-        return zipfile.ZipFile(io.BytesIO(answer.data)).read(_BUNDLED)
-    except (urllib3.exceptions.HTTPError, zipfile.BadZipFile, KeyError) as error:
+        answer = session.send(AWSRequest("GET", location).prepare())
+        if answer.status_code != 200:
+            raise CommandError(f"the bundle of function {function} cannot be fetched: HTTP status {answer.status_code}")
+        return zipfile.ZipFile(io.BytesIO(answer.content)).read(_BUNDLED)
+    except (HTTPClientError, zipfile.BadZipFile, KeyError) as error:
         raise CommandError(
             f"the definitions of function {function} cannot be read from its bundle ({error}): give --definitions FILE"
         ) from error
