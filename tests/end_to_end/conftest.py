@@ -119,11 +119,22 @@ class Assembly:
 
 
 @pytest.fixture(scope="session")
-def assembly(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project as somebody who clones it has it: without anything that git ignores."""
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if not line.startswith("#")]
+    return Path(
+        shutil.copytree(
+            ROOT, tmp_path_factory.mktemp("clone") / "project", ignore=shutil.ignore_patterns(".git", *ignored)
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def assembly(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Assembly:
     """`cdk synth` of the shipped definitions and of all that is optional, without credentials, bundle included."""
     folder = tmp_path_factory.mktemp("cdk.out")
     start = time.monotonic()
-    done = cdk("synth", "--quiet", "--output", str(folder), "-c", "reconcile=rate(1 day)")
+    done = cdk("synth", "--quiet", "--output", str(folder), "-c", "reconcile=rate(1 day)", folder=clone / "cdk")
     seconds = time.monotonic() - start
     assert done.returncode == 0, done.stderr
     return Assembly(folder, bundle_of("aggregation_worker.handler.lambda_handler", folder), seconds)
