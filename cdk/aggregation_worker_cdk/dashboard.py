@@ -9,6 +9,7 @@ import aws_cdk as cdk
 from aws_cdk import aws_cloudwatch as cw
 from constructs import Construct
 
+from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.telemetry import Metric
 from aggregation_worker_cdk.metrics import StackMetrics
 
@@ -16,10 +17,6 @@ _ROW = 24  # columns
 _HEIGHT = 6
 # What the widget for alarms takes ("Alarm widget", Amazon CloudWatch user guide); over 40 target tables have more.
 _MOST_ALARMS = 100
-# US dollars, us-east-1, on demand: a million write units, a million Lambda requests, a GB-second on arm64.
-_PER_MILLION_WRITE_UNITS = 0.625
-_PER_MILLION_REQUESTS = 0.20
-_PER_GB_SECOND = 0.0000133334
 _HOUR = cdk.Duration.hours(1)
 
 _OUTCOMES = (
@@ -189,8 +186,9 @@ def _what_does_it_cost(metrics: StackMetrics, memory_mb: int) -> list[cw.IWidget
     )
     gb_seconds = f"duration / 1000 * {memory_mb / 1024:g}"
     dollars = cw.MathExpression(
-        expression=f"{all_units} * {_PER_MILLION_WRITE_UNITS / 1e6:.10f} + {gb_seconds} * {_PER_GB_SECOND:.10f} "
-        f"+ invocations * {_PER_MILLION_REQUESTS / 1e6:.10f}",
+        expression=f"{all_units} * {deployment.DOLLARS_PER_MILLION_WRITE_UNITS / 1e6:.10f} "
+        f"+ {gb_seconds} * {deployment.DOLLARS_PER_GB_SECOND:.10f} "
+        f"+ invocations * {deployment.DOLLARS_PER_MILLION_INVOCATIONS / 1e6:.10f}",
         using_metrics={
             **units,
             "duration": metrics.lambda_function("Duration"),

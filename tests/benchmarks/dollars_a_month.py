@@ -19,7 +19,7 @@ from pathlib import Path
 
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
-from tests.benchmarks.meter import DOLLARS_PER_MILLION_UNITS, item_bytes
+from tests.benchmarks.meter import item_bytes
 from tests.benchmarks.workloads import Choice
 from tests.benchmarks.write_units import OTHERS, Traffic, price
 
@@ -29,10 +29,8 @@ THIS_WORKER = "this worker"
 # Every record of the three others is handled one by one; the requests that each of them makes for one.
 REQUESTS = {"naive": 1, "Powertools": 3, "marker per record": 1}
 
-# Dollars: arm64, a gigabyte for a second, and a request ("AWS Lambda pricing"); a gigabyte of a table for a month
-# ("Amazon DynamoDB pricing"), for which each item counts 100 bytes more than its size.
-_GIGABYTE_SECOND = 0.0000133334
-_INVOCATION = 0.20 / 1e6
+# Dollars: a gigabyte of a table for a month ("Amazon DynamoDB pricing"), for which each item counts 100 bytes more than
+# its size.
 _GIGABYTE_MONTH = 0.25
 _ITEM_BYTES = 100
 # Seconds of a whole core: a record's plan, a request in botocore, an invocation's frame. Of a core, so much is there.
@@ -99,7 +97,10 @@ def _dollars(load: Load, of_a_record: float, requests: float, in_flight: int, st
         stored: bytes that are kept beside the totals, which all have alike.
     """
     seconds = lambda_seconds(load.batch, requests, in_flight)
-    invocation = seconds * deployment.FUNCTION_MEMORY_MB / 1_024 * _GIGABYTE_SECOND + _INVOCATION
+    invocation = (
+        seconds * deployment.FUNCTION_MEMORY_MB / 1_024 * deployment.DOLLARS_PER_GB_SECOND
+        + deployment.DOLLARS_PER_MILLION_INVOCATIONS / 1e6
+    )
     of_requests = load.records * SECONDS_A_MONTH * (of_a_record + invocation / load.batch)
     return of_requests + stored / 1e9 * _GIGABYTE_MONTH
 
@@ -111,7 +112,9 @@ def dollars(load: Load) -> dict[str, float]:
     found = {THIS_WORKER: _dollars(load, mine.dollars, mine.requests, MAX_IN_FLIGHT, pages)}
     for name, units in OTHERS.items():
         markers = 0 if name == "naive" else load.records * 86_400 * _MARKER
-        found[name] = _dollars(load, units * DOLLARS_PER_MILLION_UNITS / 1e6, REQUESTS[name], 1, markers)
+        found[name] = _dollars(
+            load, units * deployment.DOLLARS_PER_MILLION_WRITE_UNITS / 1e6, REQUESTS[name], 1, markers
+        )
     return found
 
 

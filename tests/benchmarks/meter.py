@@ -19,11 +19,8 @@ from botocore.exceptions import ClientError
 
 from aggregation_worker.aggregations.contributions import Index
 from aggregation_worker.aggregations.numbers import EXACT, amount_text
-from aggregation_worker.local import consumed
+from aggregation_worker.deployment.settings import DOLLARS_PER_MILLION_READ_UNITS, DOLLARS_PER_MILLION_WRITE_UNITS
 from tests.model.in_memory_dynamodb import Paginator
-
-DOLLARS_PER_MILLION_UNITS = consumed.DOLLARS_PER_MILLION_WRITE_UNITS
-DOLLARS_PER_MILLION_READ_UNITS = consumed.DOLLARS_PER_MILLION_READ_UNITS
 
 _TRANSACTION = 2  # units for each that the write would cost alone
 _KB = 1024
@@ -181,7 +178,7 @@ class Meter:
     @property
     def dollars(self) -> float:
         """What all requests cost."""
-        return (self.units * DOLLARS_PER_MILLION_UNITS + self.read_units * DOLLARS_PER_MILLION_READ_UNITS) / 1e6
+        return (self.units * DOLLARS_PER_MILLION_WRITE_UNITS + self.read_units * DOLLARS_PER_MILLION_READ_UNITS) / 1e6
 
     def _write(self, kind: str, parameters: Mapping[str, Any], failed: bool, times: int = 1) -> None:
         table = parameters["TableName"]

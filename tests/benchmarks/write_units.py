@@ -23,7 +23,7 @@ from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.ledger.commit import Committer, Deadline
 from aggregation_worker.ledger.receipts import Posting, postings
 from aggregation_worker.streams.records import EventName, StreamRecord
-from tests.benchmarks.meter import DOLLARS_PER_MILLION_UNITS, Meter, RecordingClient, item_bytes
+from tests.benchmarks.meter import Meter, RecordingClient, item_bytes
 from tests.benchmarks.workloads import Choice
 from tests.definition_texts import aggregation_text, definitions
 from tests.model.in_memory_dynamodb import InMemoryDynamoDB
@@ -260,7 +260,7 @@ def beside_others(prices: Iterable[Price]) -> Iterator[str]:
     """What a million records cost with others and with the worker, as the lines of a Markdown table."""
     yield "| | write units/record | $/million |\n|---|--:|--:|"
     for name, units in OTHERS.items():
-        yield f"| {name} | {units} | {units * DOLLARS_PER_MILLION_UNITS:.2f} |"
+        yield f"| {name} | {units} | {units * deployment.DOLLARS_PER_MILLION_WRITE_UNITS:.2f} |"
     found = sorted(prices, key=lambda price: price.dollars)
     least, most = found[0], found[-1]
     yield (

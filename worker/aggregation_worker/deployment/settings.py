@@ -153,6 +153,14 @@ class Output(StrEnum):
     ALARM_TOPIC = "AlarmTopicArn"
 
 
+# US dollars, us-east-1: on-demand request units ("Amazon DynamoDB pricing"), requests, and a gigabyte for a second on
+# arm64 ("AWS Lambda pricing").
+DOLLARS_PER_MILLION_WRITE_UNITS = 0.625
+DOLLARS_PER_MILLION_READ_UNITS = 0.125
+DOLLARS_PER_MILLION_INVOCATIONS = 0.20
+DOLLARS_PER_GB_SECOND = 0.0000133334
+
+
 class DeploymentError(WorkerError):
     """Settings that do not fit together; the message says which and why."""
 

@@ -10,10 +10,6 @@ from typing import Any
 
 import boto3
 
-# On-demand request units, us-east-1, in dollars per million ("Amazon DynamoDB pricing").
-DOLLARS_PER_MILLION_WRITE_UNITS = 0.625
-DOLLARS_PER_MILLION_READ_UNITS = 0.125
-
 # A read unit's for an item of up to 4 KB that need not be consistent ("Read consistency", Amazon DynamoDB developer
 # guide); one that is not there costs as much.
 _UNITS_OF_A_READ = 0.5

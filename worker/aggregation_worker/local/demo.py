@@ -21,12 +21,7 @@ from aggregation_worker.batch import BatchResult, RecordOutcome
 from aggregation_worker.dead_letters import Notice, ParkedRecord, read_dead_letter
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.local import SAMPLE_FILE
-from aggregation_worker.local.consumed import (
-    DOLLARS_PER_MILLION_READ_UNITS,
-    DOLLARS_PER_MILLION_WRITE_UNITS,
-    Consumed,
-    units_of,
-)
+from aggregation_worker.local.consumed import Consumed, units_of
 from aggregation_worker.local.delivery import Invocation
 from aggregation_worker.local.local_function import Handler
 from aggregation_worker.local.pipeline import LEDGER_TABLE, Pipeline, create_table, deployed_handler, running_pipeline
@@ -83,7 +78,8 @@ class Cost:
 
     def dollars(self, records: int) -> float:
         """What a million records would cost at this rate, on demand."""
-        dollars = self.writes * DOLLARS_PER_MILLION_WRITE_UNITS + self.reads * DOLLARS_PER_MILLION_READ_UNITS
+        dollars = self.writes * deployment.DOLLARS_PER_MILLION_WRITE_UNITS
+        dollars += self.reads * deployment.DOLLARS_PER_MILLION_READ_UNITS
         return dollars / records
 
 

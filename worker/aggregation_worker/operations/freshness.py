@@ -33,8 +33,8 @@ def counted_up_to(cloudwatch: Any, function: str, service: str, now: datetime) -
     """
     answer = cloudwatch.get_metric_data(
         MetricDataQueries=[
-            _query("counted_up_to", NAMESPACE, Metric.COUNTED_UP_TO.value, {"service": service}, "Minimum"),
-            _query("newest_age", "AWS/Lambda", "IteratorAge", {"FunctionName": function}, "Maximum"),
+            query("counted_up_to", NAMESPACE, Metric.COUNTED_UP_TO.value, {"service": service}, "Minimum", _PERIOD),
+            query("newest_age", "AWS/Lambda", "IteratorAge", {"FunctionName": function}, "Maximum", _PERIOD),
         ],
         StartTime=now - _LOOK_BACK,
         EndTime=now,
@@ -61,7 +61,10 @@ def earliest(counted: Points, ages: Points, now: datetime) -> int | None:
     return int(min(second for minute, second in told if minute > since))
 
 
-def _query(name: str, namespace: str, metric: str, dimensions: dict[str, str], statistic: str) -> dict[str, Any]:
+def query(
+    name: str, namespace: str, metric: str, dimensions: dict[str, str], statistic: str, period: timedelta
+) -> dict[str, Any]:
+    """One metric that `GetMetricData` is asked for: a value for each period."""
     return {
         "Id": name,
         "MetricStat": {
@@ -70,7 +73,7 @@ def _query(name: str, namespace: str, metric: str, dimensions: dict[str, str], s
                 "MetricName": metric,
                 "Dimensions": [{"Name": name, "Value": value} for name, value in dimensions.items()],
             },
-            "Period": int(_PERIOD.total_seconds()),
+            "Period": int(period.total_seconds()),
             "Stat": statistic,
         },
     }

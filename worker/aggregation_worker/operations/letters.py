@@ -32,7 +32,7 @@ from aggregation_worker.operations.errors import explain_aws_error
 from aggregation_worker.operations.queue import Message
 from aggregation_worker.operations.resources import Resources
 from aggregation_worker.streams.range import StreamRangeError, read_range
-from aggregation_worker.streams.records import Origin, sequence_number_of
+from aggregation_worker.streams.records import Origin, created_at_of, sequence_number_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -86,10 +86,8 @@ def trusted_until(record: Any, retention_days: int) -> datetime | None:
 
 def created_at(record: Any) -> datetime | None:
     """When a raw record was created, where it says so."""
-    try:
-        return datetime.fromtimestamp(float(record["dynamodb"]["ApproximateCreationDateTime"]), UTC)
-    except (KeyError, TypeError, ValueError, OverflowError, OSError):
-        return None
+    created = created_at_of(record)
+    return None if created is None else datetime.fromtimestamp(created, UTC)
 
 
 def source_of(resources: Resources) -> Origin:

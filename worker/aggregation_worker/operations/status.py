@@ -15,7 +15,7 @@ from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.reading import read_stored
 from aggregation_worker.ledger.receipts import postings
 from aggregation_worker.operations.errors import message_of
-from aggregation_worker.operations.freshness import counted_up_to
+from aggregation_worker.operations.freshness import counted_up_to, query
 from aggregation_worker.operations.options import add_deployment_options
 from aggregation_worker.operations.output import duration, print_json, print_table
 from aggregation_worker.operations.resources import Resources, is_on_this_machine
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs.literals import QueueAttributeNameType
 
 _PERIOD = timedelta(hours=1)
+_INTERVAL = timedelta(minutes=5)
 # A scheduled reconcile runs every day or week.
 _RECONCILED = timedelta(days=8)
 _POLL_SECONDS = 0.02
@@ -181,8 +182,7 @@ def oldest_sent(sqs: "SQSClient", queue_url: str) -> datetime | None:
 
 
 def _metrics(resources: Resources, now: datetime) -> list[Fact]:
-    function = {"Name": "FunctionName", "Value": resources.function}
-    service = {"Name": "service", "Value": service_of(resources)}
+    function, service = {"FunctionName": resources.function}, {"service": service_of(resources)}
     counted = (
         Metric.RECORDS_APPLIED,
         Metric.RECORDS_DUPLICATE,
@@ -190,10 +190,10 @@ def _metrics(resources: Resources, now: datetime) -> list[Fact]:
         Metric.RECORDS_NOTICED,
         Metric.RECORDS_PARKED,
     )
-    queries = [_query("age", "AWS/Lambda", "IteratorAge", [function], "Maximum", 300)]
-    queries += [_query(metric.name.lower(), NAMESPACE, metric.value, [service], "Sum", 300) for metric in counted]
+    queries = [query("age", "AWS/Lambda", "IteratorAge", function, "Maximum", _INTERVAL)]
+    queries += [query(metric.name.lower(), NAMESPACE, metric.value, service, "Sum", _INTERVAL) for metric in counted]
     values = _newest_first(resources, queries, now - _PERIOD, now)
-    drift = [_query("drift", NAMESPACE, Metric.AGGREGATE_DRIFT.value, [service], "Maximum", 3_600)]
+    drift = [query("drift", NAMESPACE, Metric.AGGREGATE_DRIFT.value, service, "Maximum", _PERIOD)]
     drifted = _newest_first(resources, drift, now - _RECONCILED, now).get("drift")
     facts = [Fact("iterator age", None, "no batches in the last hour")]
     if age := values.get("age"):
@@ -227,19 +227,6 @@ def _newest_first(
         MetricDataQueries=queries, StartTime=start, EndTime=end, ScanBy="TimestampDescending"
     )
     return {result["Id"]: result["Values"] for result in answer["MetricDataResults"]}
-
-
-def _query(
-    name: str, namespace: str, metric: str, dimensions: list[dict[str, str]], stat: str, seconds: int
-) -> dict[str, Any]:
-    return {
-        "Id": name,
-        "MetricStat": {
-            "Metric": {"Namespace": namespace, "MetricName": metric, "Dimensions": dimensions},
-            "Period": seconds,
-            "Stat": stat,
-        },
-    }
 
 
 def service_of(resources: Resources) -> str:
