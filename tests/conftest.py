@@ -1,11 +1,13 @@
 """Fixtures for every layer of tests."""
 
+import functools
 import os
 import re
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import botocore.session
 import freezegun
 import pytest
 from hypothesis import Phase, settings
@@ -17,6 +19,25 @@ from tests.dynamodb_local import DynamoDBLocal, DynamoDBLocalUnavailableError, r
 
 # Freezing the time looks at every attribute of every module that is loaded; the CDK's are made only then, all of them.
 freezegun.configure(extend_ignore_list=["aws_cdk", "cdk_nag", "constructs", "jsii"])
+
+
+class _SearchPaths(list[str]):
+    """Each once; boto3's sessions all append the same."""
+
+    def append(self, path: str) -> None:
+        if path not in self:
+            super().append(path)
+
+
+@functools.cache
+def _loader(data_path: str | None, create: Any = botocore.session.create_loader) -> Any:
+    loader = create(data_path)
+    loader._search_paths = _SearchPaths(loader.search_paths)
+    return loader
+
+
+# Else every session reads the services' models anew, which takes longer than most tests that make one.
+botocore.session.create_loader = _loader
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
