@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 RUNBOOKS = Path(__file__).parents[2] / "runbooks"
@@ -48,6 +49,15 @@ def blocks_of(text: str) -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
+def main_block(name: str) -> str:
+    """A page's first shell block whose output the page shows: its main command."""
+    found = re.search(
+        r"^```sh\n((?:(?!```).*\n)*)```\n\n```text\n", (RUNBOOKS / f"{name}.md").read_text(), re.MULTILINE
+    )
+    assert found is not None, f"{name} shows no output"
+    return found[1]
+
+
 def preamble() -> str:
     """What the index has people paste first."""
     return blocks_of(INDEX.read_text())[0]
@@ -60,14 +70,28 @@ def index_rows(heading: str) -> list[str]:
 
 # What is another each time: in the pages it has these values.
 CHANGING: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"\b2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "2026-11-24T12:00:00Z"),
-    (r"\b2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "2026-11-24T12:00:00+00:00"),
+    (r"(?<=:\d\d)\.\d{3}\b", ".000"),
+    (r"(?<=:\d\d)\.\d{6}\b", ""),  # S3 itself has whole seconds
+    (r"\b2\d{7}T\d{6}Z\b", "20261124T120000Z"),
     (r"\b\d+ s ago\b", "3 s ago"),
-    (r"\b2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\b", "2026-11-24T12:00:00.000"),
     (r"\b\d{20,}\b", lambda number: "1" * len(number[0])),
     (r"\bin \d+ s\b", "in 3 s"),
     (r"\b\d+\.\d s after\b", "0.8 s after"),
 )
+TIME = r"\b2\d{3}-\d\d-\d\d[T ]\d\d:\d\d:\d\d"
+LATEST = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+def with_times_of_the_pages(printed: str) -> str:
+    """The latest time becomes that of the pages, and the others are as many minutes before it as they were."""
+    latest = max((datetime.fromisoformat(time) for time in re.findall(TIME, printed)), default=None)
+
+    def moved(time: re.Match[str]) -> str:
+        assert latest is not None
+        minutes = round((latest - datetime.fromisoformat(time[0])) / timedelta(minutes=1))
+        return (LATEST - timedelta(minutes=minutes)).strftime(f"%Y-%m-%d{time[0][10]}%H:%M:%S")
+
+    return re.sub(TIME, moved, printed)
 
 
 def check_output(page: str, command: str, printed: str) -> None:
@@ -75,9 +99,10 @@ def check_output(page: str, command: str, printed: str) -> None:
 
     With `UPDATE_RUNBOOKS` in the environment the page is written anew.
     """
+    printed = with_times_of_the_pages(printed)
     for pattern, value in CHANGING:
         printed = re.sub(pattern, value, printed)
-    printed = "".join(f"{line.rstrip()}\n" for line in printed.splitlines())
+    printed = "".join(f"{line.expandtabs().rstrip()}\n" for line in printed.strip("\n").splitlines())
     file = RUNBOOKS / f"{page}.md"
     text = file.read_text()
     block = rf"(```sh\n(?:(?!```).*\n)*{re.escape(command)}.*\n```\n\n```text\n)((?:(?!```).*\n)*)(```\n)"

@@ -1,6 +1,7 @@
 """What the runbooks show as the output of their main commands is what these print; a page that is carried out.
 
-With `UPDATE_RUNBOOKS=1` it writes the pages' `text` blocks anew.
+So do tests/end_to_end/test_deployed_stack.py for the AWS CLI, and the unit tests of some commands. With
+`UPDATE_RUNBOOKS=1` they write the pages' `text` blocks anew.
 """
 
 import re

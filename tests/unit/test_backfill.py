@@ -434,10 +434,19 @@ def test_dry_run__adds_up_and_writes_nothing(shop: Shop) -> None:
     assert shop.database.totals() == {TABLE: [], "by_day": []}
 
 
-def test_page_on_adopting_a_table__shows_what_a_dry_run_prints(shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
-    command._report({}, shop.run(dry_run=True), command.Request(dry_run=True), as_json=False)
+@pytest.mark.parametrize(
+    ("page", "first", "command_line"),
+    [
+        ("adopt-a-table", 0, "aggregator backfill --dry-run"),
+        ("add-an-aggregation", 1, "aggregator backfill by_day --dry-run"),
+    ],
+)
+def test_pages__show_what_a_dry_run_prints(
+    shop: Shop, page: str, first: int, command_line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command._report({}, shop.run(dry_run=True)[first:], command.Request(dry_run=True), as_json=False)
 
-    check_output("adopt-a-table", "aggregator backfill --dry-run", capsys.readouterr().out)
+    check_output(page, command_line, capsys.readouterr().out)
 
 
 def test_killed_after_reading_everything__posts_without_the_stream(

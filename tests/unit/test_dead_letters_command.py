@@ -1,7 +1,6 @@
 """`aggregator dead-letters`: what it says of many letters, and what it discards."""
 
 import json
-import re
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -23,10 +22,10 @@ from aggregation_worker.operations.replaying import Left, Summary
 from aggregation_worker.operations.resources import Resources
 from tests.dead_letter_fakes import BUCKET, NOW
 from tests.definition_texts import definitions
+from tests.infrastructure.runbook_pages import check_output
 from tests.records import CREATED_AT, STREAM_ARN, insert, order
 from tests.slow_queue import SENT, SlowQueue
 
-RUNBOOKS = Path(__file__).parents[2] / "runbooks"
 DEFINED = definitions(source=f'[source]\nstream_arn = "{STREAM_ARN}"\npartition_key = "orderid"\n')
 TODAY = datetime.fromtimestamp(int(SENT) / 1000, UTC) + timedelta(days=3)
 
@@ -313,25 +312,36 @@ def test_discard_of_a_failed_batch__warns_of_its_good_records(
 # --- The runbooks -----------------------------------------------------------------------------------------------------
 
 
-def shown_in(page: str) -> list[str]:
-    """The outputs that a page shows."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (RUNBOOKS / page).read_text(), flags=re.DOTALL | re.MULTILINE)
-    return [text for language, text in blocks if not language]
+FIRST = 800000000003126276362
+REFUSED = "item_count_by_date: An operand in the update expression has an incorrect data type"
 
 
-def test_page_on_replaying__shows_what_is_printed(
-    queue: SlowQueue, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("page", "records", "notices", "days"),
+    [
+        ("dead-letters-visible", 3, 1, 1),
+        ("oldest-dead-letter", 2, 0, 4),
+        ("records-parked", 480, 0, 1),
+        ("replay-dead-letters", 480, 20, 3),
+    ],
+)
+def test_page__shows_what_waits(
+    queue: SlowQueue,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    page: str,
+    records: int,
+    notices: int,
+    days: int,
 ) -> None:
-    monkeypatch.setattr("aggregation_worker.operations.output._WIDTH_OF_A_PIPE", 120)
     monkeypatch.setattr(HeldMessages, "receive", one_by_one)
-    first = 800000000003126276362
-    why = "item_count_by_date: An operand in the update expression has an incorrect data type"
-    queue.send(*(parked(first + number, why) for number in range(480)))
-    queue.send(*(notice(first + number) for number in range(480, 500)))
+    monkeypatch.setattr(HeldMessages, "started_at", lambda _: TODAY + timedelta(days=days - 3))
+    queue.send(*(parked(FIRST + number, REFUSED) for number in range(records)))
+    queue.send(*(notice(FIRST + records + number) for number in range(notices)))
 
     main(["dead-letters"])
 
-    assert lines_of(output(capsys)) == lines_of(shown_in("replay-dead-letters.md")[0])
+    check_output(page, "aggregator dead-letters", output(capsys))
 
 
 def test_page_on_replaying__shows_its_last_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,7 +350,7 @@ def test_page_on_replaying__shows_its_last_lines(capsys: pytest.CaptureFixture[s
 
     print_summary(summary, as_json=False)
 
-    assert lines_of(output(capsys).replace("Records", "", 1)) == lines_of(shown_in("replay-dead-letters.md")[1])
+    check_output("replay-dead-letters", "aggregator replay", output(capsys))
 
 
 def test_replay_that_was_interrupted__says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -355,23 +365,17 @@ def test_replay_that_was_interrupted__says_how_to_go_on(capsys: pytest.CaptureFi
 def test_page_on_discarding__shows_what_is_printed(
     queue: SlowQueue, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aggregation_worker.operations.output._WIDTH_OF_A_PIPE", 120)
     monkeypatch.setattr(HeldMessages, "receive", one_by_one)
-    first, then = 800000000003126276362, CREATED_AT - 70 * 86_400
-    why = f"item_count_by_date: {EXPIRED}"
-    queue.send(*(parked(first + number, why, created_at=then) for number in range(2)))
+    then, why = CREATED_AT - 70 * 86_400, f"item_count_by_date: {EXPIRED}"
+    queue.send(*(parked(FIRST + number, why, created_at=then) for number in range(2)))
     answered(monkeypatch, lambda: "yes", is_terminal=True)
 
     main(["dead-letters", "--discard", "--reason", "older than the ledger's memory"])
 
-    assert lines_of(output(capsys)) == lines_of(shown_in("discard-a-dead-letter.md")[0])
+    check_output("discard-a-dead-letter", "aggregator dead-letters --discard", output(capsys))
 
 
 def one_by_one(held: HeldMessages, sent_before: datetime, read: Callable[[Message], Any]) -> Any:
     """As `receive`, in the queue's order."""
     while page := held._receive(sent_before, read)[1]:
         yield page
-
-
-def lines_of(text: str) -> list[str]:
-    return [line.rstrip() for line in text.strip().splitlines()]
