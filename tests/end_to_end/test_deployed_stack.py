@@ -21,8 +21,9 @@ from aggregation_worker.dead_letters import FailedBatchReference, Notice, Parked
 from aggregation_worker.local.ministack import Ministack
 from tests.aws_cli import commands_of
 from tests.end_to_end.conftest import ROOT, Assembly, cdk, missing, without_metric_math
+from tests.end_to_end.incidents import INCIDENTS
 from tests.end_to_end.shell_commands import shell_command
-from tests.infrastructure.runbook_pages import pages, preamble
+from tests.infrastructure.runbook_pages import check_output, main_block, pages, preamble
 from tests.records import insert, order
 from tests.waiting import wait_for
 
@@ -82,11 +83,14 @@ class DeployedStack:
 
 
 @pytest.fixture(scope="module")
-def commands(ministack: Ministack) -> Iterator[str]:
-    if not shutil.which("uv"):
-        missing("the AWS CLI's commands need uv (https://docs.astral.sh/uv/): install it")
+def commands(ministack: Ministack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    for tool, address in (("uv", "https://docs.astral.sh/uv/"), ("jq", "https://jqlang.org/")):
+        if not shutil.which(tool):
+            missing(f"the runbooks' commands need {tool} ({address}): install it")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    environment |= ministack.environment | {"AWS_CONFIG_FILE": os.devnull}
+    configuration = tmp_path_factory.mktemp("aws") / "config"
+    configuration.write_text("[default]\ncli_timestamp_format = iso8601\n")  # as in version 2 of the CLI
+    environment |= ministack.environment | {"AWS_CONFIG_FILE": str(configuration)}
     uv = ("uv", "tool", "run", "--quiet", "--from", AWS_CLI, "python")
     # An option, since version 1 of the CLI has an endpoint of its own for SQS.
     endpoint = f"--endpoint-url {ministack.endpoint}"
@@ -166,11 +170,32 @@ def test_document_of_a_failed_batch__is_announced_in_the_queue(deployed: Deploye
     assert (letter.document.bucket, letter.document.key) == (bucket, key)
 
 
-def test_what_the_runbooks_look_at__is_there(deployed: DeployedStack, tmp_path: Path) -> None:
-    """Every command under "Look", each distinct one once."""
-    blocks = {block for page in pages().values() for block in page.blocks("Look")}
+def test_pages__show_what_their_main_commands_print(deployed: DeployedStack, tmp_path: Path) -> None:
+    """Those whose main command is the AWS CLI's."""
+    assert set(INCIDENTS) == {
+        name for name in pages() if not main_block(name).splitlines()[-1].startswith("aggregator")
+    }
+    script = [f"{preamble()}\nexec 3> /dev/null"]
+    for page, incident in INCIDENTS.items():
+        incident.happen(page, deployed.ministack.client, deployed.outputs)
+        script += [f"printf '\\036{page}\\037'", incident.script(page)]
 
-    script = "\n".join([preamble(), *(f"({block}) || echo FAILED: {shlex.quote(block)}" for block in sorted(blocks))])
+    done = deployed.shell("\n".join(script), tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    for page, printed in (part.split("\037") for part in done.stdout.split("\036")[1:]):
+        check_output(page, main_block(page).splitlines()[-1], printed)
+
+
+def test_what_else_the_runbooks_look_at__is_there(deployed: DeployedStack, tmp_path: Path) -> None:
+    """Every other command under "Look", each distinct one once."""
+    blocks = {block for page in pages().values() for block in page.blocks("Look")} - set(map(main_block, INCIDENTS))
+
+    # ministack's logs give also the lines that a pattern does not select.
+    jq = 'jq() { cat > /dev/null; command jq "$@" < /dev/null; }'
+    script = "\n".join(
+        [preamble(), jq, *(f"({block}) || echo FAILED: {shlex.quote(block)}" for block in sorted(blocks))]
+    )
     done = deployed.shell(script, tmp_path)
 
     assert "FAILED" not in done.stdout, done.stdout + done.stderr

@@ -24,6 +24,7 @@ from tests.infrastructure.runbook_pages import (
     TASK_SECTIONS,
     blocks_of,
     index_rows,
+    main_block,
     pages,
     preamble,
 )
@@ -68,6 +69,14 @@ def test_page__has_its_sections_in_order(name: str) -> None:
     if "Look" in page.sections:
         assert page.title.startswith(f"{name}: ")
         assert page.blocks("Look")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page__shows_what_its_main_command_prints(name: str) -> None:
+    """An alarm's page begins with it. test_runbook_outputs.py and test_deployed_stack.py hold the outputs."""
+    commands = PAGES[name].blocks("Look" if "Look" in PAGES[name].sections else "Do")
+
+    assert main_block(name) in (commands if name in index_rows("Tasks") else commands[:1])
 
 
 @pytest.mark.parametrize("file", sorted(RUNBOOKS.glob("*.md")), ids=lambda file: file.stem)
