@@ -155,11 +155,11 @@ def test_what_a_later_version_has_added__is_kept(started: Ledger) -> None:
     ("text", "difference"),
     [
         (aggregation_text('remove = "retract"'), 'remove was "keep", is "retract"'),
-        (aggregation_text("where = \"status == 'paid'\""), "where was null, is \"status == 'paid'\""),
-        (aggregation_text(sum='{ quantity = "amount" }'), 'measures was {"quantity": ["quantity"]}, is'),
-        (aggregation_text(sort_key=None), "keys was "),
+        (aggregation_text("where = \"status == 'paid'\""), "where was absent, is \"status == 'paid'\""),
+        (aggregation_text(sum='{ quantity = "amount" }'), '(measures.quantity.0 was "quantity", is "amount")'),
+        (aggregation_text(sort_key=None), 'keys.1.from was "order_date", is absent; keys.1.name was '),
         (aggregation_text(table="elsewhere"), f'table was "{NAME}", is "elsewhere"'),
-        (aggregation_text('since = "2024-07-15T00:00:00Z"'), 'since was null, is "2024-07-15T00:00:00Z"'),
+        (aggregation_text('since = "2024-07-15T00:00:00Z"'), 'since was absent, is "2024-07-15T00:00:00Z"'),
     ],
 )
 def test_changed_definition__is_refused_with_what_to_do(started: Ledger, text: str, difference: str) -> None:

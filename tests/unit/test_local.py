@@ -103,7 +103,7 @@ def test_batch__for_people(local: Local, capsys: pytest.CaptureFixture[str]) -> 
         "12:34:56  3 records: 3 counted in 12 ms",
         "          item_count_by_date: item123, 2024-07-15: quantity 35 (+35)",
         "          item_count_by_date: item312, 2024-07-15: quantity 10 (+10)",
-        "12:34:56  1 record: 1 duplicate in 12 ms, attempt 2",
+        "12:34:56  1 record: 1 counted already in 12 ms, attempt 2",
         "12:34:56  2 records: 1 counted, 1 noticed in 12 ms",
         "          noticed: item_count_by_date: quantity: summed over a value of type S",
         "          where N belongs",

@@ -265,7 +265,16 @@ def _catalogue(item: Item) -> Catalogue:
 
 
 def _differences(was: str, now: str) -> str:
-    """The keys that differ, by name: `where`, `measures`, ..."""
-    old, new = json.loads(was), json.loads(now)
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return "; ".join(f"{key} was {json.dumps(old.get(key))}, is {json.dumps(new.get(key))}" for key in keys)
+    """What differs, such as `keys.1.truncate was "month", is "day"`."""
+    old, new = dict(_leaves(json.loads(was))), dict(_leaves(json.loads(now)))
+    places = sorted(place for place in old.keys() | new.keys() if old.get(place) != new.get(place))
+    return "; ".join(f"{place} was {old.get(place, 'absent')}, is {new.get(place, 'absent')}" for place in places)
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """What a definition says, by where it stands in it."""
+    if not value or not isinstance(value, dict | list):
+        yield place, json.dumps(value)
+        return
+    for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(inner, f"{place}.{name}" if place else str(name))

@@ -12,23 +12,21 @@ from typing import IO, Any
 
 from aggregation_worker.operations.errors import CommandError
 from aggregation_worker.operations.letters import Letter
-from aggregation_worker.operations.output import say
+from aggregation_worker.operations.output import number_of, say
 from aggregation_worker.operations.queue import HeldMessages
 
 _LOST = {
     "parked record": (
-        "{records} records in {letters} parked records: as far as they are not in the totals yet, they never will be, "
-        "until aggregator reconcile --repair corrects these from the source"
+        "{records} in {letters}: what is not in the totals yet never will be, until aggregator reconcile --repair "
+        "corrects these from the source"
     ),
-    "failed batch": (
-        "{records} records in {letters} failed batches, good ones among them: replay these rather than discard them"
-    ),
+    "failed batch": "{records} in {letters}, good ones among them: replay these rather than discard them",
     "notice": (
-        "{letters} notices: no contribution is lost, but nothing tells any more of items that are worth nothing until "
+        "{letters}: no contribution is lost, but nothing tells any more of items that are worth nothing until "
         "they are corrected"
     ),
-    "notification test": "{letters} tests of the bucket's notification: nothing is lost",
-    "unreadable": "{letters} letters that cannot be read: what is lost is not known",
+    "notification test": "{letters} of the bucket: nothing is lost",
+    "unreadable": "{letters} that cannot be read: what is lost is not known",
 }
 
 
@@ -67,7 +65,9 @@ class Discarding:
                 if self._is_kept
                 else "none is discarded"
             )
-            sys.stderr.write(f"aggregator: interrupted: of {len(self._ids)} letters {done}; run it again\n")
+            sys.stderr.write(
+                f"aggregator: interrupted: of {number_of(len(self._ids), 'letter')} {done}; run it again\n"
+            )
 
     def note(self, letter: Letter, facts: Mapping[str, Any]) -> None:
         """Adds a letter to those that are to be discarded."""
@@ -80,7 +80,8 @@ class Discarding:
     def say_what_is_lost(self) -> None:
         """A sentence for each kind."""
         for kind, count in self._letters.items():
-            say(f"To be lost: {_LOST[kind].format(letters=count, records=self._records[kind])}.")
+            letters = number_of(count, "letter" if kind == "unreadable" else kind)
+            say(f"To be lost: {_LOST[kind].format(letters=letters, records=number_of(self._records[kind], 'record'))}.")
 
     def discard(self, held: HeldMessages, *, answered: bool) -> int:
         """Asks, unless the answer is given, and deletes; returns 0 if every letter is gone, else 1.
@@ -91,14 +92,14 @@ class Discarding:
         if not self._ids:
             say("No letter is named by these options; nothing was discarded.")
             return 1
-        if not answered and not _is_yes(f"Discard {len(self._ids)} letters? Type yes: "):
+        if not answered and not _is_yes(f"Discard {number_of(len(self._ids), 'letter')}? Type yes: "):
             say("Nothing was discarded.")
             return 1
         self._file.flush()
         os.fsync(self._file.fileno())
         self._is_kept = True
         failed = held.delete(self._ids)
-        say(f"{len(self._ids) - len(failed)} letters discarded; what they held is in {self.path}.")
+        say(f"{number_of(len(self._ids) - len(failed), 'letter')} discarded; what they held is in {self.path}.")
         for message_id, why in sorted(failed.items())[:1]:
             say(f"{len(failed)} could not be deleted, and are still in the queue, such as {message_id}: {why}.")
         return 1 if failed else 0

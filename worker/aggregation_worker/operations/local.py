@@ -22,7 +22,7 @@ from aggregation_worker.local.delivery import DiscardedBatch, Invocation
 from aggregation_worker.local.demo import QUIET_FUNCTION, quiet_mapping
 from aggregation_worker.local.pipeline import Pipeline, deployed_handler, running_pipeline
 from aggregation_worker.operations.options import add_definitions_option
-from aggregation_worker.operations.output import console, print_json_line, say, shown
+from aggregation_worker.operations.output import console, number_of, print_json_line, say, shown
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -34,7 +34,7 @@ _INDENT = len("12:34:56  ")
 
 _WORDS = {
     RecordOutcome.APPLIED: "counted",
-    RecordOutcome.DUPLICATE: "duplicate",
+    RecordOutcome.DUPLICATE: "counted already",
     RecordOutcome.NOT_COUNTED: "contributing nothing",
     RecordOutcome.NOTICED: "noticed",
     RecordOutcome.PARKED: "parked",
@@ -207,7 +207,7 @@ def _print(facts: Mapping[str, Any]) -> None:
         where = f"kept in the bucket as {facts['bucketKey']}" if facts["bucketKey"] else "dropped"
         screen.print(_records(clock, facts), shown("given up", "red"), shown(f"({facts['reason']}), {where}"))
         return
-    outcomes = ", ".join(_number(count, _WORDS[RecordOutcome(name)]) for name, count in facts["outcomes"].items())
+    outcomes = ", ".join(f"{count} {_WORDS[RecordOutcome(name)]}" for name, count in facts["outcomes"].items())
     line = _records(clock, facts) + shown(f" {outcomes or 'failed'}", "green" if outcomes else "red")
     attempt = f", attempt {facts['attempt']}" if facts["attempt"] > 1 else ""
     screen.print(line + shown(f" in {facts['milliseconds']} ms{attempt}"))
@@ -225,11 +225,7 @@ def _print(facts: Mapping[str, Any]) -> None:
 
 
 def _records(clock: str, facts: Mapping[str, Any]) -> Text:
-    return shown(f"{clock}  {_number(facts['records'], 'record')}:")
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'s' if count != 1 and what in ('record', 'duplicate') else ''}"
+    return shown(f"{clock}  {number_of(facts['records'], 'record')}:")
 
 
 def _print_attention(attention: list[dict[str, Any]]) -> None:

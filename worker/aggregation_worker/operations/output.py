@@ -81,6 +81,11 @@ def progress() -> Progress:
     return Progress(*columns, console=terminal, transient=True, redirect_stdout=False, disable=not terminal.is_terminal)
 
 
+def number_of(count: int, noun: str) -> str:
+    """`1 letter`, `2 letters`, `2 batches`."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('ch') else 's'}"
+
+
 def duration(time: timedelta) -> str:
     """`3 days`, `5 h`, `12 min` or `40 s`: the largest unit that fits, rounded down."""
     seconds = int(time.total_seconds())
