@@ -83,7 +83,7 @@ def progress() -> Progress:
 
 def number_of(count: int, noun: str) -> str:
     """`1 letter`, `2 letters`, `2 batches`."""
-    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('ch') else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 
 def duration(time: timedelta) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aggregation_worker.aggregations.numbers import Amounts, canonical_text
-from aggregation_worker.operations.output import print_table, say
+from aggregation_worker.operations.output import number_of, print_table, say
 from aggregation_worker.operations.visible import visible
 from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 
@@ -43,8 +43,7 @@ def print_report(report: Report) -> None:
     """A table of what is not simply right, and sentences about the rest."""
     rows = [
         (
-            line.finding.aggregation.name,
-            "\n".join(line.finding.group),
+            "\n  ".join((line.finding.aggregation.name, *line.finding.group)),
             line.measure,
             line.total,
             line.expected,
@@ -55,16 +54,17 @@ def print_report(report: Report) -> None:
         if finding.verdict is not Verdict.UNPROVABLE
         for line in _lines(finding)
     ]
-    rows += [(name, "all", "all", "?", "?", "?", "not compared") for name in report.left_out]
+    rows += [(name, "all", "?", "?", "?", "not compared") for name in report.left_out]
     if rows:
-        columns = ("aggregation", "keys", "measure", "total", "expected", "difference", "verdict")
+        columns = ("aggregation and keys", "measure", "total", "expected", "difference", "verdict")
         print_table("Totals that are not simply right", columns, rows)
     for sentence in _sentences(report):
         say(sentence)
 
 
 def _sentences(report: Report) -> Iterator[str]:
-    compared = f"{report.aggregates:,} totals compared with {report.items:,} items in {report.seconds:.0f} s"
+    totals, items = number_of(report.aggregates, "total"), number_of(report.items, "item")
+    compared = f"{totals} compared with {items} in {report.seconds:.0f} s"
     found = [f"{report.count(verdict):,} {verdict}" for verdict in Verdict if report.count(verdict)]
     if report.compared:
         right = "all are right"
