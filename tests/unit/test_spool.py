@@ -15,12 +15,11 @@ from aggregation_worker.reconciliation.spool import (
     Comparison,
     LaterReceipt,
     Spool,
-    SpoolError,
-    SpoolInUseError,
     SpoolMismatchError,
     read_amounts,
     read_group,
 )
+from aggregation_worker.reconciliation.spool_file import SpoolError, SpoolInUseError
 
 RUN = {"table": "orders", "stream": "one"}
 

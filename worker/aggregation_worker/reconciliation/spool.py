@@ -8,10 +8,9 @@ A spool belongs to the thread that opened it: one consumer writes and reads it, 
 """
 
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from heapq import merge
@@ -22,10 +21,10 @@ from typing import Any, Self
 
 from aggregation_worker.aggregations.contributions import Group
 from aggregation_worker.aggregations.numbers import Amounts, sum_of
-from aggregation_worker.errors import WorkerError
 from aggregation_worker.ledger.pages import Receipts
 from aggregation_worker.ledger.receipts import net
 from aggregation_worker.reconciliation.portions import portions
+from aggregation_worker.reconciliation.spool_file import SpoolError, open_file, spool_error
 
 ItemRow = tuple[bytes, int, str | None, str | None]
 """What an item contributes: the digest of its key, the aggregation's number, group and amounts as texts.
@@ -33,13 +32,8 @@ ItemRow = tuple[bytes, int, str | None, str | None]
 Group and amounts are `None` where the aggregation cannot use the item.
 """
 
-# sqlite3's own memory: its page cache, and as much again for a sort before it goes to disk.
-_CACHE_KIB = 8 * 1024
 _ROWS_AT_ONCE = 1_000
 _FORMAT = "3"
-# By which a spool is known ("Database File Format", sqlite.org): the header's application id, and where it stands.
-_APPLICATION_ID = int.from_bytes(b"aggr", "big")
-_APPLICATION_ID_AT = 68
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -71,16 +65,8 @@ SELECT aggregation, grp, amounts FROM (
 """
 
 
-class SpoolError(WorkerError):
-    """The spool cannot be used; the message says why and what to do."""
-
-
 class SpoolMismatchError(SpoolError):
     """The spool holds another run: another table, stream, cut or definition."""
-
-
-class SpoolInUseError(SpoolError):
-    """Another process works with this spool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +130,7 @@ class Spool:
         self._path = path
         self._numbers: dict[str, int] = {}
         self._cuts: tuple[int, ...] = ()
-        if path is not None:
-            self._check_or_make(path)
-        try:
-            # An empty name is sqlite3's own word for a temporary database on disk.
-            self._db = sqlite3.connect("" if path is None else path, timeout=0, isolation_level=None)
-        except sqlite3.Error as error:
-            raise self._spool_error(error) from error
-        with ExitStack() as on_failure:
-            on_failure.push(self)
-            self._set_up()
-            on_failure.pop_all()
+        self._db = open_file(path, _TABLES)
 
     def __enter__(self) -> Self:
         return self
@@ -162,7 +138,7 @@ class Spool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self.close()
         if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.ProgrammingError):  # a mistake made here
-            raise self._spool_error(error) from error
+            raise spool_error(self._path, error) from error
 
     def close(self) -> None:
         """Closes the file, which stays (unless it is a temporary one)."""
@@ -405,50 +381,6 @@ class Spool:
             if len(rows) < _ROWS_AT_ONCE:
                 return
             last = rows[-1][0]
-
-    @staticmethod
-    def _check_or_make(path: Path) -> None:
-        """For its owner only: it holds what items contribute, and to which groups.
-
-        What goes wrong here besides, sqlite3 tells when it opens the file.
-        """
-        with suppress(OSError):
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            return
-        with suppress(OSError):
-            with path.open("rb") as file:
-                header = file.read(_APPLICATION_ID_AT + 4)
-            if header and header[_APPLICATION_ID_AT:] != _APPLICATION_ID.to_bytes(4, "big"):
-                raise SpoolError(
-                    f"{path} is not a spool of this version, but another program's file: name another file"
-                )
-            path.chmod(0o600)
-
-    def _set_up(self) -> None:
-        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        # Before the next line, so that it stands in the file itself at once.
-        self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute("PRAGMA temp_store = FILE")
-        self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        self._db.executescript(_TABLES)
-
-    def _spool_error(self, error: sqlite3.Error) -> SpoolError:
-        """What sqlite3 says, with the file and what to do."""
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the rest says where in sqlite3
-        file, another = f"the spool {self._path}", "name another file"
-        if self._path is None:
-            file, another = "the temporary spool", "set SQLITE_TMPDIR to another folder"
-        if code == sqlite3.SQLITE_BUSY:
-            return SpoolInUseError(f"{file} is in use by another run: wait until that is done, or {another}")
-        if code == sqlite3.SQLITE_FULL:
-            return SpoolError(f"{file} cannot be written: {error}: make room and run this again, or {another}")
-        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR):
-            return SpoolError(f"{file} is not a spool, or is damaged: {error}: {another}")
-        return SpoolError(
-            f"{file} cannot be used: {error}: check that its folder exists and can be written to, or {another}"
-        )
 
 
 def _sum(amounts: Iterable[Amounts]) -> Amounts:
