@@ -405,6 +405,7 @@ class Chaos:
         self.proxy.calm = True
         self.proxy.settled()
         self._replay()
+        self._replay()  # what the first has told anew, of items that have been corrected since
         return self._report(time.monotonic() - started)
 
     # --- Delivering -----------------------------------------------------------------------------------------------
