@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
     """With numbers by value: 1.50 and 15E-1 are the same, also to the eye, by which items are sorted."""
     if isinstance(value, Mapping):
         if set(value) == {"N"}:
-            return EXACT.normalize(Decimal(value["N"]))
+            return EXACT.normalize(Decimal(value["N"])) or Decimal(0)  # -0, too
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
