@@ -1,4 +1,4 @@
-"""Runs concurrent code one step at a time: only one thread ever runs, and each stops before every API call.
+"""Runs concurrent code one step at a time: each of its threads stops before every API call.
 
     scheduler = Scheduler()
     process = Process(scheduler)
@@ -6,20 +6,20 @@
     (task,) = scheduler.waiting_calls()
     task.resume(lambda call: call.perform())
 
-The code under test runs unchanged in threads of its own; a `Call` is where one of them stops, and what it is resumed
-with decides what becomes of the call: carried out, lost, refused, carried out later. `Executor` and `wait` stand in for
-the thread pool and for `concurrent.futures.wait`. Knows nothing of the worker or of AWS.
+The code under test runs unchanged; a `Call` is where one of its threads stops, and what it is resumed with decides what
+becomes of the call: carried out, lost, refused, carried out later. `Executor` and `wait` stand in for the thread pool
+and for `concurrent.futures.wait`. The threads are greenlets: to switch to one costs next to nothing, and none runs
+unless it is told to. Knows nothing of the worker or of AWS.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-# Seconds of real time. A step takes a millisecond; one that takes this long hangs.
-_STEP_TIMEOUT = 60
+from greenlet import getcurrent, greenlet
 
 
 class KilledError(BaseException):
@@ -58,16 +58,21 @@ class AnswerWait:
         return any(future.done() for future in self.futures)
 
 
-class Task:
+class Task(greenlet):
     """One thread of a process, and where it has stopped."""
 
     def __init__(self, process: "Process", body: Callable[[], Any]) -> None:
+        super().__init__()
         self.process = process
         self.point: Call | AnswerWait | None = None
-        self.ended = False
         self._body = body
         self._fate: Fate | None = None
-        self._go = _Baton()
+
+    @staticmethod
+    def current() -> "Task | None":
+        """The thread that asks; `None` if it is none of any process."""
+        current = getcurrent()
+        return current if isinstance(current, Task) else None
 
     def resume(self, fate: Fate | None = None) -> None:
         """Lets the thread run to its next stop; and then whatever it has started or woken."""
@@ -78,8 +83,8 @@ class Task:
         """Called in the thread itself: stops, and when it is resumed does what was decided about the call."""
         self.process.check_alive()
         self.point = point
-        self.process.scheduler.hand_back()
-        self._go.take()
+        assert self.parent is not None
+        self.parent.switch()
         self.point = None
         self.process.check_alive()
         if isinstance(point, Call):
@@ -87,69 +92,10 @@ class Task:
             return self._fate(point)
         return None
 
-    def run(self, at_end: Callable[[], None]) -> None:
+    def run(self) -> None:
         """The whole life of the thread."""
-        self._go.take()
-        _current.task = self
-        try:
+        with suppress(KilledError):
             self._body()
-        except KilledError:
-            pass
-        finally:
-            self.ended = True
-            _current.task = None
-            at_end()
-            self.process.scheduler.hand_back()
-
-    def go(self) -> None:
-        """Called by the scheduler only."""
-        self._go.give()
-
-
-class _Baton:
-    """Handed from thread to thread; a lock does that faster than a semaphore."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def give(self) -> None:
-        self._lock.release()
-
-    def take(self, timeout: float = -1) -> None:
-        if not self._lock.acquire(timeout=timeout):
-            raise TimeoutError("a thread under the scheduler neither stops nor ends")
-
-
-class _Current(threading.local):
-    task: Task | None = None
-
-
-_current = _Current()
-
-
-class _Carrier:
-    """A thread that carries one task after another: starting one for each would take longer than most tasks."""
-
-    def __init__(self) -> None:
-        self._task: Task | None = None
-        self._work = threading.Semaphore(0)
-        threading.Thread(target=self._carry_for_ever, name="scheduled", daemon=True).start()
-
-    @classmethod
-    def carry(cls, task: Task) -> None:
-        carrier = _idle_carriers.pop() if _idle_carriers else cls()
-        carrier._task = task
-        carrier._work.release()
-
-    def _carry_for_ever(self) -> None:
-        while True:
-            self._work.acquire()
-            assert self._task is not None
-            self._task.run(at_end=lambda: _idle_carriers.append(self))
-
-
-_idle_carriers: list[_Carrier] = []
 
 
 class Scheduler:
@@ -158,14 +104,12 @@ class Scheduler:
     def __init__(self) -> None:
         self.tasks: list[Task] = []
         self._started: list[Task] = []
-        self._back = _Baton()
 
     def start(self, process: "Process", body: Callable[[], Any]) -> Task:
         """A new thread of a process. It first runs when the thread that starts it has stopped."""
         task = Task(process, body)
         self.tasks.append(task)
         self._started.append(task)
-        _Carrier.carry(task)
         return task
 
     def switch_to(self, task: Task) -> None:
@@ -192,15 +136,13 @@ class Scheduler:
         """The tasks that stand still until an answer comes or their time is up."""
         return [task for task in self.tasks if isinstance(task.point, AnswerWait)]
 
-    def hand_back(self) -> None:
-        """Called by a task that stops or ends."""
-        self._back.give()
-
     def _run(self, task: Task) -> None:
-        task.go()
-        self._back.take(_STEP_TIMEOUT)
-        if task.ended:
-            self.tasks.remove(task)
+        task.parent = getcurrent()
+        try:
+            task.switch()
+        finally:
+            if task.dead:
+                self.tasks.remove(task)
 
 
 class Process:
@@ -213,14 +155,15 @@ class Process:
     def start(self, body: Callable[[], Any]) -> Task:
         """Starts a thread and lets it run to its first stop."""
         task = self.scheduler.start(self, body)
-        if _current.task is None:
+        if Task.current() is None:
             self.scheduler.settle()
         return task
 
     def call(self, operation: str, perform: Callable[[], Any], request: Mapping[str, Any]) -> Any:
         """Called in a thread of the process: an API call, and thus a stop."""
-        assert _current.task is not None
-        return _current.task.stop_at(Call(operation, perform, request))
+        task = Task.current()
+        assert task is not None
+        return task.stop_at(Call(operation, perform, request))
 
     def tasks(self) -> list[Task]:
         """Its threads that have not ended."""
@@ -269,7 +212,7 @@ def wait(
     fs: "Iterable[Future[Any]]", timeout: float | None = None, return_when: str = futures.FIRST_COMPLETED
 ) -> "tuple[set[Future[Any]], set[Future[Any]]]":
     """`concurrent.futures.wait`, as a stop; who resumes it before a future is done makes it time out."""
-    task = _current.task
+    task = Task.current()
     assert task is not None
     assert return_when == futures.FIRST_COMPLETED
     waited_for = frozenset(fs)
