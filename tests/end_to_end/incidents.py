@@ -24,8 +24,8 @@ from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.reconciliation import scheduled
 from aggregation_worker.reconciliation.report import Finding, Report, Verdict
 from tests.dead_letter_fakes import ParkingPlace
-from tests.infrastructure.runbook_pages import main_block, preamble
 from tests.records import changed, insert
+from tests.runbook_pages import main_block, preamble
 
 DEFINITIONS = load_definitions(SAMPLE_FILE)
 (AGGREGATION,) = DEFINITIONS.aggregations

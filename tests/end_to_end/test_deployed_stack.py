@@ -23,8 +23,8 @@ from tests.aws_cli import commands_of
 from tests.end_to_end.conftest import ROOT, Assembly, cdk, missing, without_metric_math
 from tests.end_to_end.incidents import INCIDENTS
 from tests.end_to_end.shell_commands import shell_command
-from tests.infrastructure.runbook_pages import check_output, main_block, pages, preamble
 from tests.records import insert, order
+from tests.runbook_pages import check_output, main_block, pages, preamble
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.end_to_end

@@ -17,7 +17,8 @@ import botocore.session
 import pytest
 from botocore import xform_name
 
-from tests.infrastructure.runbook_pages import (
+from tests.infrastructure.stacks import CDK, Stack
+from tests.runbook_pages import (
     ALARM_SECTIONS,
     INDEX,
     RUNBOOKS,
@@ -28,7 +29,6 @@ from tests.infrastructure.runbook_pages import (
     pages,
     preamble,
 )
-from tests.infrastructure.stacks import CDK, Stack
 
 PAGES = pages()
 

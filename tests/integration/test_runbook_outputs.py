@@ -19,8 +19,8 @@ from aggregation_worker.local import SAMPLE_FILE
 from aggregation_worker.local.pipeline import LEDGER_TABLE, Pipeline, create_table, running_pipeline
 from aggregation_worker.local.recompute import scan, stored_totals
 from aggregation_worker.operations.cli import main
-from tests.infrastructure.runbook_pages import check_output, pages
 from tests.records import SOURCE_TABLE, order
+from tests.runbook_pages import check_output, pages
 from tests.unit.test_operations import healthy, resources_with
 
 TARGET = "item_count_by_date"

@@ -26,8 +26,8 @@ from aggregation_worker.streams.reader import HistoryLostError
 from aggregation_worker.streams.shards import IncompleteDescriptionError, TrimmedError
 from tests.definition_texts import aggregation_text, definitions
 from tests.faulty_dynamodb import LEDGER, Clock, FaultyDynamoDB, cancelled, client_error
-from tests.infrastructure.runbook_pages import check_output
 from tests.records import CREATED_AT, STREAM_ARN, STREAM_LABEL, insert, modify, order
+from tests.runbook_pages import check_output
 
 DEFINITIONS = definitions(
     aggregation_text('count = "orders"'),

@@ -22,8 +22,8 @@ from aggregation_worker.operations.replaying import Left, Summary
 from aggregation_worker.operations.resources import Resources
 from tests.dead_letter_fakes import BUCKET, NOW
 from tests.definition_texts import definitions
-from tests.infrastructure.runbook_pages import check_output
 from tests.records import CREATED_AT, STREAM_ARN, insert, order
+from tests.runbook_pages import check_output
 from tests.slow_queue import SENT, SlowQueue
 
 DEFINED = definitions(source=f'[source]\nstream_arn = "{STREAM_ARN}"\npartition_key = "orderid"\n')

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-RUNBOOKS = Path(__file__).parents[2] / "runbooks"
+RUNBOOKS = Path(__file__).parents[1] / "runbooks"
 INDEX = RUNBOOKS / "README.md"
 
 ALARM_SECTIONS = ["What it means", "How bad is it", "Look", "Do", "Over when"]
