@@ -798,6 +798,7 @@ def _type_words(value: Mapping[str, Any]) -> str:
     return words[next(iter(value))]
 
 
+@lru_cache(maxsize=4096)
 def _number(text: str) -> Decimal:
     """The value of a number's text.
 
@@ -812,8 +813,8 @@ def _number(text: str) -> Decimal:
 def _fitting(number: Decimal) -> Decimal:
     if not number:
         return Decimal(0)
-    digits = "".join(map(str, number.as_tuple().digits)).strip("0")
-    if len(digits) > MAX_DIGITS:
+    digits = number.as_tuple().digits
+    if len(digits) > MAX_DIGITS and len("".join(map(str, digits)).strip("0")) > MAX_DIGITS:
         raise ValueError(TOO_MANY_DIGITS)
     if number.adjusted() > LARGEST_MAGNITUDE:
         raise ValueError(OVERFLOW)

@@ -19,6 +19,7 @@ from aggregation_worker import handler
 from aggregation_worker.aggregations.definitions import DefinitionError
 from aggregation_worker.batch import REPORT_OUTCOMES
 from aggregation_worker.handler import ParkingError, deadline_of, lambda_handler
+from aggregation_worker.ledger import commit
 from aggregation_worker.ledger.catalogue import CatalogueError
 from aggregation_worker.ledger.commit import MAX_IN_FLIGHT
 from aggregation_worker.ledger.failures import CommitError
@@ -135,6 +136,7 @@ def deployed(**environment: str) -> Iterator[Function]:
         mock.patch.object(handler.logger.registered_handler, "stream", function.printed),
         mock.patch.object(handler, "ThreadPoolExecutor", return_value=ImmediateExecutor()),
         mock.patch("time.sleep", function.pauses.append),
+        mock.patch.multiple(commit, _CONFLICT_PAUSE=(0, 0), _THROTTLED_PAUSE=(0, 0), _LOOK_PAUSE=(0, 0)),
     ):
         yield function
     handler._worker.cache_clear()
