@@ -6,16 +6,15 @@ import json
 import re
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
-from botocore.exceptions import ClientError
-from botocore.httpsession import URLLib3Session
+from botocore.exceptions import ClientError, ConnectTimeoutError
 
 from aggregation_worker.aggregations.contributions import Definitions, KeyType
 from aggregation_worker.aggregations.definitions import load_definitions, parse_definitions
@@ -138,19 +137,36 @@ FUNCTION = {
 }
 
 
+LOCATION = "https://code/bundle?X-Amz-Security-Token=secret"
+
+
+class Bundle(Protocol):
+    def __call__(self, data: bytes, *statuses: int | None) -> list[str]: ...
+
+
 @pytest.fixture
-def bundle_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[bytes, int], list[str]]:
-    """Puts a bundle where the function's code is; returns the addresses that are fetched."""
+def bundle_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bundle:
+    """Puts a bundle where the function's code is; returns the addresses that are fetched.
+
+    `statuses` are those of the answers, the last one of all that follow; `None` is none.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def put(data: bytes, status: int = 200) -> list[str]:
+    def put(data: bytes, *statuses: int | None) -> list[str]:
         fetched: list[str] = []
 
-        def send(_: Any, request: Any) -> Any:
-            fetched.append(request.url)
-            return SimpleNamespace(status_code=status, content=data)
+        class Session:
+            def __init__(self, certificates: Any, proxies: Any, timeouts: tuple[float, float]) -> None:
+                assert timeouts[0] <= 5  # seconds to connect
 
-        monkeypatch.setattr(URLLib3Session, "send", send)
+            def send(self, request: Any) -> Any:
+                fetched.append(request.url)
+                status = statuses[min(len(fetched), len(statuses)) - 1]
+                if status is None:
+                    raise ConnectTimeoutError(endpoint_url=request.url)
+                return SimpleNamespace(status_code=status, content=data)
+
+        monkeypatch.setattr("aggregation_worker.operations.deployed.URLLib3Session", Session)
         return fetched
 
     return put
@@ -176,15 +192,13 @@ def deployed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Resources:
     }
     answers = {
         "describe_stacks": stack_with(FunctionName="worker-function"),
-        "get_function": {"Configuration": FUNCTION, "Code": {"Location": "https://code"}},
+        "get_function": {"Configuration": FUNCTION, "Code": {"Location": LOCATION}},
         "describe_table": {"Table": keys},
     }
     return resources_with({}, answers, monkeypatch, *arguments)[0]
 
 
-def test_definitions__are_those_of_the_deployed_function(
-    monkeypatch: pytest.MonkeyPatch, bundle_at: Callable[[bytes, int], list[str]]
-) -> None:
+def test_definitions__are_those_of_the_deployed_function(monkeypatch: pytest.MonkeyPatch, bundle_at: Bundle) -> None:
     fetched = bundle_at(zipped("aggregations.toml", aggregation_text()), 200)
 
     for _ in range(2):  # fetched once, and kept
@@ -192,34 +206,40 @@ def test_definitions__are_those_of_the_deployed_function(
         assert (found.source.table, found.source.stream_arn) == ("Order_by_item", STREAM_ARN)
         assert found.source.keys == (("orderid", KeyType.STRING), ("order_date", KeyType.NUMBER))
         assert [one.table for one in found.aggregations] == ["dev-item_count_by_date"]
-    assert fetched == ["https://code"]
+    assert fetched == [LOCATION]
+
+
+@pytest.mark.parametrize("statuses", [(None, 200), (503, 200), (None, 500, 200)])
+def test_bundle_that_does_not_come_at_once__is_asked_for_again(
+    statuses: tuple[int | None, ...], monkeypatch: pytest.MonkeyPatch, bundle_at: Bundle
+) -> None:
+    fetched = bundle_at(zipped("aggregations.toml", aggregation_text()), *statuses)
+
+    assert [one.table for one in deployed(monkeypatch).definitions.aggregations] == ["dev-item_count_by_date"]
+    assert len(fetched) == len(statuses)
 
 
 @pytest.mark.parametrize(
-    ("data", "status", "sentence"),
+    ("data", "status", "reason"),
     [
-        (b"", 403, "the bundle of function worker-function cannot be fetched: HTTP status 403"),
-        (
-            b"not a zip",
-            200,
-            "cannot be read from its bundle (File is not a zip file): give --definitions FILE",
-        ),
-        (zipped("other.py", ""), 200, "give --definitions FILE"),
+        (b"", 403, "HTTP status 403"),
+        (b"", None, 'Connect timeout on endpoint URL: "https://code/bundle"'),
+        (b"not a zip", 200, "File is not a zip file"),
+        (zipped("other.py", ""), 200, "\"There is no item named 'aggregations.toml' in the archive\""),
     ],
 )
 def test_bundle_without_definitions__is_one_sentence(
-    data: bytes,
-    status: int,
-    sentence: str,
-    monkeypatch: pytest.MonkeyPatch,
-    bundle_at: Callable[[bytes, int], list[str]],
+    data: bytes, status: int | None, reason: str, monkeypatch: pytest.MonkeyPatch, bundle_at: Bundle
 ) -> None:
     bundle_at(data, status)
 
     with pytest.raises(CommandError) as refused:
         _ = deployed(monkeypatch).definitions
 
-    assert sentence in str(refused.value)
+    assert str(refused.value) == (
+        f"the definitions of function worker-function cannot be read from its bundle ({reason}): "
+        "give --definitions FILE"
+    )
 
 
 def test_file_that_is_given__takes_the_deployed_ones_place(monkeypatch: pytest.MonkeyPatch) -> None:

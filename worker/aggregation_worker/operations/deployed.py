@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from botocore.awsrequest import AWSRequest
-from botocore.exceptions import HTTPClientError
+from botocore.exceptions import BotoCoreError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 
@@ -17,7 +17,8 @@ from aggregation_worker.operations.errors import CommandError
 if TYPE_CHECKING:
     from mypy_boto3_lambda import LambdaClient
 
-_TIMEOUT = 30  # seconds
+_TIMEOUTS: Any = (5, 30)  # seconds to connect, and to wait for more
+_ATTEMPTS = 3
 _BUNDLED = "aggregations.toml"
 
 
@@ -35,23 +36,37 @@ def deployed_definitions(client: "LambdaClient", function: str) -> tuple[Path, d
     variables = dict(configuration.get("Environment", {}).get("Variables", {}))
     file = _cache_folder() / f"{configuration['CodeSha256'].replace('/', '_')}.toml"
     if not file.is_file():
-        _keep(file, _fetched(answer["Code"]["Location"], function))
+        try:
+            bundle = zipfile.ZipFile(io.BytesIO(_fetched(answer["Code"]["Location"])))
+            _keep(file, bundle.read(_BUNDLED))
+        except (CommandError, zipfile.BadZipFile, KeyError) as error:
+            raise CommandError(
+                f"the definitions of function {function} cannot be read from its bundle ({error}): "
+                "give --definitions FILE"
+            ) from error
     return file, variables
 
 
-def _fetched(location: str, function: str) -> bytes:
-    """The way that boto3's own requests take: by the environment's proxies and certificates."""
+def _fetched(location: str) -> bytes:
+    """The way that boto3's own requests take: by the environment's proxies and certificates, and more than once.
+
+    Raises:
+        CommandError: why it was not to be had.
+    """
     certificates: Any = os.environ.get("AWS_CA_BUNDLE") or True
-    session = URLLib3Session(certificates, get_environ_proxies(location), _TIMEOUT)
-    try:
-        answer = session.send(AWSRequest("GET", location).prepare())
-        if answer.status_code != 200:
-            raise CommandError(f"the bundle of function {function} cannot be fetched: HTTP status {answer.status_code}")
-        return zipfile.ZipFile(io.BytesIO(answer.content)).read(_BUNDLED)
-    except (HTTPClientError, zipfile.BadZipFile, KeyError) as error:
-        raise CommandError(
-            f"the definitions of function {function} cannot be read from its bundle ({error}): give --definitions FILE"
-        ) from error
+    session = URLLib3Session(certificates, get_environ_proxies(location), _TIMEOUTS)
+    problem = ""
+    for _ in range(_ATTEMPTS):
+        try:
+            answer = session.send(AWSRequest("GET", location).prepare())
+        except BotoCoreError as error:
+            # Without the location's query, which is as good as a password for some minutes.
+            problem = str(error).replace(location, location.partition("?")[0])
+        else:
+            if answer.status_code == 200:
+                return answer.content
+            problem = f"HTTP status {answer.status_code}"
+    raise CommandError(problem)
 
 
 def _keep(file: Path, content: bytes) -> None:
