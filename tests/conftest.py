@@ -130,6 +130,12 @@ def seed(request: pytest.FixtureRequest) -> int:
     return number
 
 
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands print is as in a terminal of 80 columns."""
+    monkeypatch.setattr("aggregation_worker.operations.output._WIDTH_OF_A_PIPE", 80)
+
+
 @pytest.fixture(scope="session")
 def dynamodb_local() -> Iterator[DynamoDBLocal]:
     """DynamoDB Local, one server per test session (with pytest-xdist, per worker process).

@@ -25,11 +25,7 @@ from tests.unit.test_operations import healthy, resources_with
 
 TARGET = "item_count_by_date"
 
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a terminal of 80 columns."""
-    monkeypatch.setattr("aggregation_worker.operations.output._WIDTH_OF_A_PIPE", 80)
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 def test_page_of_all__shows_a_healthy_status(

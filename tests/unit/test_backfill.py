@@ -442,14 +442,8 @@ def test_dry_run__adds_up_and_writes_nothing(shop: Shop) -> None:
     ],
 )
 def test_pages__show_what_a_dry_run_prints(
-    shop: Shop,
-    page: str,
-    first: int,
-    command_line: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    shop: Shop, narrow: None, page: str, first: int, command_line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("aggregation_worker.operations.output._WIDTH_OF_A_PIPE", 80)
     command._report({}, shop.run(dry_run=True)[first:], command.Request(dry_run=True), as_json=False)
 
     check_output(page, command_line, capsys.readouterr().out)

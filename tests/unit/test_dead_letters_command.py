@@ -27,6 +27,8 @@ from tests.runbook_pages import check_output
 from tests.slow_queue import SENT, SlowQueue
 
 DEFINED = definitions(source=f'[source]\nstream_arn = "{STREAM_ARN}"\npartition_key = "orderid"\n')
+pytestmark = pytest.mark.usefixtures("narrow")
+
 TODAY = datetime.fromtimestamp(int(SENT) / 1000, UTC) + timedelta(days=3)
 
 
@@ -45,7 +47,6 @@ def queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SlowQueue:
     )
     monkeypatch.setattr(Resources, "of", lambda _: resources)
     monkeypatch.setattr(HeldMessages, "started_at", lambda _: TODAY)
-    monkeypatch.setattr("aggregation_worker.operations.output._WIDTH_OF_A_PIPE", 80)
     monkeypatch.chdir(tmp_path)
     return found
 

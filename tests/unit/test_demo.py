@@ -38,6 +38,8 @@ COMPARISON = Comparison(
     letters=[("178530", "item_count_by_date: a [reason]")],
 )
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 def shown(comparison: Comparison, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """The exit status and the output of the command, had it found this."""
@@ -47,7 +49,6 @@ def shown(comparison: Comparison, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         yield SimpleNamespace(take=lambda step: None, comparison=lambda: comparison)
 
     monkeypatch.setattr("aggregation_worker.operations.demo.running_demo", running_demo)
-    monkeypatch.setattr("aggregation_worker.operations.output._WIDTH_OF_A_PIPE", 80)
     return main(["demo"]), capsys.readouterr().out
 
 

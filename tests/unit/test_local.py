@@ -65,11 +65,10 @@ class Local:
 
 
 @pytest.fixture
-def local(monkeypatch: pytest.MonkeyPatch) -> Iterator[Local]:
+def local(narrow: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local]:
     made = Local()
     monkeypatch.setattr("aggregation_worker.operations.local.running_pipeline", made.running_pipeline)
     monkeypatch.setattr("aggregation_worker.operations.local.deployed_handler", made.deployed_handler)
-    monkeypatch.setattr("aggregation_worker.operations.output._WIDTH_OF_A_PIPE", 80)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield made
     for number, handler in before.items():
