@@ -5,7 +5,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -69,27 +69,35 @@ class Incident:
             client("logs").put_log_events(**stream, logEvents=self._events(page, last))
 
     def _events(self, page: str, last: float) -> list[dict[str, Any]]:
-        """The lines that the page's pattern selects, since ministack's logs give every line."""
-        (pattern,) = re.findall(r"--filter-pattern '\{ (.*?) \}'", main_block(page))
-        expression = re.sub(r"\b(\d+)\b", r"`\1`", pattern.replace(" = ", " == ").replace("$.", "").replace('"', "'"))
         events = []
         for ago, log in enumerate(reversed(self.log)):
-            with (
-                mock.patch.object(handler.logger.registered_handler, "stream", io.StringIO()) as printed,
-                contextlib.suppress(Exception),
-            ):
-                log()
             moment = last - self.period * ago
-            at = {"timestamp": f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S},000+0000"}
-            lines = [json.loads(line) | at for line in printed.getvalue().splitlines()]
-            selected = [json.dumps(line) for line in lines if jmespath.search(expression, line)]
-            events += [{"timestamp": int(moment * 1000), "message": line} for line in selected]
+            lines = selected(main_block(page), logged(log, datetime.fromtimestamp(moment, UTC)))
+            events += [{"timestamp": int(moment * 1000), "message": line} for line in lines]
         return events[::-1]
 
     def script(self, page: str) -> str:
         """The page's main command as it is run then; its log group has a name of its own."""
         names = f'LOG=/incidents/{page}; output() {{ echo "$LOG"; }}' if self.log else ":"
         return f"({names}\n{{\n{self.before}\n}} >&3\n{main_block(page)}{{\n{self.after}\n}} >&3) 2>&1 || true"
+
+
+def logged(log: Callable[[], object], moment: datetime) -> list[Any]:
+    """The lines that the worker logs then."""
+    with (
+        mock.patch.object(handler.logger.registered_handler, "stream", io.StringIO()) as printed,
+        contextlib.suppress(Exception),
+    ):
+        log()
+    at = {"timestamp": f"{moment:%Y-%m-%d %H:%M:%S},000+0000"}
+    return [json.loads(line) | at for line in printed.getvalue().splitlines()]
+
+
+def selected(block: str, lines: Iterable[Any]) -> list[str]:
+    """What a block's pattern selects, since ministack's logs give every line."""
+    (pattern,) = re.findall(r"--filter-pattern '\{ (.*?) \}'", block)
+    expression = re.sub(r"\b(\d+)\b", r"`\1`", pattern.replace(" = ", " == ").replace("$.", "").replace('"', "'"))
+    return [json.dumps(line) for line in lines if jmespath.search(expression, line)]
 
 
 def invocation(module: Any, **instead: Any) -> Callable[[], object]:
@@ -131,6 +139,18 @@ def reconciled(verdict: Verdict, count: int) -> Callable[[], object]:
     never = {"read_scheduled_settings": mock.Mock(), "boto3": mock.Mock()}
     return invocation(scheduled, reconcile=mock.Mock(return_value=report), **never)
 
+
+# How Lambda itself logs the end of an invocation: "Lambda Telemetry API Event schema reference", AWS Lambda developer
+# guide.
+TIMEOUT = {
+    "time": "2024-07-15T10:20:30.400Z",
+    "type": "platform.report",
+    "record": {
+        "requestId": "6f7f0961-83a2-4eaf-9b6c-5c8b0b0a6a33",
+        "metrics": {"durationMs": 60_000.0, "billedDurationMs": 60_000, "memorySizeMB": 1769, "maxMemoryUsedMB": 103},
+        "status": "timeout",
+    },
+}
 
 DAY = 86_400
 WORKER = "DynamoDBAggregationWorker"

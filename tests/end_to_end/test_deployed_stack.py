@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from aggregation_worker.dead_letters import FailedBatchReference, Notice, ParkedRecord, message_body, read_dead_letter
+from aggregation_worker.ledger.failures import Throttle
 from aggregation_worker.local.ministack import Ministack
 from tests.aws_cli import commands_of
 from tests.end_to_end.conftest import ROOT, Assembly, cdk, missing, without_metric_math
-from tests.end_to_end.incidents import INCIDENTS
+from tests.end_to_end.incidents import INCIDENTS, TIMEOUT, batch, logged, selected, unparked
 from tests.end_to_end.shell_commands import shell_command
 from tests.records import insert, order
 from tests.runbook_pages import check_output, main_block, pages, preamble
@@ -191,12 +192,19 @@ def test_what_else_the_runbooks_look_at__is_there(deployed: DeployedStack, tmp_p
     """Every other command under "Look", each distinct one once."""
     blocks = {block for page in pages().values() for block in page.blocks("Look")} - set(map(main_block, INCIDENTS))
 
-    # ministack's logs give also the lines that a pattern does not select.
-    jq = 'jq() { cat > /dev/null; command jq "$@" < /dev/null; }'
-    script = "\n".join(
-        [preamble(), jq, *(f"({block}) || echo FAILED: {shlex.quote(block)}" for block in sorted(blocks))]
-    )
-    done = deployed.shell(script, tmp_path)
+    throttled = batch(880, 120, throttled={Throttle.KEY: 41})
+    log = [*logged(throttled, datetime.now(UTC)), *logged(unparked, datetime.now(UTC)), TIMEOUT]
+    script = [preamble()]
+    for number, block in enumerate(sorted(blocks)):
+        lines = tmp_path / f"log-{number}"
+        jq = ":"
+        if "filter-log-events" in block:
+            lines.write_text("\n".join(selected(block, log)))
+            assert lines.read_text(), block
+            # In place of what ministack's log has. Whatever a line lacks is null.
+            jq = f'jq() {{ cat > /dev/null; command jq "$@" < {lines} | (! grep -C9 null); }}'
+        script.append(f"({jq}\n{block}) || echo FAILED: {shlex.quote(block)}")
+    done = deployed.shell("\n".join(script), tmp_path)
 
     assert "FAILED" not in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0, done.stderr
