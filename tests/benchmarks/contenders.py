@@ -185,19 +185,19 @@ class Setup:
     """One contender over new tables.
 
     Attributes:
-        client: what it writes with, and its log.
+        client: a `RecordingClient`, which it writes with.
         keys: key attributes of its tables by name, as a `Meter` wants them.
     """
 
     contender: Contender
-    client: RecordingClient
+    client: Any
     keys: dict[str, tuple[str, ...]]
     definitions: Definitions
 
     def totals(self) -> dict[str, int]:
         """Quantity by item, as the target table has it."""
         (aggregation,) = self.definitions.aggregations
-        return {group[0]: int(amounts[0]) for group, amounts in stored_totals(self.client, aggregation).items()}  # type: ignore[arg-type]  # has a client's operations, not its type
+        return {group[0]: int(amounts[0]) for group, amounts in stored_totals(self.client, aggregation).items()}
 
 
 @contextmanager
@@ -217,12 +217,12 @@ def set_up(name: str, endpoint: str, *, workers: int = 1, round_trip: float = 0.
         tables[other] = deployment.LEDGER if name == "this worker" else _MARKERS
     (target,) = deployment.target_tables(defined)
     config = handler._config(total_max_attempts=1) if name == "this worker" else Config()
-    client = RecordingClient(client_of(endpoint, config), round_trip)
+    client: Any = RecordingClient(client_of(endpoint, config), round_trip)
     threads = ThreadPoolExecutor(MAX_IN_FLIGHT * workers)
     contender: Contender
     with mock.patch.dict(os.environ, {"AWS_LAMBDA_FUNCTION_NAME": "benchmark"}), threads:
         for table, definition in tables.items():
-            create_table(client, table, definition)  # type: ignore[arg-type]  # has a client's operations, not its type
+            create_table(client, table, definition)
         match name:
             case "naive":
                 contender = Naive(client, target)
@@ -231,7 +231,7 @@ def set_up(name: str, endpoint: str, *, workers: int = 1, round_trip: float = 0.
             case "Powertools":
                 contender = Powertools(client, target, other)
             case _:
-                committer = Committer(client, other, deployment.LEDGER_RETENTION_DAYS, threads)  # type: ignore[arg-type]  # it has a client's methods
+                committer = Committer(client, other, deployment.LEDGER_RETENTION_DAYS, threads)
                 contender = ThisWorker(committer, defined)
         keys = {table: tuple(key for key, _ in definition.keys) for table, definition in tables.items()}
         yield Setup(contender, client, keys, defined)
