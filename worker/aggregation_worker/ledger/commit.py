@@ -166,12 +166,11 @@ class Committer:
                 the next delivery of the batch finds.
         """
         outcome = Outcome()
-        works: dict[Row, _Work] = {}
+        by_row: dict[Row, list[Posting]] = {}
         for posting in postings:
-            row = posting.aggregate.row
-            works.setdefault(row, _Work(row, deque([[]]))).groups[0].append(posting)
-        self._read_rows(list(works.values()), deadline)
-        ready = deque(works.values())
+            by_row.setdefault(posting.aggregate.row, []).append(posting)
+        ready = deque(_Work(row, deque([mine])) for row, mine in by_row.items())
+        self._read_rows(ready, deadline)
         paused: list[_Work] = []
         in_flight: dict[Future[Any], tuple[_Work, Write | Look]] = {}
         try:
@@ -194,7 +193,7 @@ class Committer:
 
     # --- Reading before writing -----------------------------------------------------------------------------------
 
-    def _read_rows(self, works: Sequence[_Work], deadline: Deadline) -> None:
+    def _read_rows(self, works: Iterable[_Work], deadline: Deadline) -> None:
         """Tells what each row holds, for a tenth of a write's price: duplicates are settled, and failed writes spared.
 
         Eventually consistent, and nothing rests on it: a row that could not be read is taken as not there, and the
