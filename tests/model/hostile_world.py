@@ -686,7 +686,7 @@ class World:
 
         What cannot be counted is what would give a total more digits than a DynamoDB number has, and what comes when
         the page that could tell of it has expired; each such record waits. Of the last, some wait that are counted.
-        Notices wait of the items that still are what cannot be used.
+        Notices wait of the items that still are what cannot be used, at least of what made them so.
 
         Raises:
             BrokenPromiseError: that is not so.
@@ -719,14 +719,17 @@ class World:
         promise(not fewer, f"records that cannot be counted are nowhere: {sorted(fewer)}")
         items = self.database.tables[SOURCE_TABLE].items
         told = {one for body in self.messages.values() for one in self._told_in(body)}
-        to_be_told = {
+        may_be_told = {
             (record["eventID"], name)
             for record in self.history
             for name in self.expected[record["eventID"]].told_by
             if record["dynamodb"].get("NewImage") == items.get((record["dynamodb"]["Keys"]["orderid"]["S"],), ...)
         }
+        # An item can become again what it was: what was told then may have been over in between.
+        last = {record["dynamodb"]["Keys"]["orderid"]["S"]: record["eventID"] for record in self.history}
+        to_be_told = {(event_id, name) for event_id, name in may_be_told if event_id in last.values()}
         # A record that is parked is replayed each time, and tells of its image anew.
-        needless = {(event_id, name) for event_id, name in told - to_be_told if event_id not in waiting}
+        needless = {(event_id, name) for event_id, name in told - may_be_told if event_id not in waiting}
         promise(
             told >= to_be_told and not needless,
             f"notices wait of {sorted(told)}, but should of {sorted(to_be_told)}",

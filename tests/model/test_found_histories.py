@@ -50,3 +50,14 @@ def test_counted_record_at_a_full_total__is_not_counted_twice(dialect: Dialect, 
         assert run.result is not None
         assert run.result.outcomes == (RecordOutcome.DUPLICATE,)
         assert world.totals() == before
+
+
+def test_item_that_cannot_be_used_again__is_told_of_again() -> None:
+    """What was told of the first time was over in between, though the item is what it was then."""
+    with World() as world:
+        for quantity in (None, "1", None):
+            world.put("1", Order(quantity=quantity))
+            world.drain()
+            world.check_totals()
+        told_of = {event_id for body in world.messages.values() for event_id, _ in world._told_in(body)}
+        assert told_of == {world.history[-1]["eventID"]}
