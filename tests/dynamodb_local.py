@@ -400,9 +400,10 @@ def _wait_until_it_answers(server: DynamoDBLocal, process: subprocess.Popen[byte
     deadline = time.monotonic() + _START_TIMEOUT
     try:
         while True:
+            status = process.poll()  # first: then all output of one that has ended is there
             output = log.read_text(errors="replace")
-            if process.poll() is not None:
-                reason = f"ended with status {process.returncode}"
+            if status is not None:
+                reason = f"ended with status {status}"
             elif "Failed to bind" in output:  # it would live on, without a server
                 reason = "could not bind its port"
             elif time.monotonic() > deadline:
