@@ -43,9 +43,9 @@ def source_of(table: dynamodb.ITable) -> Source:
             f"the source {table.node.path} needs a stream of old and new images: make it with "
             "stream=StreamViewType.NEW_AND_OLD_IMAGES, or import it with its table_stream_arn"
         )
-    schema = table.schema() if isinstance(table, dynamodb.Table) else None
-    keys = [] if schema is None else [schema.partition_key, schema.sort_key]
-    return Source(table.table_name, tuple((key.name, _KINDS[key.type]) for key in keys if key is not None), stream_arn)
+    schema = table.schema_v2() if isinstance(table, dynamodb.Table) else None
+    keys = [] if schema is None else [*schema.partition_keys, *schema.sort_keys]
+    return Source(table.table_name, tuple((key.name, _KINDS[key.type]) for key in keys), stream_arn)
 
 
 class Tables(Construct):
