@@ -194,8 +194,7 @@ def test_finding_of_cdk_nag__fails_the_synthesis(tmp_path: Path, monkeypatch: py
 
     assert done.returncode == 1
     assert report(tmp_path)["conclusion"] == "failure"
-    assert "AwsSolutions-SQS3" in {violation["ruleName"] for violation in report(tmp_path)["violations"]}
-    assert done.stderr.startswith("error: ValidationFailed: ")
+    assert "AwsSolutions-SQS3" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -241,11 +241,11 @@ def test_rate__is_kept_by_all_segments_together() -> None:
     table = FakeTable(map(order, range(90)), units=1.0)
     start = time.monotonic()
 
-    pages = all_pages(scan_of(table, segments=3, rate=75))
+    pages = all_pages(scan_of(table, segments=3, rate=60))
 
     # A second's worth may be taken at once.
     assert len(all_items(pages)) == 90
-    assert time.monotonic() - start >= (90 - 75) / 75
+    assert time.monotonic() - start >= (90 - 60) / 60
 
 
 def test_rate__pages_become_small_enough_for_it() -> None:

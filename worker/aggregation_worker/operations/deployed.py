@@ -17,7 +17,8 @@ from aggregation_worker.operations.errors import CommandError
 if TYPE_CHECKING:
     from mypy_boto3_lambda import LambdaClient
 
-_TIMEOUTS: Any = (5, 30)  # seconds to connect, and to wait for more
+# Seconds to connect, and to wait for more; botocore's types know one number for both.
+_TIMEOUTS: Any = (5, 30)
 _ATTEMPTS = 3
 _BUNDLED = "aggregations.toml"
 
