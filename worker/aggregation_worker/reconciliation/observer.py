@@ -269,7 +269,7 @@ def _with_what_is_lost(finding: Finding, observer: Observer) -> Finding:
     if not lost:
         if finding.lost and finding.verdict is Verdict.UNSETTLED:
             until = moment_text(second_of(max(finding.lost)) + round(RETENTION.total_seconds()))
-            finding = replace(finding, note=f"{finding.note}, or has been past; unsettled until {until}")
+            finding = replace(finding, note=f"{finding.note}, or it is past; unsettled until {until}")
         return replace(finding, lost={})
     expected = finding.expected
     if finding.verdict is Verdict.DRIFT and expected is not None:
