@@ -13,6 +13,7 @@ from constructs import Construct
 from aggregation_worker.dead_letters import ON_FAILURE_PREFIX
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker_cdk.keeping import Keeping, let_service_encrypt
+from aggregation_worker_cdk.own_resource import own_resource
 
 # Seconds. A message that was read is hidden this long: twice as long as the function may take for it.
 VISIBILITY_TIMEOUT_SECONDS = 2 * deployment.FUNCTION_TIMEOUT_SECONDS
@@ -131,9 +132,8 @@ class DeadLetters(Construct):
         Written into the bucket's own resource: the CDK's helper would add a function of its own with a role that may
         change the notifications of every bucket in the account.
         """
-        bucket, policy = self.bucket.node.default_child, self.queue.node.find_child("Policy").node.default_child
-        assert isinstance(bucket, s3.CfnBucket)  # noqa: S101 - a Bucket's own resource
-        assert isinstance(policy, sqs.CfnQueuePolicy)  # noqa: S101 - a QueuePolicy's own resource
+        bucket = own_resource(self.bucket, s3.CfnBucket)
+        policy = own_resource(self.queue.node.find_child("Policy"), sqs.CfnQueuePolicy)
         bucket.notification_configuration = s3.CfnBucket.NotificationConfigurationProperty(
             queue_configurations=[
                 s3.CfnBucket.QueueConfigurationProperty(

@@ -94,9 +94,8 @@ class AggregationFunction(Construct):
             # What Lambda filtered out, discarded and delivered on failure; the alarms need it.
             metrics_config=lambda_.CfnEventSourceMapping.MetricsConfigProperty(metrics=["EventCount"]),
         )
-        # No record is written to the bucket before its policy is in force.
-        assert dead_letters.bucket.policy is not None  # noqa: S101 - there is one that enforces TLS
-        mapping.node.add_dependency(dead_letters.bucket.policy)
+        # No record is written to the bucket before its policy is in force, which enforces TLS.
+        mapping.node.add_dependency(dead_letters.bucket.node.find_child("Policy"))
         return mapping
 
     def _role(self, tables: Tables, dead_letters: DeadLetters, keeping: Keeping) -> iam.Role:

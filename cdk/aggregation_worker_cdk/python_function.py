@@ -10,6 +10,7 @@ from constructs import Construct
 
 from aggregation_worker_cdk.bundle import ARCHITECTURE, RUNTIME
 from aggregation_worker_cdk.keeping import Keeping
+from aggregation_worker_cdk.own_resource import own_resource
 
 
 def log_of(scope: Construct, keeping: Keeping) -> logs.LogGroup:
@@ -69,9 +70,7 @@ def python_function(
         **properties,
     )
     # The CDK makes it depend on the role, which it refers to anyway; cfn-lint warns about that.
-    resource = function.node.default_child
-    assert isinstance(resource, lambda_.CfnFunction)  # noqa: S101 - a Function's own resource
-    resource.add_deletion_override("DependsOn")
+    own_resource(function, lambda_.CfnFunction).add_deletion_override("DependsOn")
     cdk.Validations.of(function).acknowledge(
         cdk.Acknowledgment(id="AwsSolutions::AwsSolutions-L1", reason=runtime_reason)
     )

@@ -10,6 +10,7 @@ from aggregation_worker.aggregations.contributions import Definitions, KeyType, 
 from aggregation_worker.deployment import settings as deployment
 from aggregation_worker.deployment.settings import DeploymentError, TableDefinition
 from aggregation_worker_cdk.keeping import Keeping
+from aggregation_worker_cdk.own_resource import own_resource
 
 _TYPES = {KeyType.STRING: dynamodb.AttributeType.STRING, KeyType.NUMBER: dynamodb.AttributeType.NUMBER}
 _KINDS = {kind: key for key, kind in _TYPES.items()}
@@ -20,8 +21,7 @@ class MadeTable(dynamodb.Table):
 
     def stream_arn(self) -> str:
         """The ARN of its stream, which it has from now on."""
-        table = self.node.default_child
-        assert isinstance(table, dynamodb.CfnTable)  # noqa: S101 - a Table's own resource
+        table = own_resource(self, dynamodb.CfnTable)
         table.stream_specification = dynamodb.CfnTable.StreamSpecificationProperty(
             stream_view_type=deployment.STREAM_VIEW_TYPE
         )
