@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ PACKAGE = Path(aggregation_worker.__file__).parent
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 _SECONDS_TO_INSTALL = 300
+_SECONDS_TO_SAY = 30
 # Where Lambda unpacks it, for the file names in tracebacks.
 _TASK_ROOT = "/var/task"
 
@@ -178,10 +179,8 @@ def _interpreters() -> Iterator[str]:
     if found := shutil.which(name):
         yield found
     if uv := shutil.which("uv"):
-        environment = os.environ | {"UV_PYTHON_DOWNLOADS": "never"}
         command = [uv, "python", "find", "--no-project", PYTHON_VERSION]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603 - uv, asked for a path
-        yield done.stdout.strip()
+        yield _said(command, os.environ | {"UV_PYTHON_DOWNLOADS": "never"})
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     yield from map(str, sorted(pyenv.glob(f"versions/{PYTHON_VERSION}.*/bin/{name}"), reverse=True))
 
@@ -189,11 +188,15 @@ def _interpreters() -> Iterator[str]:
 def _is_of_the_runtime(python: str) -> bool:
     """Asks it: what is on PATH can be a shim that finds nothing."""
     question = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return _said([python, "-c", question], os.environ) == PYTHON_VERSION
+
+
+def _said(command: list[str], environment: Mapping[str, str]) -> str:
+    """What a command prints; nothing if it cannot be run, or does not end."""
     try:
-        done = subprocess.run([python, "-c", question], capture_output=True, text=True, check=False, timeout=30)  # noqa: S603 - an interpreter found on this machine
+        return _completed(command, environment, _SECONDS_TO_SAY).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.stdout.strip() == PYTHON_VERSION
+        return ""
 
 
 def files_of(contents: Contents) -> list[Path]:
@@ -239,10 +242,15 @@ def _run(command: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
     environment |= {"NO_COLOR": "1", "PYTHONHASHSEED": "0"}
     try:
-        done = subprocess.run(  # noqa: S603 - a command of this module, without a shell
-            command, capture_output=True, text=True, check=False, timeout=_SECONDS_TO_INSTALL, env=environment
-        )
+        done = _completed(command, environment, _SECONDS_TO_INSTALL)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BundlingError(f"the function could not be bundled: {name} did not end: {error}") from error
     if done.returncode != 0:
         raise BundlingError(f"the function could not be bundled: {name} said: {(done.stderr or done.stdout).strip()}")
+
+
+def _completed(command: list[str], environment: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Raises: OSError, subprocess.TimeoutExpired."""
+    # The linter would have every program written out; these are uv's and Pythons' on this machine, and there is no
+    # shell. To be looked at again if a command is ever made of something that the user's files say.
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=seconds)  # noqa: S603

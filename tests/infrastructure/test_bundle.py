@@ -227,3 +227,10 @@ def test_no_python_of_the_runtime__is_none(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(bundle, "_interpreters", lambda: iter(["/nowhere/python"]))
 
     assert python_of_the_runtime() is None
+
+
+def test_uv_that_cannot_be_run__names_no_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: str(tmp_path / name) if name == "uv" else None)
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+
+    assert list(bundle._interpreters()) == [sys.executable, ""]
