@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 from unittest.mock import patch
 
-from aggregation_worker.aggregations.contributions import Source
+from aggregation_worker.aggregations.contributions import KeyType, Source
 from aggregation_worker.reconciliation import snapshot
 from aggregation_worker.reconciliation.items import ItemPage, Pages
 from aggregation_worker.streams import reader as stream_reader
@@ -112,7 +112,7 @@ class BusySource(FakeStreamsClient):
         self.items: dict[str, Image] = {key: make_item(self.random, key) for key in held}
         self.at_the_beginning = dict(self.items)
 
-    source = Source(SOURCE_TABLE, (("orderid", "S"),))  # type: ignore[arg-type]  # a KeyType is its text
+    source = Source(SOURCE_TABLE, (("orderid", KeyType.STRING),))
 
     @contextmanager
     def as_the_world(self) -> Iterator[None]:

@@ -117,18 +117,20 @@ class Powertools:
 
         self._config = IdempotencyConfig(event_key_jmespath="eventID")
 
-        @idempotent_function(  # type: ignore[untyped-decorator]  # Powertools gives it no type
+        def add(record: dict[str, Any]) -> None:
+            for key, amount in changes_of(record):
+                self.client.update_item(**add_request(self.target, key, amount))
+
+        add_once = idempotent_function(
+            add,
             data_keyword_argument="record",
             persistence_store=DynamoDBPersistenceLayer(self.markers, boto3_client=self.client),
             config=self._config,
             key_prefix="benchmark",
         )
-        def add(record: dict[str, Any]) -> None:
-            for key, amount in changes_of(record):
-                self.client.update_item(**add_request(self.target, key, amount))
 
         def handle(record: DynamoDBRecord) -> None:
-            add(record=record.raw_event)
+            add_once(record=record.raw_event)
 
         self._handle = handle
 

@@ -137,7 +137,10 @@ def botocore_microseconds(writes: Sequence[Write | Look]) -> float:
     )
     raw = SimpleNamespace(stream=lambda: iter([b"{}"]))
     headers: Any = HeadersDict()
-    answer: Any = lambda **_: AWSResponse("", 200, headers, raw)  # noqa: E731 - botocore's type knows no answer
+
+    def answer(**_: Any) -> Any:
+        return AWSResponse("", 200, headers, raw)
+
     client.meta.events.register("before-send.dynamodb", answer)
     adds = requests(write for write in writes if isinstance(write, Add))
     client.update_item(**adds[0])
