@@ -191,15 +191,6 @@ def a_shop(server: DynamoDBLocal, sold: str = SOLD) -> Iterator[Shop]:
         yield shop
 
 
-@pytest.fixture
-def one_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker is past whatever was written before what it has counted, as in a stream of one shard.
-
-    Otherwise a deleted row's records are known to be lost only if another one was seen to wait, and then to be counted.
-    """
-    monkeypatch.setattr("aggregation_worker.reconciliation.observer._SHARDS_APART", 0)
-
-
 def plant(shop: Shop, seed: int) -> set[Group]:
     """So many drifts, of three kinds; those of deleted rows are certain with `one_shard` only."""
     chance = random.Random(seed)

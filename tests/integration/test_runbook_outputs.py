@@ -73,12 +73,9 @@ def test_pages__show_what_their_main_commands_print(
 
 
 @pytest.mark.parametrize("lost", [TARGET, pytest.param(LEDGER_TABLE, marks=pytest.mark.only_long)])
-def test_page_on_a_restored_table__brings_every_total_right(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table is put back to what it was three orders ago, and another comes while nobody counts.
-
-    The stream has one shard, so that the worker is past all that was written before what it has counted.
-    """
-    monkeypatch.setattr("aggregation_worker.reconciliation.observer._SHARDS_APART", 0)
+@pytest.mark.usefixtures("one_shard")
+def test_page_on_a_restored_table__brings_every_total_right(lost: str) -> None:
+    """The table is put back to what it was three orders ago, and another comes while nobody counts."""
     with running_pipeline(SAMPLE_FILE) as pipeline:
         put_orders(pipeline, range(1, 4))
         pipeline.mapping.drain(60)

@@ -726,8 +726,8 @@ class World:
             if record["dynamodb"].get("NewImage") == items.get((record["dynamodb"]["Keys"]["orderid"]["S"],), ...)
         }
         # An item can become again what it was: what was told then may have been over in between.
-        last = {record["dynamodb"]["Keys"]["orderid"]["S"]: record["eventID"] for record in self.history}
-        to_be_told = {(event_id, name) for event_id, name in may_be_told if event_id in last.values()}
+        last = set({record["dynamodb"]["Keys"]["orderid"]["S"]: record["eventID"] for record in self.history}.values())
+        to_be_told = {(event_id, name) for event_id, name in may_be_told if event_id in last}
         # A record that is parked is replayed each time, and tells of its image anew.
         needless = {(event_id, name) for event_id, name in told - may_be_told if event_id not in waiting}
         promise(
