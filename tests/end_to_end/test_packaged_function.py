@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,20 @@ def services(dynamodb_of_its_own: DynamoDBLocal, ministack: Ministack) -> Servic
     return Services(dynamodb_of_its_own, ministack, queue_url)
 
 
-@pytest.fixture(scope="module")
-def function(assembly: Assembly, services: Services) -> Iterator[RunningFunction]:
+@contextmanager
+def packaged(assembly: Assembly, environment: dict[str, str]) -> Iterator[RunningFunction]:
+    """The function as it is uploaded; where it cannot be run, the test is skipped, or fails."""
     try:
-        with running_function(assembly.bundle, services.environment()) as running:
+        with running_function(assembly.bundle, environment) as running:
             yield running
     except EmulatorUnavailableError as unavailable:
         missing(unavailable)
+
+
+@pytest.fixture(scope="module")
+def function(assembly: Assembly, services: Services) -> Iterator[RunningFunction]:
+    with packaged(assembly, services.environment()) as running:
+        yield running
 
 
 def zipped_bytes(folder: Path) -> int:
@@ -160,7 +168,7 @@ def test_record_that_cannot_be_parked__is_the_only_one_reported(assembly: Assemb
     event = {"Records": [insert(order("9006", item="partial", quantity=3)), unusable]}
     nowhere = services.environment(DEAD_LETTER_QUEUE_URL=services.queue_url + "-missing")
 
-    with running_function(assembly.bundle, nowhere) as function:
+    with packaged(assembly, nowhere) as function:
         answer = function.invoke(event)
 
     assert answer == {"batchItemFailures": [{"itemIdentifier": unusable["dynamodb"]["SequenceNumber"]}]}
@@ -169,7 +177,7 @@ def test_record_that_cannot_be_parked__is_the_only_one_reported(assembly: Assemb
 
 def test_missing_setting__is_an_error_that_names_it(assembly: Assembly, services: Services) -> None:
     with (
-        running_function(assembly.bundle, services.environment(LEDGER_TABLE="")) as function,
+        packaged(assembly, services.environment(LEDGER_TABLE="")) as function,
         pytest.raises(FunctionError, match="missing environment variables: LEDGER_TABLE"),
     ):
         function.invoke({"Records": []})
